@@ -1,0 +1,45 @@
+"""Keyed randomness: every random number is a function of (seed, stream, index) and of nothing else.
+
+Neither batch size, nor the number of processes, nor the device, nor what was drawn before can change it. Numbers are
+drawn on the CPU from counter-based Philox generators (Salmon et al. 2011), one a key: torch's own CPU generator keeps
+only 32 bits of its seed, so that two of 50,000 keyed samples would coincide with probability ¼.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a number is for. Streams with the same seed and index are independent of one another."""
+
+    ORDER = 0  # the permutation of an epoch
+    FLIP = 1  # whether a training image is mirrored
+    POSTERIOR = 2  # the autoencoder's posterior sample
+    TIME = 3  # flow-matching time
+    NOISE = 4  # flow-matching noise, and the starting noise of a sample
+    LABEL_DROPOUT = 5
+    LABEL = 6  # random labels of samples
+    INCREMENT = 7  # Brownian increments of the SDE solvers
+    BOOTSTRAP = 8
+
+
+def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:
+    """A generator whose output depends on its key alone. All parts of the key are integers >= 0."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(stream), *map(int, index)])))
+
+
+def keyed_normal(seed: int, stream: Stream, indices: Iterable[int], shape: tuple[int, ...], *key: int) -> torch.Tensor:
+    """Standard normal noise, one sample an index: float32 of shape (len(indices), *shape), on the CPU.
+
+    `key` holds further integers, such as the number of a solver step.
+    """
+    rows = [keyed_generator(seed, stream, i, *key).standard_normal(shape, dtype=np.float32) for i in indices]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+
+
+def keyed_uniform(seed: int, stream: Stream, indices: Iterable[int]) -> torch.Tensor:
+    """Uniform numbers in [0, 1), one an index: float64 of shape (len(indices),), on the CPU."""
+    return torch.tensor([keyed_generator(seed, stream, i).random() for i in indices], dtype=torch.float64)
