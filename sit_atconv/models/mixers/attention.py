@@ -1,0 +1,27 @@
+"""Multi-head self-attention over all tokens (Vaswani et al. 2017), the mixer of DiT and SiT."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sit_atconv.errors import InputError
+
+
+class Attention(nn.Module):
+    """Scaled dot-product self-attention: (B, N, C), grid (H, W) -> (B, N, C). Position comes from the tokens alone.
+
+    Raises `InputError` when `num_heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise InputError(f"The width {dim} is not a multiple of the {num_heads} attention heads.")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))

@@ -1,0 +1,49 @@
+"""Named models: {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+from sit_atconv.errors import InputError, nearest
+from sit_atconv.models.sit import SiT
+
+FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid", "SiT-ATConv": "atconv"}
+SIZES = {
+    "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
+    "B": {"depth": 12, "hidden_size": 768, "num_heads": 12},
+    "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
+    "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
+}
+PATCHES = (1, 2, 4, 8)
+
+_CONFIGS = {
+    f"{family}-{size}/{patch}": {"mixer_pattern": pattern, "patch_size": patch, **shape}
+    for family, pattern in FAMILIES.items()
+    for size, shape in SIZES.items()
+    for patch in PATCHES
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of all models, or of those that match a shell pattern such as ``"SiT-ATConv-*/2"``."""
+    return [name for name in _CONFIGS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def create_model(
+    name: str,
+    input_size: int | Sequence[int] = 32,
+    in_channels: int = 4,
+    num_classes: int = 1000,
+    **overrides: Any,
+) -> SiT:
+    """Build the model called `name` with fresh weights; `overrides` are further arguments of `SiT`.
+
+    Raises `InputError` for an unknown name or argument.
+    """
+    if name not in _CONFIGS:
+        raise InputError(f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` gives all {len(_CONFIGS)}.")
+    config = {**_CONFIGS[name], "input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
+    unknown = set(overrides) - set(SiT.__init__.__wrapped__.__annotations__)
+    if unknown:
+        raise InputError(f"SiT has no argument {', '.join(sorted(unknown))}.")
+    return SiT(**{**config, **overrides})
