@@ -1,0 +1,83 @@
+"""The built-in data set: scikit-learn's 1,797 handwritten digits (8×8, ten classes), scaled up to RGB pictures.
+
+Needs no download and no account. The name is `digits[:train|:heldout][@resolution]`; the halves are disjoint,
+stratified by class and the same everywhere.
+"""
+
+import re
+
+import numpy as np
+from PIL import Image
+
+from sit_atconv.data.protocol import SourceImage
+from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.randomness import Stream, keyed_generator
+
+SPLITS = ("all", "train", "heldout")
+DEFAULT_RESOLUTION = 16
+_NAME = re.compile(r"digits(?::(?P<split>[^@]*))?(?:@(?P<resolution>.*))?")
+_SPLIT_SEED = 0
+
+
+def is_digits(name: str) -> bool:
+    """Whether a data set name means the built-in digits."""
+    return _NAME.fullmatch(name) is not None
+
+
+def parse_digits(name: str) -> tuple[str, int]:
+    """`digits[:split][@resolution]` -> (split, resolution). Raises `InputError` for an unknown split or bad number."""
+    match = _NAME.fullmatch(name)
+    split, resolution = match["split"], match["resolution"]
+    split = "all" if split is None else split
+    require_one_of(split, SPLITS, "split of the digits")
+    if resolution is None:
+        return split, DEFAULT_RESOLUTION
+    if not resolution.isdecimal() or not 8 <= int(resolution) <= 1024:
+        raise InputError(f"'{name}': the resolution after @ must be a whole number from 8 to 1024.")
+    return split, int(resolution)
+
+
+def load_digits(split: str = "all", resolution: int = DEFAULT_RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (n, R, R) grey, ink white on black, and labels int64 (n,)."""
+    try:
+        from sklearn.datasets import load_digits as sklearn_digits
+    except ImportError as error:
+        raise InputError("The built-in digits need scikit-learn: pip install 'sit-atconv[eval]'.") from error
+    bunch = sklearn_digits()
+    chosen = _split_indices(bunch.target, split)
+    small = np.round(bunch.images[chosen] * (255.0 / 16.0)).astype(np.uint8)
+    size = (resolution, resolution)
+    large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in small]
+    return np.stack(large), bunch.target[chosen].astype(np.int64)
+
+
+def _split_indices(labels: np.ndarray, split: str) -> np.ndarray:
+    """Sorted positions of a split: a fixed random half of every class is `train`, the rest `heldout`."""
+    if split == "all":
+        return np.arange(len(labels))
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[keyed_generator(_SPLIT_SEED, Stream.ORDER, label).permutation(len(members))]
+        half = (len(members) + 1) // 2
+        chosen.append(members[:half] if split == "train" else members[half:])
+    return np.sort(np.concatenate(chosen))
+
+
+class DigitsSource:
+    """The digits as an `ImageSource`: RGB with three equal channels."""
+
+    kind = "digits"
+    lossy = False
+
+    def __init__(self, split: str = "all", resolution: int = DEFAULT_RESOLUTION) -> None:
+        self._images, self.labels = load_digits(split, resolution)
+        self._split = split
+        self.class_names = [str(digit) for digit in range(10)]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> SourceImage:
+        image = np.repeat(self._images[index][..., None], 3, axis=2)
+        return SourceImage(image, int(self.labels[index]), f"digits:{self._split}[{index}]")

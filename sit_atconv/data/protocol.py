@@ -1,0 +1,32 @@
+"""What a source of images is: a sized, ordered collection of RGB pictures with optional labels."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One picture: `image` uint8 (H, W, 3) RGB, its class or None, and a name a person can find it by."""
+
+    image: np.ndarray
+    label: int | None
+    name: str
+
+
+class ImageSource(Protocol):
+    """Pictures in a fixed, sorted order. Picklable, so that DataLoader workers may read it.
+
+    `labels` is int64 (len,) or None for an unlabelled source; `class_names` are the names of classes 0, 1, … where the
+    source has them; `lossy` says whether any picture was stored in a lossy format.
+    """
+
+    kind: str
+    labels: np.ndarray | None
+    class_names: list[str] | None
+    lossy: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> SourceImage: ...

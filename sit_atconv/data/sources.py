@@ -1,0 +1,44 @@
+"""`open_source`: one name or path -> pictures in a fixed order, whatever they are kept in."""
+
+from pathlib import Path
+
+from sit_atconv.data.digits import DigitsSource, is_digits, parse_digits
+from sit_atconv.data.files import FolderSource, ZipSource
+from sit_atconv.data.npz import NpzSource
+from sit_atconv.data.protocol import ImageSource, SourceImage
+from sit_atconv.errors import InputError
+
+__all__ = ["ImageSource", "SourceImage", "open_source"]
+
+_KINDS = (
+    "a folder or zip of pictures (flat, or one folder a class), an npz with arr_0, a data set prepared with --images, "
+    "a directory prepared for REPA, hf:NAME[:SPLIT], or digits[:train|:heldout][@resolution]"
+)
+
+
+def open_source(path: str, convert: bool = False) -> ImageSource:
+    """Open pictures by path or name; nothing but the list of names is read.
+
+    `convert=True` (preparation) turns greyscale, palette, CMYK, alpha and 16-bit pictures into RGB when they are read;
+    `convert=False` (evaluation) refuses them. Raises `InputError` for a source that is missing or unusable.
+    """
+    path = str(path)
+    if is_digits(path):
+        return DigitsSource(*parse_digits(path))
+    if path.startswith("hf:"):
+        from sit_atconv.data.huggingface import HuggingFaceSource
+
+        return HuggingFaceSource(path.removeprefix("hf:"), convert)
+    if not Path(path).exists():
+        raise InputError(f"'{path}' does not exist. A source is {_KINDS}.")
+    if Path(path).is_dir():
+        return _open_directory(path, convert)
+    if path.lower().endswith(".npz"):
+        return NpzSource(path, convert)
+    if path.lower().endswith(".zip"):
+        return ZipSource(path, convert)
+    raise InputError(f"'{path}' is not a source of pictures. A source is {_KINDS}.")
+
+
+def _open_directory(path: str, convert: bool) -> ImageSource:
+    return FolderSource(path, convert)
