@@ -24,9 +24,9 @@ def sincos_position(dim: int, grid: tuple[int, int], device: torch.device | str 
 
 
 def time_features(t: Tensor, features: int = 256) -> Tensor:
-    """Fourier features of times t (B,) in [0, 1]: (B, features), cosines then sines of exp(−ln(10000)·k/(features/2))·t.
+    """Fourier features of times t (B,) in [0, 1]: (B, features), cosines then sines of ω_k·t.
 
-    t is not scaled by 1000 here. Computed in t's precision, at least fp32.
+    ω_k = exp(−ln(10000)·k/(features/2)); t is not scaled by 1000. Computed in t's precision, at least fp32.
     """
     t = t if t.dtype == torch.float64 else t.float()
     k = torch.arange(features // 2, dtype=t.dtype, device=t.device)

@@ -1,6 +1,7 @@
-"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), each mixing its tokens by attention or ATConv."""
+"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), mixing tokens by attention or ATConv."""
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -51,7 +52,7 @@ class FinalLayer(nn.Module):
 
 
 def expand_mixer_pattern(pattern: str | Sequence[str], depth: int) -> list[str]:
-    """The mixer of each block. "hybrid": blocks are counted from 1 and the even ones are ATConv; a list says it itself."""
+    """The mixer of each block. "hybrid": blocks are counted from 1, the even ones are ATConv; a list names them all."""
     if pattern == "hybrid":
         return ["atconv" if block % 2 == 0 else "attention" for block in range(1, depth + 1)]
     mixers = [pattern] * depth if isinstance(pattern, str) else list(pattern)
@@ -80,8 +81,8 @@ class SiT(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _repeated_blocks = ["Block"]  # what `compile_repeated_blocks` compiles, once for all of them
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _repeated_blocks: ClassVar[list[str]] = ["Block"]  # what `compile_repeated_blocks` compiles, once for all of them
 
     @register_to_config
     def __init__(
