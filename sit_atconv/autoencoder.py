@@ -1,0 +1,266 @@
+"""Autoencoders between pictures and latents: diffusers' KL, tiny and deep-compression ones, and the identity.
+
+A `LatentSpec` says which autoencoder made some latents and how they are normalised. It travels with the data and with
+every checkpoint, so that latents of one autoencoder are never decoded by another.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sit_atconv.errors import InputError
+
+IDENTITY = "identity"
+WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# Luma of ITU-R BT.601, PIL's own conversion to grey.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Which latents these are. Normalised latents are (z - shift) · scale; both may be given per channel.
+
+    `autoencoder` is "identity" (pixels), a hub id or a path; `weights_hash` the sha256 of its weights file, None for
+    the identity; `downscale` the number of pixels a latent stands for, along each side.
+    """
+
+    autoencoder: str
+    weights_hash: str | None
+    channels: int
+    downscale: int
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """(z - shift) · scale for z of shape (..., C, H, W)."""
+        return (z - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """z / scale + shift: what the decoder expects, from what the model works on."""
+        return z / _per_channel(self.scale, z) + _per_channel(self.shift, z)
+
+    def to_dict(self) -> dict:
+        """A JSON-able dictionary; `from_dict` undoes it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "LatentSpec":
+        """Undo `to_dict`. Raises `InputError` when keys are missing or unknown."""
+        try:
+            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        except TypeError as error:
+            expected = ", ".join(field.name for field in fields(cls))
+            raise InputError(f"Not a latent specification ({error}). Expected the keys {expected}.") from error
+
+    def require_same(self, other: "LatentSpec", mine: str, theirs: str) -> None:
+        """Raise `InputError` unless latents of both mean the same; `mine`, `theirs` name them ("the data", …).
+
+        A different path to the same weights is no difference.
+        """
+        a, b = self.to_dict(), other.to_dict()
+        names = ("weights_hash", "channels", "downscale", "scale", "shift")
+        keys = names if self.weights_hash else ("autoencoder", *names)
+        differing = [f"{key}: {a[key]} against {b[key]}" for key in keys if a[key] != b[key]]
+        if differing:
+            raise InputError(
+                f"The latents of {mine} (autoencoder {self.autoencoder}) and of {theirs} (autoencoder "
+                f"{other.autoencoder}) differ in {'; '.join(differing)}. Use the autoencoder that made the data."
+            )
+
+
+def sample_posterior(moments: Tensor, noise: Tensor, spec: LatentSpec) -> Tensor:
+    """Normalised latents (mean + std · noise - shift) · scale in fp32, where `moments` are.
+
+    moments: (B, 2C, H, W), mean and standard deviation; noise: (B, C, H, W) standard normal.
+    """
+    mean, std = moments.float().chunk(2, dim=1)
+    return spec.normalise(torch.addcmul(mean, std, noise.to(mean)))
+
+
+class Autoencoder(ABC):
+    """Pictures in [-1, 1], always RGB (B, 3, H, W), to moments of latents and back."""
+
+    def __init__(self, spec: LatentSpec) -> None:
+        self.spec = spec
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Moments (B, 2C, H/downscale, W/downscale) fp32: posterior mean and standard deviation (0: deterministic)."""
+        height, width = images.shape[-2:]
+        factor = self.spec.downscale
+        if height % factor or width % factor:
+            raise InputError(
+                f"Autoencoder {self.spec.autoencoder} works on multiples of {factor} pixels, not {height}x{width}: try "
+                f"{max(1, round(height / factor)) * factor}x{max(1, round(width / factor)) * factor}."
+            )
+        return self._encode(images).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """Normalised latents (B, C, h, w) to pictures (B, 3, H, W) fp32 in [-1, 1], `chunk` at a time when given."""
+        if latents.ndim != 4 or latents.shape[1] != self.spec.channels:
+            raise InputError(
+                f"Autoencoder {self.spec.autoencoder} decodes latents of {self.spec.channels} channels (B, C, H, W), "
+                f"not of shape {tuple(latents.shape)}: was the model trained on latents of another autoencoder?"
+            )
+        parts = latents.split(chunk) if chunk else (latents,)
+        return torch.cat([self._decode(self.spec.denormalise(part.float())).float().clamp(-1, 1) for part in parts])
+
+    @abstractmethod
+    def _encode(self, images: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor: ...
+
+
+class IdentityAutoencoder(Autoencoder):
+    """Pixels are the latents: 3 channels, or 1 (grey, repeated to RGB when decoded)."""
+
+    def __init__(self, channels: int = 3, device: str | torch.device = "cpu") -> None:
+        if channels not in (1, 3):
+            raise InputError(f"The identity autoencoder has 3 channels (RGB) or 1 (grey), not {channels}.")
+        super().__init__(LatentSpec(IDENTITY, None, channels, 1))
+        self._device = torch.device(device)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        images = images.to(self._device).float()
+        if self.spec.channels == 1:
+            images = torch.einsum("bchw,c->bhw", images, images.new_tensor(_LUMA)).unsqueeze(1)
+        return torch.cat([images, torch.zeros_like(images)], dim=1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return latents.to(self._device).expand(-1, 3, -1, -1)
+
+
+class DiffusersAutoencoder(Autoencoder):
+    """A diffusers `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`, frozen."""
+
+    def __init__(self, spec: LatentSpec, module: torch.nn.Module) -> None:
+        super().__init__(spec)
+        self._module = module.eval().requires_grad_(False)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        encoded = self._module.encode(images.to(self._module.device, self._module.dtype))
+        if hasattr(encoded, "latent_dist"):
+            return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1)
+        mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self._module.decode(latents.to(self._module.device, self._module.dtype)).sample
+
+
+def load_autoencoder(
+    spec_or_name: LatentSpec | str,
+    *,
+    channels: int | None = None,
+    location: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Autoencoder:
+    """Open an autoencoder by name ("identity", hub id, hub id/subfolder, or a local folder) or by specification.
+
+    `channels` chooses grey or RGB for the identity; `location` says where the weights of a specification are now, when
+    its own path is another machine's. Raises `InputError` when they are missing, of an unsupported kind, or not the
+    weights that the specification was made with.
+    """
+    wanted = spec_or_name if isinstance(spec_or_name, LatentSpec) else None
+    name = location or (wanted.autoencoder if wanted else str(spec_or_name))
+    if name == IDENTITY:
+        loaded: Autoencoder = IdentityAutoencoder(channels or (wanted.channels if wanted else 3), device)
+    else:
+        loaded = _load_diffusers(name, device, dtype)
+        if channels not in (None, loaded.spec.channels):
+            raise InputError(f"Autoencoder {name} has {loaded.spec.channels} latent channels, not {channels}.")
+    if wanted is not None:
+        wanted.require_same(loaded.spec, "the data or checkpoint", name)
+        loaded.spec = wanted
+    return loaded
+
+
+def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -> DiffusersAutoencoder:
+    import diffusers
+
+    folder, weights = _locate(name)
+    config = json.loads((folder / "config.json").read_text())
+    kind = config.get("_class_name")
+    if kind not in ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"):
+        raise InputError(
+            f"{name} is a {kind or 'model without a _class_name'}, not an image autoencoder that is supported: "
+            "AutoencoderKL, AutoencoderTiny, AutoencoderDC (of diffusers)."
+        )
+    try:
+        module = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=_is_safe(weights))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"Cannot load autoencoder {name}: {error}") from error
+    return DiffusersAutoencoder(_spec_from_config(name, _sha256(weights), module.config), module.to(device))
+
+
+def _spec_from_config(name: str, weights_hash: str, config: Mapping) -> LatentSpec:
+    """The normalisation a diffusers config asks for: (z - shift_factor) · scaling_factor, or per channel.
+
+    With `latents_mean` and `latents_std` it is (z - mean) · scaling_factor / std (playground-v2.5 and later).
+    """
+    stages = config.get("encoder_block_out_channels") or config["block_out_channels"]
+    scale, shift = float(config["scaling_factor"] or 1.0), float(config.get("shift_factor") or 0.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        scale, shift = tuple(scale / float(s) for s in std), tuple(float(m) for m in mean)
+    return LatentSpec(name, weights_hash, int(config["latent_channels"]), 2 ** (len(stages) - 1), scale, shift)
+
+
+def _locate(name: str) -> tuple[Path, Path]:
+    """The folder with config.json and the weights file in it, downloaded from the hub unless `name` is a folder."""
+    folder = Path(name)
+    if not folder.exists():
+        return _download(name)
+    weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        raise InputError(f"{name} is not a diffusers autoencoder: expected config.json and {WEIGHT_FILES[0]} in it.")
+    return folder, weights
+
+
+def _download(name: str) -> tuple[Path, Path]:
+    """Fetch config and weights of `owner/model[/subfolder]` into the hub's cache, safetensors first."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    owner_model, subfolder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
+    try:
+        config = hf_hub_download(owner_model, "config.json", subfolder=subfolder)
+        try:
+            weights = hf_hub_download(owner_model, WEIGHT_FILES[0], subfolder=subfolder)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            weights = hf_hub_download(owner_model, WEIGHT_FILES[1], subfolder=subfolder)
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Autoencoder '{name}' is neither a folder here nor available from the Hugging Face hub ({reason}). "
+            "Give 'identity', a hub id such as stabilityai/sd-vae-ft-mse, or a folder holding config.json and "
+            f"{WEIGHT_FILES[0]}."
+        ) from error
+    return Path(config).parent, Path(weights)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_safe(weights: Path) -> bool:
+    return weights.suffix == ".safetensors"
+
+
+def _per_channel(value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
+    return value if isinstance(value, float | int) else like.new_tensor(value).view(-1, 1, 1)
