@@ -61,11 +61,15 @@ class LatentSpec:
     def require_same(self, other: "LatentSpec", mine: str, theirs: str) -> None:
         """Raise `InputError` unless latents of both mean the same; `mine`, `theirs` name them ("the data", …).
 
-        A different path to the same weights is no difference.
+        A different path to the same weights is no difference; unknown weights (data prepared elsewhere) are taken on
+        trust when channels and normalisation agree.
         """
         a, b = self.to_dict(), other.to_dict()
-        names = ("weights_hash", "channels", "downscale", "scale", "shift")
-        keys = names if self.weights_hash else ("autoencoder", *names)
+        keys = ["channels", "downscale", "scale", "shift"]
+        if self.weights_hash and other.weights_hash:
+            keys.append("weights_hash")
+        elif self.weights_hash == other.weights_hash or IDENTITY in (self.autoencoder, other.autoencoder):
+            keys.append("autoencoder")
         differing = [f"{key}: {a[key]} against {b[key]}" for key in keys if a[key] != b[key]]
         if differing:
             raise InputError(

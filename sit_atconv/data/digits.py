@@ -5,12 +5,18 @@ stratified by class and the same everywhere.
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from sit_atconv.autoencoder import IDENTITY, LatentSpec
+from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.protocol import SourceImage
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.images import to_float, to_uint8
 from sit_atconv.randomness import Stream, keyed_generator
 
 SPLITS = ("all", "train", "heldout")
@@ -81,3 +87,37 @@ class DigitsSource:
     def __getitem__(self, index: int) -> SourceImage:
         image = np.repeat(self._images[index][..., None], 3, axis=2)
         return SourceImage(image, int(self.labels[index]), f"digits:{self._split}[{index}]")
+
+
+class DigitsDataset(LatentDataset):
+    """The built-in digits in memory: grey pixels of the identity autoencoder, so mirroring is exact."""
+
+    has_flip = has_images = True
+    num_classes = 10
+
+    def __init__(self, name: str) -> None:
+        split, resolution = parse_digits(name)
+        images, labels = load_digits(split, resolution)
+        self._name, self._targets = name, torch.from_numpy(labels)
+        self._mean = to_float(torch.from_numpy(images)).unsqueeze(1)
+        self.latents = LatentSpec(IDENTITY, None, 1, 1)
+        self.latent_shape = (1, resolution, resolution)
+        self.class_names = [str(digit) for digit in range(10)]
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def where(self, index: int) -> str:
+        return f"{self._name} row {index}"
+
+    def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        mean = self._mean[torch.as_tensor(indices, dtype=torch.int64)]
+        mirror = torch.as_tensor(flips, dtype=torch.bool).view(-1, 1, 1, 1)
+        mean = torch.where(mirror, mean.flip(-1), mean)
+        return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+
+    def _labels(self, indices: Sequence[int]) -> Tensor:
+        return self._targets[torch.as_tensor(indices, dtype=torch.int64)]
+
+    def _image(self, index: int) -> np.ndarray:
+        return to_uint8(self._mean[index].expand(3, -1, -1)).permute(1, 2, 0).numpy()

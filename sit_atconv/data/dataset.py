@@ -1,0 +1,35 @@
+"""`open_dataset`: one path or name -> latents for training, whoever prepared them."""
+
+from pathlib import Path
+
+from sit_atconv.data.digits import DigitsDataset, is_digits
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.manifest import MANIFEST_NAME
+from sit_atconv.data.shard_dataset import ShardDataset
+from sit_atconv.errors import InputError
+
+__all__ = ["LatentDataset", "open_dataset"]
+
+
+def open_dataset(path: str, images: bool = False) -> LatentDataset:
+    """Open latents: a directory prepared by us or for REPA, or `digits[:split][@resolution]`.
+
+    `images=True` asks for pictures beside the latents (a teacher needs them). Raises `InputError` when the data set is
+    missing, incomplete, or holds no pictures although they are asked for.
+    """
+    path = str(path)
+    dataset = _open(path)
+    if images and not dataset.has_images:
+        raise InputError(f"{path} holds no pictures, which a teacher needs: prepare it with --images.")
+    return dataset
+
+
+def _open(path: str) -> LatentDataset:
+    if is_digits(path):
+        return DigitsDataset(path)
+    if (Path(path) / MANIFEST_NAME).is_file():
+        return ShardDataset(path)
+    raise InputError(
+        f"'{path}' is not a prepared data set (no {MANIFEST_NAME} in it). Prepare it first: python -m "
+        "sit_atconv.data.prepare SOURCE OUT --resolution 256 --vae stabilityai/sd-vae-ft-mse; or use 'digits'."
+    )

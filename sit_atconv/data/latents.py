@@ -1,0 +1,77 @@
+"""What a data set of latents is: rows of moments, labels and, on request, pictures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sit_atconv.autoencoder import IDENTITY, LatentSpec
+from sit_atconv.errors import InputError
+from sit_atconv.images import to_uint8
+
+
+class LatentDataset(ABC):
+    """Rows of latents. Picklable; workers open files for themselves, when they first need them.
+
+    `latents` says what the latents are; `latent_shape` is (C, h, w); `num_classes` 0 means unlabelled (labels are then
+    -1); `has_flip` and `has_images` say whether mirrored latents and pictures can be read.
+    """
+
+    latents: LatentSpec
+    latent_shape: tuple[int, int, int]
+    num_classes: int
+    class_names: list[str] | None
+    has_flip: bool
+    has_images: bool
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """File and row of a sample, for messages."""
+
+    def read(self, indices: Sequence[int], flips: Sequence[bool], images: bool = False) -> dict[str, Tensor]:
+        """Samples by index, mirrored where `flips` says so.
+
+        Returns "moments" (n, 2C, h, w) fp16 or fp32 (mean, standard deviation), "label" (n,) int64 and, if `images`,
+        "image" (n, 3, H, W) uint8. Raises `InputError` naming file and row for damaged samples.
+        """
+        if any(flips) and not self.has_flip:
+            raise InputError("This data set holds no mirrored latents: prepare it with --flip, or train without flips.")
+        batch = {"moments": self._moments(indices, flips), "label": self._labels(indices)}
+        self._check(batch, indices)
+        if images:
+            batch["image"] = self._images(indices, flips, batch["moments"])
+        return batch
+
+    @abstractmethod
+    def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor: ...
+
+    @abstractmethod
+    def _labels(self, indices: Sequence[int]) -> Tensor: ...
+
+    @abstractmethod
+    def _image(self, index: int) -> np.ndarray:
+        """The unmirrored picture uint8 (H, W, 3) of a sample."""
+
+    def _images(self, indices: Sequence[int], flips: Sequence[bool], moments: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8, mirrored like the latents. Latents that are pixels need no decoding."""
+        if self.latents.autoencoder == IDENTITY:
+            return to_uint8(moments[:, : self.latents.channels].expand(-1, 3, -1, -1))
+        rows = [self._image(i)[:, ::-1] if flip else self._image(i) for i, flip in zip(indices, flips, strict=True)]
+        return torch.from_numpy(np.stack(rows).transpose(0, 3, 1, 2).copy())
+
+    def _check(self, batch: dict[str, Tensor], indices: Sequence[int]) -> None:
+        finite = torch.isfinite(batch["moments"]).flatten(1).all(1)
+        if not finite.all():
+            raise InputError(f"{self.where(indices[int(finite.int().argmin())])}: the latent holds NaN or infinity.")
+        label = batch["label"]
+        outside = (label < 0) | (label >= self.num_classes)
+        if self.num_classes and outside.any():
+            row = int(outside.int().argmax())
+            raise InputError(
+                f"{self.where(indices[row])}: label {int(label[row])} is outside 0…{self.num_classes - 1}."
+            )

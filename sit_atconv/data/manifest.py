@@ -1,0 +1,142 @@
+"""dataset.json: everything that is to be known about a prepared data set before a shard is opened."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO
+
+from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.errors import InputError
+
+MANIFEST_NAME = "dataset.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard file: its name, number of samples, size in bytes and sha256."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """A picture of the source that could not be decoded: its position, name and the reason."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of dataset.json. `resolution` is (height, width) in pixels; `num_classes` 0 means unlabelled.
+
+    `complete` is False while preparation runs; `shards` and `skipped` are filled in when it ends.
+    """
+
+    source: str
+    resolution: tuple[int, int]
+    latents: LatentSpec
+    class_names: list[str] | None
+    num_classes: int
+    has_flip: bool
+    has_images: bool
+    shard_size: int
+    batch_size: int
+    source_count: int
+    count: int = 0
+    complete: bool = False
+    shards: list[ShardInfo] = field(default_factory=list)
+    skipped: list[SkippedImage] = field(default_factory=list)
+    version: int = VERSION
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a latent."""
+        height, width = self.resolution
+        return self.latents.channels, height // self.latents.downscale, width // self.latents.downscale
+
+    def settings(self) -> dict:
+        """What preparation was asked for: two runs with equal settings write equal shards."""
+        outcome = ("count", "complete", "shards", "skipped")
+        return {key: value for key, value in self.to_dict().items() if key not in outcome}
+
+    def to_dict(self) -> dict:
+        """A JSON-able dictionary; `from_dict` undoes it."""
+        return {**asdict(self), "latents": self.latents.to_dict(), "resolution": list(self.resolution)}
+
+    @classmethod
+    def from_dict(cls, values: dict, path: str | Path) -> "Manifest":
+        """Undo `to_dict`. Raises `InputError` naming `path` when `values` is not a manifest of this version."""
+        if not isinstance(values, dict) or values.get("version") != VERSION:
+            found = values.get("version") if isinstance(values, dict) else None
+            raise InputError(f"{path} is not a data set of version {VERSION} (found {found}): prepare it again.")
+        known = {f.name for f in fields(cls)}
+        try:
+            return cls(
+                **{
+                    **{key: value for key, value in values.items() if key in known},
+                    "resolution": tuple(values["resolution"]),
+                    "latents": LatentSpec.from_dict(values["latents"]),
+                    "shards": [ShardInfo(**shard) for shard in values["shards"]],
+                    "skipped": [SkippedImage(**skipped) for skipped in values["skipped"]],
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}): prepare the data set again.") from error
+
+
+def load_manifest(directory: str | Path) -> Manifest:
+    """Read dataset.json of a prepared directory. Raises `InputError` when there is none or it cannot be used."""
+    path = Path(directory) / MANIFEST_NAME
+    return Manifest.from_dict(read_json(path), path)
+
+
+def save_manifest(manifest: Manifest, directory: str | Path) -> None:
+    """Write dataset.json, whole or not at all."""
+    write_json(Path(directory) / MANIFEST_NAME, manifest.to_dict())
+
+
+def read_json(path: str | Path) -> dict:
+    """Parse a JSON file; `InputError` names it when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}. Was the data set prepared here?") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): prepare the data set again.") from error
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file beside `path`, flush it to disk, then rename: readers see all of it or nothing.
+
+    A failed write leaves nothing behind; a full disk is an `InputError`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"No space left while writing {path}; the partial file was removed, complete ones are kept. Make room "
+                "and run the same command again."
+            ) from error
+        raise

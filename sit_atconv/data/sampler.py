@@ -1,0 +1,124 @@
+"""The order of training data: a pure function of (seed, position), so that a run's only data state is one integer.
+
+Position p is sample permutation(seed, epoch)[p mod N] of epoch p // N. Global step s covers positions [s·G, (s + 1)·G)
+for G samples an optimizer step, whatever the number of processes and of micro-batches it is split into.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sit_atconv.data.dataset import LatentDataset
+from sit_atconv.errors import InputError
+from sit_atconv.randomness import Stream, keyed_generator, keyed_uniform
+
+
+# Two, because a batch may reach from one epoch into the next.
+@functools.lru_cache(maxsize=2)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return keyed_generator(seed, Stream.ORDER, epoch).permutation(length)
+
+
+def index_at(position: int, length: int, seed: int) -> int:
+    """The sample (0 … length - 1) that training sees at a position (0, 1, …)."""
+    return int(_permutation(length, seed, position // length)[position % length])
+
+
+def step_positions(
+    step: int, micro_batch: int, rank: int, *, batch_size: int, micro_batches: int, world_size: int
+) -> range:
+    """Positions that one process sees in one micro-batch of a global step: a contiguous range.
+
+    `batch_size` is global, over all micro-batches and processes.
+    """
+    share = batch_size // (micro_batches * world_size)
+    start = step * batch_size + (micro_batch * world_size + rank) * share
+    return range(start, start + share)
+
+
+class PositionSampler(Sampler[list[int]]):
+    """Endless lists of positions, one a micro-batch of this process, from the first of `start_step` on."""
+
+    def __init__(self, start_step: int, batch_size: int, micro_batches: int, rank: int, world_size: int) -> None:
+        self._start, self._rank = start_step, rank
+        self._split = {"batch_size": batch_size, "micro_batches": micro_batches, "world_size": world_size}
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self._start
+        while True:
+            for micro_batch in range(self._split["micro_batches"]):
+                yield list(step_positions(step, micro_batch, self._rank, **self._split))
+            step += 1
+
+
+class _PositionDataset(Dataset):
+    """Whole micro-batches by their positions."""
+
+    def __init__(self, dataset: LatentDataset, seed: int, flip: bool, images: bool) -> None:
+        self._dataset, self._seed, self._flip, self._images = dataset, seed, flip, images
+
+    def __getitem__(self, positions: list[int]) -> "dict[str, Tensor] | InputError":
+        indices = [index_at(position, len(self._dataset), self._seed) for position in positions]
+        flips = torch.zeros(len(positions), dtype=torch.bool)
+        if self._flip:
+            flips = keyed_uniform(self._seed, Stream.FLIP, positions) < 0.5
+        try:
+            batch = self._dataset.read(indices, flips.tolist(), self._images)
+        except InputError as error:
+            # Handed over as a value: raised in a worker, it would arrive wrapped in that worker's traceback.
+            return error
+        return {"position": torch.tensor(positions), "index": torch.tensor(indices), **batch}
+
+
+class _TrainingLoader(DataLoader):
+    """A DataLoader that raises the `InputError`s its workers hand over."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in super().__iter__():
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+def training_loader(
+    dataset: LatentDataset,
+    *,
+    batch_size: int,
+    micro_batches: int = 1,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    flip: bool = False,
+    images: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Endless micro-batches of this process, from global step `start_step` on; `batch_size` is one optimizer step's.
+
+    A micro-batch of b = batch_size / (micro_batches · world_size) samples is a dictionary: "position" (b,) and "index"
+    (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, and "image" (b, 3, H, W) uint8 if `images`. Samples are
+    mirrored with probability ½ if `flip`, keyed by their position. Not to be handed to `accelerator.prepare`, which
+    would shuffle and split it again.
+    """
+    if batch_size < 1 or batch_size % (micro_batches * world_size):
+        raise InputError(
+            f"A batch of {batch_size} does not divide into {micro_batches} micro-batches on {world_size} processes: "
+            f"choose a multiple of {micro_batches * world_size}."
+        )
+    if flip and not dataset.has_flip:
+        raise InputError("The data set holds no mirrored latents: prepare it with --flip, or train without flips.")
+    if images and not dataset.has_images:
+        raise InputError("The data set holds no pictures, which a teacher needs: prepare it with --images.")
+    return _TrainingLoader(
+        _PositionDataset(dataset, seed, flip, images),
+        batch_size=None,
+        sampler=PositionSampler(start_step, batch_size, micro_batches, rank, world_size),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,92 @@
+"""Shards: safetensors files of up to 4,096 samples, written whole and read row by row through a memory map.
+
+Tensors of a shard with n samples:
+    moments        (n, 2C, h, w) fp16   posterior mean and standard deviation
+    moments_flip   (n, 2C, h, w) fp16   of the mirrored pictures (optional)
+    labels         (n,) int64           -1 where there are none
+    index          (n,) int64           position in the sorted source
+    images         (bytes,) uint8       the cropped pictures, PNG files one after the other (optional)
+    image_offsets  (n + 1,) int64       where each of them begins
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sit_atconv.data.manifest import ShardInfo, write_whole
+from sit_atconv.errors import InputError
+
+MAX_SHARD_SIZE = 4096
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, sorted like its number."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> ShardInfo:
+    """Write a shard whole or not at all; equal tensors make equal bytes."""
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    write_whole(path, lambda file: file.write(data))
+    return ShardInfo(path.name, len(tensors["labels"]), len(data), hashlib.sha256(data).hexdigest())
+
+
+def pack_images(images: list[np.ndarray]) -> dict[str, Tensor]:
+    """Pictures uint8 (H, W, 3) as the tensors `images` and `image_offsets`, losslessly."""
+    blobs = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        blobs.append(buffer.getvalue())
+    joined = torch.frombuffer(bytearray(b"".join(blobs)), dtype=torch.uint8) if blobs else torch.empty(0).byte()
+    return {"images": joined, "image_offsets": torch.tensor([0, *np.cumsum([len(b) for b in blobs])]).long()}
+
+
+class ShardReader:
+    """A shard opened for reading rows. Tensors are views of the file's memory map: nothing is read before it is used.
+
+    Raises `InputError` naming the file when it is missing, truncated or holds other tensors than expected.
+    """
+
+    def __init__(self, path: Path, count: int, latent_shape: tuple[int, int, int], flip: bool, images: bool) -> None:
+        self.path = path
+        channels, height, width = latent_shape
+        moments = (torch.float16, (count, 2 * channels, height, width))
+        expected = {"moments": moments, "labels": (torch.int64, (count,)), "index": (torch.int64, (count,))}
+        expected |= {"moments_flip": moments} if flip else {}
+        expected |= {"images": (torch.uint8, None), "image_offsets": (torch.int64, (count + 1,))} if images else {}
+        self._tensors = _map_tensors(path)
+        for name, (dtype, shape) in expected.items():
+            tensor = self._tensors.get(name)
+            if tensor is None or tensor.dtype != dtype or (shape is not None and tensor.shape != shape):
+                found = "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+                raise InputError(f"{path}: '{name}' is {found}, expected {dtype} {shape}. Prepare the data set again.")
+        self.labels, self.index = self._tensors["labels"], self._tensors["index"]
+
+    def moments(self, row: int, flip: bool = False) -> Tensor:
+        """Moments (2C, h, w) fp16 of a row, of the mirrored picture if `flip`: a view."""
+        return self._tensors["moments_flip" if flip else "moments"][row]
+
+    def image(self, row: int) -> np.ndarray:
+        """The picture of a row, uint8 (H, W, 3)."""
+        start, stop = self._tensors["image_offsets"][row : row + 2].tolist()
+        try:
+            with Image.open(io.BytesIO(self._tensors["images"][start:stop].numpy().tobytes())) as picture:
+                return np.array(picture)
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise InputError(f"{self.path} row {row}: the picture is damaged ({error}).") from error
+
+
+def _map_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Cannot read shard {path}: {error}. Prepare the data set again.") from error
