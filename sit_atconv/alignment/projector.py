@@ -1,0 +1,20 @@
+"""From hidden tokens of the diffusion model to the width of a teacher: trained with the model, but no part of it."""
+
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """Linear, SiLU, Linear, SiLU, Linear (REPA): tokens (B, N, dim) -> (B, N, teacher_dim)."""
+
+    def __init__(self, dim: int, teacher_dim: int, hidden: int = 2048) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, teacher_dim),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layers(tokens)

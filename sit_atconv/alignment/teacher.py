@@ -1,0 +1,130 @@
+"""Frozen vision encoders from timm, whose patch tokens a diffusion model is aligned with (REPA)."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sit_atconv.errors import InputError, nearest
+
+# Of every 16 pixels' width, teachers see one patch: patch 14 means 224 px of 256, patch 16 the picture as it is.
+_PIXELS_PER_TOKEN = 16
+_RANDOM_SEED = 0
+
+
+class Teacher:
+    """A timm vision transformer that turns pictures into patch tokens, frozen.
+
+    `weights` is "hub" (downloaded by timm), "random" (the same everywhere; for trying things out) or a local file
+    (.safetensors, or a torch checkpoint holding tensors only). Runs in bf16 on CUDA. `dim` is the tokens' width.
+    Raises `InputError` for an unknown name, a model without patch tokens, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str = "vit_base_patch14_dinov2.lvd142m",
+        weights: str = "hub",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.name, self.device = name, torch.device(device)
+        self._model = _create(name, weights).eval().requires_grad_(False).to(self.device)
+        self._patch: int = self._model.patch_embed.patch_size[0]
+        self.dim: int = self._model.embed_dim
+        config = self._model.pretrained_cfg
+        self._mean = torch.tensor(config["mean"], device=self.device).view(-1, 1, 1)
+        self._std = torch.tensor(config["std"], device=self.device).view(-1, 1, 1)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the teacher sees a picture: one patch for every 16 pixels, 256 -> 224 for patch 14."""
+        return tuple(self._patch * max(1, round(side / _PIXELS_PER_TOKEN)) for side in (height, width))
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> the teacher's input: scaled to [0, 1], normalised, then resized, in this order."""
+        x = (images.to(self.device).float() / 255 - self._mean) / self._std
+        size = self.input_size(*images.shape[-2:])
+        return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bicubic")
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens after the final norm: uint8 pictures (B, 3, H, W) -> (B, h·w, dim) fp32 for `grid` (h, w).
+
+        Class and register tokens are dropped; a teacher's grid of another size is resampled bilinearly.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise InputError(f"A teacher sees uint8 (B, 3, H, W), not {images.dtype} {tuple(images.shape)}.")
+        x = self.preprocess(images)
+        rows, columns = x.shape[-2] // self._patch, x.shape[-1] // self._patch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            tokens = self._model.forward_features(x)[:, self._model.num_prefix_tokens :]
+            # Models that pool before the last norm (timm's fc_norm) leave their tokens unnormalised.
+            if isinstance(self._model.norm, nn.Identity):
+                tokens = self._model.fc_norm(tokens)
+        tokens = tokens.float()
+        if (rows, columns) == tuple(grid):
+            return tokens
+        maps = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return F.interpolate(maps, tuple(grid), mode="bilinear").flatten(2).transpose(1, 2)
+
+
+def _create(name: str, weights: str) -> nn.Module:
+    """A timm ViT for pictures of any size, with its weights."""
+    if ":" not in name and not timm.is_model(name):
+        family = timm.list_models(f"{name.split('_')[0]}*") or timm.list_models("vit_*")
+        raise InputError(f"timm {timm.__version__} has no model '{name}': {nearest(name.split('.')[0], family[:400])}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_RANDOM_SEED)
+            model = timm.create_model(name, pretrained=weights == "hub", num_classes=0, dynamic_img_size=True)
+    except TypeError as error:
+        raise InputError(f"Teacher '{name}' is not a vision transformer that takes pictures of any size.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Teacher '{name}' cannot be had from the hub ({reason}). Download its weights elsewhere and give the file "
+            "as the teacher's weights."
+        ) from error
+    if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
+        raise InputError(f"Teacher '{name}' has no patch tokens: give a vision transformer, such as those of DINOv2.")
+    if weights not in ("hub", "random"):
+        _load_weights(model, weights)
+    return model
+
+
+def _load_weights(model: nn.Module, path: str) -> None:
+    """Load a local file, in timm's names or in a release's that timm can translate; heads are left out."""
+    state = _read_state(path)
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    state = translate(state, model) if translate else state
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{path} holds another teacher's weights: {reason}") from error
+    if missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} of the teacher's tensors ({', '.join(missing[:3])}, …): is it the file of "
+            "another model?"
+        )
+
+
+def _read_state(path: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise InputError(f"Teacher weights '{path}' are not a file. Give a file, 'hub' or 'random'.")
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(
+            f"Cannot read teacher weights {path}: {str(error).strip().splitlines()[0]} Expected .safetensors, or a "
+            "torch checkpoint that holds tensors only."
+        ) from error
+    for key in ("teacher", "model", "state_dict"):
+        state = state[key] if isinstance(state.get(key), dict) else state
+    return state
