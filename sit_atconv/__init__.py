@@ -1,0 +1,7 @@
+"""sit-atconv: diffusion transformers that mix tokens by attention, by Attentive Convolution, or by both in turn."""
+
+from sit_atconv.models import SiT, create_model, list_models
+
+__version__ = "0.1.0"
+
+__all__ = ["SiT", "create_model", "list_models"]

@@ -1,0 +1,33 @@
+"""Pictures of many samples on one sheet."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.utils import make_grid
+
+_SMALLEST_CELL = 48  # pixels: smaller images are enlarged by a whole factor
+
+
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    """Write images (n, 3, H, W) uint8 row by row as one PNG, `columns` to a row; small ones are enlarged."""
+    factor = -(-_SMALLEST_CELL // min(images.shape[-2:]))
+    enlarged = interpolate(images.float(), scale_factor=factor, mode="nearest").to(torch.uint8)
+    sheet = make_grid(enlarged, nrow=columns, padding=2, pad_value=128)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+
+
+def pick_for_grid(labels: Tensor | None, count: int, rows: int = 10, columns: int = 10) -> list[int]:
+    """Numbers of samples for a grid: row r holds the first samples of the r-th class present, or simply the next ones.
+
+    `labels` (count,) or None for unlabelled samples. Classes with fewer than `columns` samples shorten all rows.
+    """
+    if labels is None:
+        return list(range(min(count, rows * columns)))
+    classes = labels.unique()[:rows]
+    members = [(labels == c).nonzero().flatten().tolist() for c in classes]
+    columns = min(columns, min(map(len, members)))
+    return [index for row in members for index in row[:columns]]

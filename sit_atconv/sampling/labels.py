@@ -1,0 +1,50 @@
+"""Which class each sample of a run is asked for: a function of (seed, index) alone."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from sit_atconv.errors import InputError
+from sit_atconv.randomness import Stream, keyed_generator
+
+
+def choose_labels(
+    rule: str, indices: Iterable[int], num_classes: int, seed: int, class_names: list[str] | None = None
+) -> Tensor | None:
+    """Labels (n,) int64 for the samples numbered `indices`, or None for an unconditional model.
+
+    Args:
+        rule: "balanced": each successive `num_classes` samples hold every class once, in an order drawn anew each time
+            (class-sorted samples would make the inception score wrong); "random": independent and uniform; or labels
+            separated by commas, numbers or class names, which the samples take in turn.
+
+    Raises:
+        InputError: for a label that the model does not have.
+    """
+    if num_classes == 0:
+        if rule not in ("balanced", "random"):
+            raise InputError(f"This model is unconditional: it cannot draw the labels '{rule}'.")
+        return None
+    indices = list(indices)
+    if rule == "balanced":
+        rounds = {i // num_classes for i in indices}
+        orders = {r: keyed_generator(seed, Stream.LABEL, r).permutation(num_classes) for r in rounds}
+        labels = [int(orders[i // num_classes][i % num_classes]) for i in indices]
+    elif rule == "random":
+        labels = [int(keyed_generator(seed, Stream.LABEL, i).integers(num_classes)) for i in indices]
+    else:
+        listed = [_parse_label(word.strip(), num_classes, class_names or []) for word in rule.split(",")]
+        labels = [listed[i % len(listed)] for i in indices]
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def _parse_label(word: str, num_classes: int, class_names: list[str]) -> int:
+    if word in class_names:
+        return class_names.index(word)
+    if not word.isdecimal() or int(word) >= num_classes:
+        raise InputError(
+            f"Unknown label '{word}': give balanced, random, or labels in [0, {num_classes}) separated by commas"
+            + (", or class names." if class_names else ".")
+        )
+    return int(word)

@@ -1,0 +1,57 @@
+"""From a configuration to the things a run needs, with every disagreement between them named before training starts."""
+
+import importlib.util
+from dataclasses import asdict
+
+import torch
+
+from sit_atconv.alignment.teacher import Teacher
+from sit_atconv.config import Config
+from sit_atconv.data.dataset import LatentDataset
+from sit_atconv.errors import InputError
+from sit_atconv.models import SiT, create_model
+
+
+def require_trackers(names: list[str]) -> None:
+    """Raise `InputError` when a tracker's package is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"log.trackers asks for {name}, which is not installed: pip install {name}.")
+
+
+def build_model(config: Config, dataset: LatentDataset) -> SiT:
+    """The model, sized by the data. Raises `InputError` when the data have classes that the model would not."""
+    options = {name: value for name, value in asdict(config.model).items() if value is not None}
+    name, wanted = options.pop("name"), options.pop("num_classes", None)
+    if wanted and dataset.num_classes > wanted:
+        raise InputError(
+            f"{config.data.path} has {dataset.num_classes} classes, the model {wanted}: set model.num_classes to "
+            f"{dataset.num_classes} or more, or to null to take it from the data."
+        )
+    num_classes = dataset.num_classes if wanted is None else wanted
+    if num_classes and not dataset.num_classes:
+        raise InputError(f"{config.data.path} has no labels: a model with {num_classes} classes cannot learn from it.")
+    channels, height, width = dataset.latent_shape
+    model = create_model(
+        name,
+        input_size=(height, width),
+        in_channels=channels,
+        num_classes=num_classes,
+        interpolant=config.flow.interpolant,
+        latents=dataset.latents.to_dict(),
+        class_names=dataset.class_names if num_classes == dataset.num_classes else None,
+        **options,
+    )
+    if config.alignment and config.alignment.block > len(model.blocks):
+        raise InputError(
+            f"alignment.block is {config.alignment.block}, but {name} has {len(model.blocks)} blocks: "
+            "choose one of them, counted from 1."
+        )
+    return model
+
+
+def build_teachers(config: Config, device: torch.device) -> list[Teacher]:
+    """The frozen teachers of the alignment; none when it is null."""
+    if config.alignment is None:
+        return []
+    return [Teacher(t.name, t.weights, device) for t in config.alignment.teachers]

@@ -1,0 +1,83 @@
+"""The training loss of one micro-batch: flow matching, and alignment to teachers when there are any."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sit_atconv.alignment.projector import Projector
+from sit_atconv.config import AlignmentConfig, FlowConfig
+from sit_atconv.flow import alignment_loss, create_interpolant, drop_labels, flow_matching_loss, times_from_uniform
+from sit_atconv.models import SiT
+from sit_atconv.randomness import Stream, keyed_normal, keyed_uniform
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random about a micro-batch, each row a function of (seed, position in the data order)."""
+
+    times: Tensor  # (B,) fp32
+    noise: Tensor  # (B, C, H, W)
+    posterior_noise: Tensor  # (B, C, H, W)
+    dropout: Tensor  # (B,) uniform in [0, 1)
+
+
+def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: int) -> Draws:
+    """Times, noise, posterior noise and label dropout for the samples at `positions` (B,), on the CPU."""
+    rows = positions.tolist()
+    u = keyed_uniform(seed, Stream.TIME, rows)
+    return Draws(
+        times_from_uniform(u, config.times, create_interpolant(config.interpolant), config.shift).float(),
+        keyed_normal(seed, Stream.NOISE, rows, shape),
+        keyed_normal(seed, Stream.POSTERIOR, rows, shape),
+        keyed_uniform(seed, Stream.LABEL_DROPOUT, rows),
+    )
+
+
+class Objective(nn.Module):
+    """SiT and its projectors under one roof, so that wrappers for many processes see one forward.
+
+    Args:
+        model: the network to train.
+        flow: the flow-matching objective.
+        alignment: None for a plain SiT run.
+        teacher_widths: D of each teacher.
+    """
+
+    def __init__(
+        self, model: SiT, flow: FlowConfig, alignment: AlignmentConfig | None, teacher_widths: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__()
+        self.model, self.flow, self.alignment = model, flow, alignment
+        self.interpolant = create_interpolant(flow.interpolant)
+        self.projectors = nn.ModuleList(
+            Projector(model.config.hidden_size, width, alignment.projector_width) for width in teacher_widths
+        )
+
+    def forward(self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor]) -> dict[str, Tensor]:
+        """Loss terms of latents (B, C, H, W) with labels (B,), each a scalar; "loss" is what to minimise.
+
+        `teachers` holds the tokens (B, N, D) of each teacher.
+        """
+        y = None
+        if self.model.num_classes:
+            y = drop_labels(labels, draws.dropout, self.flow.label_dropout, self.model.num_classes)
+        hidden: dict[int, Tensor] = {}
+
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+            blocks = [self.alignment.block] if self.alignment else []
+            predicted, tokens = self.model.forward_intermediates(x_t, t, y, blocks)
+            hidden.update(tokens)
+            return predicted
+
+        flow = flow_matching_loss(velocity, latents, draws.noise, draws.times, self.interpolant).mean()
+        if self.alignment is None:
+            return {"loss": flow, "flow": flow.detach()}
+        tokens = hidden[self.alignment.block]
+        terms = [
+            alignment_loss(project(tokens), target).mean()
+            for project, target in zip(self.projectors, teachers, strict=True)
+        ]
+        alignment = torch.stack(terms).mean()
+        loss = flow + self.alignment.coefficient * alignment
+        return {"loss": loss, "flow": flow.detach(), "alignment": alignment.detach()}

@@ -1,0 +1,31 @@
+"""Sample grids during training: the averaged weights, the same noise and labels every time."""
+
+from pathlib import Path
+
+import torch
+
+from sit_atconv.autoencoder import load_autoencoder
+from sit_atconv.config import PreviewConfig
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.models import SiT
+from sit_atconv.sampling.generate import SamplerSettings, generate
+from sit_atconv.sampling.grid import save_grid
+
+
+class Preview:
+    """Draws RUN/samples/step-0010000.png: a row for each of the first classes, or one row of an unconditional model."""
+
+    def __init__(self, config: PreviewConfig, dataset: LatentDataset, folder: Path, seed: int) -> None:
+        self.config, self.spec, self.folder, self.seed = config, dataset.latents, folder, seed
+        interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
+        self.settings = SamplerSettings(config.solver, config.steps, config.guidance, interval)
+
+    def save(self, model: SiT, step: int) -> None:
+        """Draw and write the grid of `step`."""
+        columns, rows = self.config.per_class, min(self.config.classes, model.config.num_classes)
+        labels = ",".join(str(label) for label in range(rows) for _ in range(columns)) or "balanced"
+        count = columns * max(rows, 1)
+        autoencoder = load_autoencoder(self.spec, device=model.device)
+        batches = generate(model, autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
+        images = torch.cat([batch.images for batch in batches])
+        save_grid(images, columns, self.folder / f"step-{step:07d}.png")

@@ -1,0 +1,18 @@
+"""Train a SiT: `python train.py --config configs/quickstart.yaml --run runs/first [--section.key value ...]`."""
+
+from sit_atconv.config import parse_command_line
+from sit_atconv.errors import InputError, exit_on_input_error
+
+
+def main() -> None:
+    config, run = parse_command_line()
+    with exit_on_input_error():
+        if run is None:
+            raise InputError("Say where the run shall live: --run runs/NAME. The same --run again continues it.")
+        from sit_atconv.training import train  # after the flags are known to be right: torch takes seconds to import
+
+        train(config, run)
+
+
+if __name__ == "__main__":
+    main()
