@@ -96,14 +96,17 @@ class Autoencoder(ABC):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Moments (B, 2C, H/downscale, W/downscale) fp32: posterior mean and standard deviation (0: deterministic)."""
-        height, width = images.shape[-2:]
+        self.require_divisible(*images.shape[-2:])
+        return self._encode(images).float()
+
+    def require_divisible(self, height: int, width: int) -> None:
+        """Raise `InputError` unless pictures of this size make whole latents."""
         factor = self.spec.downscale
         if height % factor or width % factor:
             raise InputError(
                 f"Autoencoder {self.spec.autoencoder} works on multiples of {factor} pixels, not {height}x{width}: try "
                 f"{max(1, round(height / factor)) * factor}x{max(1, round(width / factor)) * factor}."
             )
-        return self._encode(images).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
@@ -199,10 +202,15 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
             f"{name} is a {kind or 'model without a _class_name'}, not an image autoencoder that is supported: "
             "AutoencoderKL, AutoencoderTiny, AutoencoderDC (of diffusers)."
         )
+    # diffusers remarks on config keys of its own making (AutoencoderTiny's block_out_channels).
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
     try:
         module = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=_is_safe(weights))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"Cannot load autoencoder {name}: {error}") from error
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
     return DiffusersAutoencoder(_spec_from_config(name, _sha256(weights), module.config), module.to(device))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from sit_atconv.data.digits import DigitsDataset, is_digits
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.manifest import MANIFEST_NAME
+from sit_atconv.data.repa import RepaDataset, is_repa
 from sit_atconv.data.shard_dataset import ShardDataset
 from sit_atconv.errors import InputError
 
@@ -29,6 +30,8 @@ def _open(path: str) -> LatentDataset:
         return DigitsDataset(path)
     if (Path(path) / MANIFEST_NAME).is_file():
         return ShardDataset(path)
+    if is_repa(path):
+        return RepaDataset(path)
     raise InputError(
         f"'{path}' is not a prepared data set (no {MANIFEST_NAME} in it). Prepare it first: python -m "
         "sit_atconv.data.prepare SOURCE OUT --resolution 256 --vae stabilityai/sd-vae-ft-mse; or use 'digits'."

@@ -27,10 +27,9 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A picture of the source that could not be decoded: its position, name and the reason."""
+    """A picture of the source that could not be decoded: its position, and the reason, which names it."""
 
     index: int
-    name: str
     reason: str
 
 
@@ -49,7 +48,6 @@ class Manifest:
     has_flip: bool
     has_images: bool
     shard_size: int
-    batch_size: int
     source_count: int
     count: int = 0
     complete: bool = False

@@ -45,6 +45,11 @@ class ShardDataset(LatentDataset):
         shard, row = self._locate(index)
         return int(self._reader(shard).index[row])
 
+    def labels(self) -> np.ndarray:
+        """All labels, int64 (len,), without reading latents."""
+        parts = [self._reader(shard).labels for shard, info in enumerate(self._shards) if info.count]
+        return torch.cat(parts).numpy()
+
     def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
         channels, height, width = self.latent_shape
         moments = torch.empty(len(indices), 2 * channels, height, width, dtype=torch.float16)

@@ -38,15 +38,18 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> ShardInfo:
     return ShardInfo(path.name, len(tensors["labels"]), len(data), hashlib.sha256(data).hexdigest())
 
 
-def pack_images(images: list[np.ndarray]) -> dict[str, Tensor]:
-    """Pictures uint8 (H, W, 3) as the tensors `images` and `image_offsets`, losslessly."""
-    blobs = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        blobs.append(buffer.getvalue())
-    joined = torch.frombuffer(bytearray(b"".join(blobs)), dtype=torch.uint8) if blobs else torch.empty(0).byte()
-    return {"images": joined, "image_offsets": torch.tensor([0, *np.cumsum([len(b) for b in blobs])]).long()}
+def encode_png(image: np.ndarray) -> bytes:
+    """A picture uint8 (H, W, 3) as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pack_images(pngs: list[bytes]) -> dict[str, Tensor]:
+    """PNG files as the tensors `images` and `image_offsets` of a shard."""
+    joined = torch.frombuffer(bytearray(b"".join(pngs)), dtype=torch.uint8) if pngs else torch.empty(0).byte()
+    offsets = np.cumsum([0, *map(len, pngs)])
+    return {"images": joined, "image_offsets": torch.from_numpy(offsets).long()}
 
 
 class ShardReader:

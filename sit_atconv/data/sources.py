@@ -4,8 +4,11 @@ from pathlib import Path
 
 from sit_atconv.data.digits import DigitsSource, is_digits, parse_digits
 from sit_atconv.data.files import FolderSource, ZipSource
+from sit_atconv.data.manifest import MANIFEST_NAME
 from sit_atconv.data.npz import NpzSource
+from sit_atconv.data.prepared_source import PreparedSource
 from sit_atconv.data.protocol import ImageSource, SourceImage
+from sit_atconv.data.repa import RepaSource, is_repa
 from sit_atconv.errors import InputError
 
 __all__ = ["ImageSource", "SourceImage", "open_source"]
@@ -41,4 +44,8 @@ def open_source(path: str, convert: bool = False) -> ImageSource:
 
 
 def _open_directory(path: str, convert: bool) -> ImageSource:
+    if (Path(path) / MANIFEST_NAME).is_file() and any(Path(path).glob("*.safetensors")):
+        return PreparedSource(path)
+    if is_repa(path):
+        return RepaSource(path, convert)
     return FolderSource(path, convert)

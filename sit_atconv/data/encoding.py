@@ -1,0 +1,159 @@
+"""The work of preparation: pictures of a source -> cropped, encoded batches -> shards, one process's share of them."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sit_atconv.autoencoder import Autoencoder
+from sit_atconv.data.crop import center_crop
+from sit_atconv.data.manifest import Manifest, ShardInfo, SkippedImage, read_json, write_json
+from sit_atconv.data.protocol import ImageSource
+from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.errors import InputError
+from sit_atconv.images import to_float
+
+
+@dataclass
+class CroppedBatch:
+    """Decoded pictures of one shard: `images` (n, H, W, 3) uint8, `pngs` their PNG files where they are kept."""
+
+    shard: int
+    images: Tensor
+    index: list[int]
+    labels: list[int]
+    pngs: list[bytes]
+    skipped: list[SkippedImage]
+
+
+class _CroppedBatches(Dataset):
+    """Batches by (shard, first position, one past the last): decoding and cropping, for DataLoader workers."""
+
+    def __init__(self, source: ImageSource, manifest: Manifest) -> None:
+        self._source, self._manifest = source, manifest
+
+    def __getitem__(self, key: tuple[int, int, int]) -> CroppedBatch:
+        shard, start, stop = key
+        height, width = self._manifest.resolution
+        batch = CroppedBatch(shard, torch.empty(0, height, width, 3, dtype=torch.uint8), [], [], [], [])
+        crops = []
+        for index in range(start, stop):
+            try:
+                picture = self._source[index]
+            except InputError as error:
+                batch.skipped.append(SkippedImage(index, str(error)))
+                continue
+            crops.append(center_crop(picture.image, height, width))
+            batch.index.append(index)
+            batch.labels.append(-1 if picture.label is None or not self._manifest.num_classes else picture.label)
+        if crops:
+            batch.images = torch.from_numpy(np.stack(crops))
+        if self._manifest.has_images:
+            batch.pngs = [encode_png(crop) for crop in crops]
+        return batch
+
+
+def write_shards(
+    source: ImageSource,
+    autoencoder: Autoencoder,
+    manifest: Manifest,
+    directory: Path,
+    numbers: Iterable[int],
+    *,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Encode and write the shards of these numbers, each with a note beside it that says it is complete.
+
+    Shard k holds positions [k·S, (k + 1)·S) of the source, less those that cannot be decoded, so that it is the same
+    whoever writes it.
+    """
+    ranges = {number: shard_range(manifest, number) for number in numbers}
+    keys = [
+        (number, start, min(start + batch_size, positions.stop))
+        for number, positions in ranges.items()
+        for start in range(positions.start, positions.stop, batch_size)
+    ]
+    batches = DataLoader(_CroppedBatches(source, manifest), batch_size=None, sampler=keys, num_workers=workers)
+    total = sum(len(positions) for positions in ranges.values())
+    with tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05) as bar:
+        for number, shard in _by_shard(batches):
+            parts = []
+            for batch in shard:
+                parts.append((batch, _encode(autoencoder, batch.images, manifest.has_flip)))
+                bar.update(len(batch.index) + len(batch.skipped))
+            _write(directory, number, manifest, parts)
+
+
+def shard_range(manifest: Manifest, number: int) -> range:
+    """Positions of the source that a shard covers."""
+    return range(number * manifest.shard_size, min((number + 1) * manifest.shard_size, manifest.source_count))
+
+
+def shard_count(manifest: Manifest) -> int:
+    """How many shards the source makes."""
+    return -(-manifest.source_count // manifest.shard_size)
+
+
+def read_note(directory: Path, number: int) -> tuple[ShardInfo, list[SkippedImage]] | None:
+    """What a complete shard's note says; None when the shard is still to be written."""
+    path = _note_path(directory, number)
+    if not path.is_file():
+        return None
+    note = read_json(path)
+    info = ShardInfo(**note["shard"])
+    shard = directory / info.name
+    if not shard.is_file() or shard.stat().st_size != info.bytes:
+        return None
+    return info, [SkippedImage(**skipped) for skipped in note["skipped"]]
+
+
+def remove_notes(directory: Path, numbers: Iterable[int]) -> None:
+    """Remove the notes once dataset.json holds what they said."""
+    for number in numbers:
+        _note_path(directory, number).unlink(missing_ok=True)
+
+
+def _note_path(directory: Path, number: int) -> Path:
+    return (directory / shard_name(number)).with_suffix(".json")
+
+
+def _by_shard(batches: Iterable[CroppedBatch]) -> Iterator[tuple[int, Iterator[CroppedBatch]]]:
+    """Consecutive batches of one shard together, without holding more than one at a time."""
+    return itertools.groupby(batches, key=lambda batch: batch.shard)
+
+
+def _encode(autoencoder: Autoencoder, images: Tensor, flip: bool) -> dict[str, Tensor]:
+    """Moments in fp16 on the CPU, of the pictures (n, H, W, 3) uint8 and, if `flip`, of their mirror images."""
+    if len(images) == 0:
+        return {}
+    x = to_float(images.permute(0, 3, 1, 2))
+    encoded = {"moments": autoencoder.encode(x).half().cpu()}
+    return encoded | ({"moments_flip": autoencoder.encode(x.flip(-1)).half().cpu()} if flip else {})
+
+
+def _write(directory: Path, number: int, manifest: Manifest, parts: list[tuple[CroppedBatch, dict]]) -> None:
+    channels, height, width = manifest.latent_shape
+    index = [i for batch, _ in parts for i in batch.index]
+    tensors = {
+        "labels": torch.tensor([label for batch, _ in parts for label in batch.labels], dtype=torch.int64),
+        "index": torch.tensor(index, dtype=torch.int64),
+    }
+    for name in ("moments", "moments_flip") if manifest.has_flip else ("moments",):
+        encoded = [moments[name] for _, moments in parts if moments]
+        tensors[name] = torch.cat(encoded) if encoded else torch.empty(0, 2 * channels, height, width).half()
+        if not torch.isfinite(tensors[name]).all():
+            row = int((~torch.isfinite(tensors[name]).flatten(1).all(1)).int().argmax())
+            raise InputError(f"The autoencoder made NaN or infinity of picture {index[row]} of {manifest.source}.")
+    if manifest.has_images:
+        tensors |= pack_images([png for batch, _ in parts for png in batch.pngs])
+    info = write_shard(directory / shard_name(number), tensors)
+    skipped = [asdict(skip) for batch, _ in parts for skip in batch.skipped]
+    write_json(_note_path(directory, number), {"shard": asdict(info), "skipped": skipped})

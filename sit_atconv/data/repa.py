@@ -1,0 +1,148 @@
+"""Directories prepared with REPA's own scripts, read as they are.
+
+Layout: `vae-sd/00000/img-mean-std-00000000.npy`, float32 (8, h, w) = mean and standard deviation of the SD autoencoder;
+`vae-sd/dataset.json`, {"labels": [[name, class], …]} or null; `images/00000/img00000000.png`, the crops.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.data.decode import decode_image
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.manifest import read_json
+from sit_atconv.data.protocol import SourceImage
+from sit_atconv.errors import InputError
+
+LATENTS, IMAGES = "vae-sd", "images"
+# What REPA's preprocessing encodes with. It records no hash of the weights.
+REPA_SPEC = LatentSpec("stabilityai/sd-vae-ft-mse", None, 4, 8, 0.18215, 0.0)
+
+
+def is_repa(directory: str | Path) -> bool:
+    """Whether a directory was prepared by REPA's scripts."""
+    return (Path(directory) / LATENTS / "dataset.json").is_file()
+
+
+class RepaSource:
+    """The crops of a REPA directory as an `ImageSource`."""
+
+    kind = "repa"
+    lossy = False
+    class_names = None
+
+    def __init__(self, path: str, convert: bool = False) -> None:
+        self._root, self._convert = Path(path), convert
+        self._names, self.labels = _names_and_labels(self._root)
+        _require_images(self._root, self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> SourceImage:
+        name = _image_name(self._names[index])
+        label = None if self.labels is None else int(self.labels[index])
+        return SourceImage(_read_image(self._root, self._names[index], self._convert), label, name)
+
+
+class RepaDataset(LatentDataset):
+    """The latents of a REPA directory: one file a sample, no mirrored ones."""
+
+    has_flip = False
+    class_names = None
+
+    def __init__(self, path: str) -> None:
+        self._root = Path(path)
+        self._names, labels = _names_and_labels(self._root)
+        self._targets = np.full(len(self._names), -1) if labels is None else labels
+        self.num_classes = 0 if labels is None else int(labels.max()) + 1
+        self.latents = REPA_SPEC
+        _, height, width = _read_moments(self._root / LATENTS / self._names[0]).shape
+        self.latent_shape = (self.latents.channels, height, width)
+        self.has_images = (self._root / IMAGES / _image_name(self._names[0])).is_file()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def where(self, index: int) -> str:
+        return str(self._root / LATENTS / self._names[index])
+
+    def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        expected = (2 * self.latent_shape[0], *self.latent_shape[1:])
+        moments = np.empty((len(indices), *expected), dtype=np.float32)
+        for out, index in zip(moments, indices, strict=True):
+            row = _read_moments(self._root / LATENTS / self._names[index])
+            if row.shape != expected:
+                raise InputError(f"{self.where(index)}: shape {row.shape} among latents of {expected}.")
+            out[:] = row
+        return torch.from_numpy(moments)
+
+    def _labels(self, indices: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self._targets[np.asarray(indices)]).long()
+
+    def _image(self, index: int) -> np.ndarray:
+        return _read_image(self._root, self._names[index], convert=False)
+
+
+def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
+    """Sorted names of latent files, relative to vae-sd/, and their labels or None."""
+    path = root / LATENTS / "dataset.json"
+    pairs = read_json(path).get("labels")
+    if pairs is None:
+        names = sorted(file.relative_to(root / LATENTS).as_posix() for file in (root / LATENTS).rglob("*.npy"))
+        if not names:
+            raise InputError(f"{root / LATENTS} holds no latents (*.npy).")
+        return names, None
+    try:
+        labels = {str(name).replace("\\", "/"): int(label) for name, label in pairs}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: expected labels as [[name, class], …] ({error}).") from error
+    if not labels:
+        raise InputError(f"{path} lists no samples.")
+    if len(labels) < len(pairs):
+        raise InputError(f"{path} lists {len(pairs) - len(labels)} names more than once: their labels are ambiguous.")
+    names = sorted(labels)
+    values = np.array([labels[name] for name in names], dtype=np.int64)
+    if values.min() < 0:
+        raise InputError(f"{path}: {names[int(values.argmin())]} has the label {values.min()}, below 0.")
+    return [_latent_name(name) for name in names], values
+
+
+def _latent_name(name: str) -> str:
+    """vae-sd/ name of a listed sample, which some releases list by its picture."""
+    return name if name.endswith(".npy") else name.replace("/img", "/img-mean-std-").replace(".png", ".npy")
+
+
+def _image_name(latent_name: str) -> str:
+    """00000/img-mean-std-00000000.npy -> 00000/img00000000.png."""
+    return latent_name.replace("img-mean-std-", "img").replace(".npy", ".png")
+
+
+def _require_images(root: Path, names: Sequence[str]) -> None:
+    if not (root / IMAGES / _image_name(names[0])).is_file():
+        raise InputError(f"{root} was prepared for REPA but has no {IMAGES}/{_image_name(names[0])}: no pictures here.")
+
+
+def _read_image(root: Path, latent_name: str, convert: bool) -> np.ndarray:
+    path = root / IMAGES / _image_name(latent_name)
+    try:
+        return decode_image(path.read_bytes(), str(path), convert)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _read_moments(path: Path) -> np.ndarray:
+    try:
+        moments = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"Cannot read latent {path}: {error}.") from error
+    if moments.ndim != 3 or moments.shape[0] != 2 * REPA_SPEC.channels or moments.dtype != np.float32:
+        raise InputError(
+            f"{path}: {moments.dtype} {moments.shape}, expected float32 ({2 * REPA_SPEC.channels}, h, w): mean and "
+            "standard deviation of the SD autoencoder."
+        )
+    return moments
