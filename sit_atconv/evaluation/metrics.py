@@ -1,0 +1,135 @@
+"""The numbers themselves, as functions of features: Fréchet distance, inception score, kernel distance.
+
+Arrays are numpy or torch; what is accumulated is accumulated in float64.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sit_atconv.errors import InputError
+from sit_atconv.randomness import Stream, keyed_generator
+
+Array = np.ndarray | Tensor
+
+IS_CHUNK = 5000
+
+
+def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
+    """Squared Fréchet distance between two Gaussians (Heusel et al. 2017): means (d,), covariances (d, d).
+
+    |mu1 - mu2|^2 + tr sigma1 + tr sigma2 - 2 tr (sigma1 sigma2)^(1/2). The eigenvalues of sigma1 sigma2 are those of
+    the symmetric sigma1^(1/2) sigma2 sigma1^(1/2), so rank-deficient covariances (n < d) need no special care.
+
+    Raises:
+        InputError: for shapes that do not fit together, or values that are not finite.
+    """
+    return FrechetTarget(mu1, sigma1).distance(mu2, sigma2)
+
+
+class FrechetTarget:
+    """One side of a Fréchet distance, its square root taken once for many distances."""
+
+    def __init__(self, mu: Array, sigma: Array) -> None:
+        self.mu, self.sigma = _gaussian(mu, sigma)
+        eigenvalues, vectors = torch.linalg.eigh(self.sigma)
+        self.root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
+
+    def distance(self, mu: Array, sigma: Array) -> float:
+        """The distance to another Gaussian, see `frechet_distance`."""
+        mu, sigma = _gaussian(mu, sigma)
+        mu, sigma = mu.to(self.mu.device), sigma.to(self.mu.device)
+        if mu.shape != self.mu.shape:
+            raise InputError(f"Features of {len(self.mu)} and {len(mu)} dimensions cannot be compared.")
+        product = self.root @ sigma @ self.root
+        cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+        return float((self.mu - mu).square().sum() + self.sigma.trace() + sigma.trace() - 2 * cross)
+
+
+def _gaussian(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
+    mu, sigma = torch.as_tensor(mu).double(), torch.as_tensor(sigma).double()
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise InputError(f"Expected a mean (d,) and a covariance (d, d); got {tuple(mu.shape)}, {tuple(sigma.shape)}.")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise InputError("A mean or covariance holds values that are not finite (are there at least two images?).")
+    return mu, (sigma + sigma.T) / 2
+
+
+def inception_score(probabilities: Array, chunk: int = IS_CHUNK) -> float:
+    """Inception score (Salimans et al. 2016) of class probabilities (n, classes), rows in file order.
+
+    exp(mean KL(p(y|x) | p(y))) in chunks of `chunk` rows, averaged over chunks; a last, shorter chunk counts the same,
+    as in ADM. Depends on the order of the rows.
+
+    Raises:
+        InputError: when there are no rows or a row is not a distribution.
+    """
+    scores = InceptionScoreSums(torch.as_tensor(probabilities).shape[1], chunk)
+    scores.update(torch.as_tensor(probabilities), first=0)
+    return scores.score()
+
+
+class InceptionScoreSums:
+    """The sums an inception score needs, kept by chunk, so that rows can arrive in any split and order.
+
+    For a chunk of n rows with mean m: mean KL = (sum of p log p) / n - sum of m log m.
+    """
+
+    def __init__(self, classes: int, chunk: int = IS_CHUNK) -> None:
+        self.classes, self.chunk = classes, chunk
+        self.sums: dict[int, Tensor] = {}  # chunk -> float64 (classes + 2,): sum of p, sum of p log p, rows
+
+    def update(self, probabilities: Tensor, first: int) -> None:
+        """Add rows (n, classes), the first of which is row `first` of the whole set."""
+        p = probabilities.double()
+        if p.ndim != 2 or p.shape[1] != self.classes or not torch.allclose(p.sum(1), p.new_ones(()), atol=1e-3):
+            raise InputError(f"The inception score is of probabilities (n, {self.classes}) whose rows sum to one.")
+        row = 0
+        while row < len(p):
+            number = (first + row) // self.chunk
+            part = p[row : (number + 1) * self.chunk - first]
+            sums = torch.cat([part.sum(0), torch.xlogy(part, part).sum()[None], part.new_tensor([len(part)])])
+            self.sums[number] = self.sums[number] + sums if number in self.sums else sums
+            row += len(part)
+
+    def score(self) -> float:
+        """The inception score of all rows so far."""
+        if not self.sums:
+            raise InputError("There are no images to score.")
+        return sum(_chunk_score(s[:-2], s[-2], s[-1]) for _, s in sorted(self.sums.items())) / len(self.sums)
+
+
+def _chunk_score(total: Tensor, entropy: Tensor, count: Tensor) -> float:
+    mean = total / count
+    return math.exp(float(entropy / count - torch.xlogy(mean, mean).sum()))
+
+
+def kernel_distance(
+    reference: Array, samples: Array, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel inception distance (Binkowski et al. 2018) of features (n, d) and (m, d): mean, standard deviation.
+
+    Unbiased squared MMD with the kernel (x.y / d + 1)^3, on `subsets` random subsets of `size` features of each side
+    (fewer where there are fewer), torch-fidelity's defaults.
+    """
+    reference, samples = torch.as_tensor(reference), torch.as_tensor(samples)
+    size = min(size, len(reference), len(samples))
+    if size < 2:
+        raise InputError("A kernel distance needs at least two images on each side.")
+    values = []
+    for subset in range(subsets):
+        generator = keyed_generator(seed, Stream.BOOTSTRAP, subset)
+        x = reference[torch.from_numpy(generator.choice(len(reference), size, replace=False))].double()
+        y = samples[torch.from_numpy(generator.choice(len(samples), size, replace=False))].double()
+        values.append(_squared_mmd(x, y.to(x.device)))
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> float:
+    """Unbiased estimate for equally many vectors x and y, (n, d)."""
+    n, d = x.shape
+    within_x, within_y, between = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = (within_x.sum() - within_x.trace() + within_y.sum() - within_y.trace()) / (n * (n - 1))
+    return float(within - 2 * between.mean())

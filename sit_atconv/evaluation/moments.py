@@ -1,0 +1,46 @@
+"""Running mean and covariance in one pass: sums in float64 that add up across batches and processes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums over n vectors of size d: `total` = sum of x, (d,), and `products` = sum of x x^T, (d, d), both float64."""
+
+    count: int
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def zeros(cls, dimension: int, device: str | torch.device = "cpu") -> "Moments":
+        """The moments of no vectors at all."""
+        total = torch.zeros(dimension, dtype=torch.float64, device=device)
+        return cls(0, total, torch.zeros(dimension, dimension, dtype=torch.float64, device=device))
+
+    def update(self, vectors: Tensor) -> None:
+        """Add vectors (n, d) of any floating type."""
+        x = vectors.to(self.total.device, torch.float64)
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.products.addmm_(x.T, x)
+
+    def mean(self) -> Tensor:
+        """The mean, (d,) float64; NaN without vectors."""
+        return self.total / self.count
+
+    def covariance(self) -> Tensor:
+        """The covariance with n - 1 in its denominator, (d, d) float64; NaN for fewer than two vectors."""
+        mean = self.mean()
+        centred = self.products - self.count * torch.outer(mean, mean)
+        return centred / (self.count - 1) if self.count > 1 else torch.full_like(centred, float("nan"))
+
+
+def moments_of(vectors: Tensor, block: int = 4096) -> Moments:
+    """The moments of vectors (n, d), which may be larger than what fits in memory as float64."""
+    moments = Moments.zeros(vectors.shape[1], vectors.device)
+    for part in vectors.split(block):
+        moments.update(part)
+    return moments

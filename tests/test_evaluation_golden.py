@@ -1,0 +1,73 @@
+"""Agreement with the ADM evaluator's own values, where ../shared has them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluation_fixtures import GOLDEN, REAL_WEIGHTS, needs_shared
+
+from sit_atconv.evaluation.inception import InceptionFeatures
+from sit_atconv.evaluation.metrics import frechet_distance, inception_score
+from sit_atconv.evaluation.moments import moments_of
+from sit_atconv.evaluation.neighbours import neighbour_radii, precision_recall
+
+pytestmark = [pytest.mark.shared, needs_shared]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    with np.load(GOLDEN) as arrays:
+        return {**arrays, **json.loads(GOLDEN.with_suffix(".json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def features(golden) -> dict[str, dict[str, torch.Tensor]]:
+    network = InceptionFeatures(REAL_WEIGHTS)
+    return {size: network(torch.from_numpy(golden[f"images_{size}"]).permute(0, 3, 1, 2)) for size in ("64", "256")}
+
+
+@pytest.mark.parametrize("size", ["64", "256"])
+@pytest.mark.parametrize(("ours", "theirs"), [("pool", "pool"), ("spatial", "spatial"), ("probabilities", "softmax")])
+def test_features_of_the_golden_images(golden, features, size, ours, theirs):
+    expected = golden[f"{theirs}_{size}"].astype(float)
+    difference = np.abs(features[size][ours].numpy() - expected)
+    assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(expected)
+    assert difference.max() < 1e-5 * np.abs(expected).max()
+
+
+def test_inception_scores_of_the_golden_images(golden, features):
+    probabilities = torch.cat([features["64"]["probabilities"], features["256"]["probabilities"]])
+    whole, chunked = golden["inception_score_all_images_one_chunk"], golden["inception_score_chunks_of_12"]
+    assert inception_score(probabilities) == pytest.approx(whole, rel=1e-6)
+    assert inception_score(probabilities, chunk=12) == pytest.approx(chunked, rel=1e-6)
+
+
+def gaussian(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    moments = moments_of(torch.from_numpy(features))
+    return moments.mean(), moments.covariance()
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ("sample_features", "frechet_sample_to_reference"),
+        ("few_features", "frechet_rank_deficient_few_to_reference"),
+    ],
+)
+def test_frechet_distances(golden, samples, expected):
+    distance = frechet_distance(*gaussian(golden[samples]), *gaussian(golden["reference_features"]))
+    assert distance == pytest.approx(golden[expected], rel=1e-6)
+
+
+def test_precision_and_recall_equal_the_fp32_path_and_are_near_the_fp16_path(golden):
+    result = precision_recall(golden["reference_features"] * 400, golden["sample_features"] * 400)
+    assert result == tuple(golden["precision_recall_fp32_path_scaled_by_400"])
+    assert precision_recall(golden["reference_features"], golden["sample_features"]) == result
+    assert result == pytest.approx(tuple(golden["precision_recall_fp16_path"]), abs=0.005)
+
+
+def test_radii(golden):
+    radii = neighbour_radii(torch.from_numpy(golden["reference_features"][:50] * 400), k=3)
+    expected = golden["radii_squared_first50_scaled_by_400"][:, 0]  # third neighbours among the first 50
+    np.testing.assert_allclose(radii, expected, rtol=1e-6)
