@@ -236,7 +236,11 @@ def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path 
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/, overridden by what follows it")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
     parser.add_class_arguments(Config)
-    namespace = parser.instantiate(parser.parse_args(argv))
+    parsed = parser.parse_args(argv)
+    for f in fields(Config):
+        if isinstance(parsed[f.name], list | str | int | float):
+            parser.error(f"'{f.name}' is a section and holds keys, not {parsed[f.name]!r}.")
+    namespace = parser.instantiate(parsed)
     config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
     return config, Path(namespace.run) if namespace.run else None
 

@@ -31,9 +31,11 @@ DIFFUSIONS: dict[str, Callable[[Interpolant, Tensor], Tensor]] = {
 def sde_times(steps: int, diffusion: str, last_step: str, last_step_size: float) -> Tensor:
     """The grid of N intervals: linspace(1, last_step_size, N) and then 0, in fp64 on the CPU.
 
-    sbdm is singular at t = 1 for the linear and cosine interpolants: its grid starts at 1 − 1e-3.
+    sbdm, and Tweedie's estimate from pure noise, are singular at t = 1 for the linear and cosine interpolants: there
+    the grid starts at 1 − 1e-3.
     """
-    start = 1 - 1e-3 if diffusion == "sbdm" else 1.0
+    singular = diffusion == "sbdm" or (steps == 1 and last_step == "tweedie")
+    start = 1 - 1e-3 if singular else 1.0
     if last_step == "none":
         return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
     if steps == 1:
@@ -61,7 +63,8 @@ def integrate_sde(
         x: noise at t = 1, (B, ...).
         interpolant: what the network was trained with, `Linear()` when not given.
         diffusion: D(t), a name in `DIFFUSIONS`, times `diffusion_scale`.
-        last_step: over [0, last_step_size]: "mean" (the drift without noise), "tweedie" (the estimate of the data),
+        last_step: over [0, last_step_size]: "mean" (the drift without noise; too narrow where D is still large, as
+            the constant one is), "tweedie" (the estimate of the data),
             "euler" (the ODE's step), or "none" (no special step: N equal ones, all with noise).
         noise: step number -> standard normal tensor of x's shape; torch's global generator when not given.
         dtype: of state and time grid; fp64 where the device has it.

@@ -16,8 +16,8 @@ from sit_atconv.models.checkpoint import load_model
 class Checkpoints:
     """RUN/checkpoints/step-0050000/ and the link `latest` that names the newest complete one.
 
-    Each holds Accelerate's state (weights, optimiser), `model/` (the averaged weights, for `from_pretrained`) and position.json
-    (what the trainer needs to go on from there).
+    Each holds Accelerate's state (weights, optimiser), `model/` (the averaged weights, for `from_pretrained`) and
+    position.json (what the trainer needs to go on from there).
     """
 
     def __init__(self, directory: Path, keep: int | None) -> None:

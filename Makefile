@@ -1,0 +1,50 @@
+# make quickstart    install, train a small model on handwritten digits, sample, score     (MODEL=SiT-S/2 for attention)
+# make test          install, run the whole test suite
+# VENV=path shares one environment between clones.
+
+VENV   ?= .venv
+PYTHON ?= python3
+MODEL  ?= SiT-ATConv-S/2
+STEPS  ?= 1000
+COUNT  ?= 890
+RUN    ?= runs/quickstart-$(subst /,-,$(MODEL))
+REPORT ?=
+
+BIN    := $(VENV)/bin
+# One process, spelled out so that accelerate does not explain its defaults.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: quickstart test lint format env lock
+
+quickstart: env
+	$(LAUNCH) train.py --config configs/quickstart.yaml --run $(RUN) --model.name $(MODEL) --training.steps $(STEPS)
+	$(LAUNCH) sample.py --checkpoint $(RUN)/checkpoints/latest/model --out $(RUN)/generated --num-samples $(COUNT) \
+	    --labels balanced --guidance 1.5 --solver heun --steps 20 --batch-size 128
+	$(LAUNCH) evaluate_fid.py --features pixels --samples $(RUN)/generated/samples.npz --reference digits:heldout@16 \
+	    --json $(RUN)/generated/scores.json
+	$(BIN)/python -m sit_atconv.evaluation.digits $(RUN)/generated/samples.npz $(REPORT)
+	@echo "The pictures (rows are the classes 0 to 9): $(RUN)/generated/grid.png"
+
+test: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Installs the locked versions, unless this environment has them already.
+env:
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@cmp -s requirements.lock $(VENV)/requirements.lock || \
+	    { $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock \
+	      && cp requirements.lock $(VENV)/requirements.lock; }
+
+# Resolves pyproject.toml anew, for every Python from 3.10 on.
+lock: env
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra eval --extra dev --universal --python-version 3.10 \
+	    --constraint requirements.lock --no-header --no-annotate --upgrade --output-file requirements.lock
