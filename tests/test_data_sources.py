@@ -1,0 +1,281 @@
+"""Every kind of source gives the same pictures in the same order, and every unusable one says why."""
+
+import io
+import pickle
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sit_atconv.data.digits import load_digits
+from sit_atconv.data.sources import open_source
+from sit_atconv.errors import InputError
+
+
+def picture(seed: int, height: int = 6, width: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tree(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+CLASSES = {"b/2.png": png(picture(2)), "a/1.png": png(picture(1)), "b/10.PNG": png(picture(3))}
+FLAT = {"2.png": png(picture(2)), "1.png": png(picture(1))}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "wrapped folder", "wrapped zip"])
+def test_class_folders(tmp_path, kind):
+    files = {f"train/set/{name}" if "wrapped" in kind else name: data for name, data in CLASSES.items()}
+    files |= {"README.txt": b"", "__MACOSX/a/._1.png": b"", ".DS_Store": b""}
+    path = write_zip(tmp_path / "x.zip", files) if "zip" in kind else write_tree(tmp_path / "x", files)
+    source = open_source(path)
+    assert source.kind == kind.split()[-1] and not source.lossy
+    assert source.class_names == ["a", "b"] and source.labels.tolist() == [0, 1, 1]
+    assert [Path(source[i].name).name for i in range(3)] == ["1.png", "10.PNG", "2.png"]
+    assert [source[i].label for i in range(3)] == [0, 1, 1]
+    for index, seed in enumerate((1, 3, 2)):
+        np.testing.assert_array_equal(source[index].image, picture(seed))
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[2].image, picture(2))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_flat_pictures_have_no_labels(tmp_path, kind):
+    path = write_zip(tmp_path / "x.zip", FLAT) if kind == "zip" else write_tree(tmp_path / "x", FLAT)
+    source = open_source(path)
+    assert (len(source), source.labels, source.class_names, source[0].label) == (2, None, None, None)
+    np.testing.assert_array_equal(source[0].image, picture(1))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"readme.txt": b""}, "No pictures"),
+        ({**CLASSES, "loose.png": png(picture(4))}, "mixes 1 pictures .loose.png"),
+        ({"train/a/1.png": b"", "val/a/2.png": b""}, "holds splits .train, val."),
+    ],
+)
+def test_unusable_layouts(tmp_path, files, message):
+    for path in (write_zip(tmp_path / "x.zip", files), write_tree(tmp_path / "x", files)):
+        with pytest.raises(InputError, match=message):
+            open_source(path)
+
+
+def test_empty_class_folder_is_refused(tmp_path):
+    write_tree(tmp_path / "x", CLASSES)
+    (tmp_path / "x" / "empty").mkdir()
+    write_zip(tmp_path / "x.zip", CLASSES)
+    with zipfile.ZipFile(tmp_path / "x.zip", "a") as archive:
+        archive.writestr("a/", b"")
+        archive.writestr("empty/", b"")
+    for path in (tmp_path / "x", tmp_path / "x.zip"):
+        with pytest.raises(InputError, match="without a picture: empty"):
+            open_source(path)
+
+
+def test_broken_zips(tmp_path):
+    whole = write_zip(tmp_path / "whole.zip", FLAT).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"Cannot open .*cut.zip"):
+        open_source(tmp_path / "cut.zip")
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive, pytest.warns(UserWarning):
+        archive.writestr("1.png", FLAT["1.png"])
+        archive.writestr("1.png", FLAT["2.png"])
+    with pytest.raises(InputError, match=r"holds 1.png more than once"):
+        open_source(tmp_path / "twice.zip")
+    damaged = bytearray(whole)
+    damaged[60:70] = b"\0" * 10
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    source = open_source(tmp_path / "damaged.zip")
+    with pytest.raises(InputError, match=r"Cannot read 2.png in .*damaged.zip"):
+        source[1]
+
+
+def test_undecodable_picture_is_named(tmp_path):
+    source = open_source(write_tree(tmp_path, {"a.png": FLAT["1.png"][:60], "b.jpg": b"not a picture"}))
+    assert source.lossy
+    with pytest.raises(InputError, match=r"Cannot decode .*a\.png"):
+        source[0]
+    with pytest.raises(InputError, match=r"Cannot decode .*b\.jpg"):
+        source[1]
+
+
+def test_other_modes_are_converted_only_on_request(tmp_path):
+    grey = picture(1)[..., 0]
+    deep = grey.astype(np.uint16) * 257
+    files = {"grey.png": png(grey), "deep.png": png(deep), "alpha.png": png(np.dstack([picture(1), grey]))}
+    palette = io.BytesIO()
+    Image.fromarray(picture(1)).quantize(8).save(palette, "PNG")
+    cmyk = io.BytesIO()
+    Image.fromarray(picture(1)).convert("CMYK").save(cmyk, "JPEG")
+    files |= {"palette.png": palette.getvalue(), "cmyk.jpg": cmyk.getvalue()}
+    strict, lenient = open_source(write_tree(tmp_path, files)), open_source(tmp_path, convert=True)
+    for index in range(5):
+        with pytest.raises(InputError, match=r"\.(png|jpg) is not an RGB picture"):
+            strict[index]
+    converted = {lenient[index].name: lenient[index].image for index in range(5)}
+    assert all(image.shape == (6, 5, 3) and image.dtype == np.uint8 for image in converted.values())
+    np.testing.assert_array_equal(converted["alpha.png"], picture(1))
+    for name in ("grey.png", "deep.png"):
+        np.testing.assert_array_equal(converted[name], np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz(tmp_path, save):
+    images = np.stack([picture(i) for i in range(4)])
+    save(tmp_path / "x.npz", images, np.array([3, 0, 1, 1]))
+    source = pickle.loads(pickle.dumps(open_source(tmp_path / "x.npz")))
+    assert source.labels.tolist() == [3, 0, 1, 1] and source[0].label == 3 and source.kind == "npz"
+    for index in range(4):
+        np.testing.assert_array_equal(source[index].image, images[index])
+    assert isinstance(source._open_images(), np.memmap) == (save is np.savez)
+
+
+def test_npz_grey_is_repeated_on_request(tmp_path):
+    np.savez(tmp_path / "x.npz", picture(1)[None, ..., :1])
+    with pytest.raises(InputError, match="greyscale"):
+        open_source(tmp_path / "x.npz")
+    image = open_source(tmp_path / "x.npz", convert=True)[0].image
+    np.testing.assert_array_equal(image, np.repeat(picture(1)[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((2, 6, 5, 3), np.float32)}, "arr_0 is float32.*scale and round"),
+        ({"arr_0": np.zeros((2, 3, 6, 5), np.uint8)}, "channels first.*transpose"),
+        ({"arr_0": np.zeros((2, 6, 5, 4), np.uint8)}, "has shape"),
+        ({"arr_0": np.ones((2, 6, 5, 3), np.uint8)}, "only 0 and 1"),
+        ({"arr_0": np.zeros((0, 6, 5, 3), np.uint8)}, "empty"),
+        ({"other": np.zeros(3)}, "no array 'arr_0' .it holds other.npy."),
+        ({"arr_0": np.array([{}], dtype=object)}, "pickled"),
+        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([0.5])}, "labels are integers"),
+        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([0, 1])}, "one an image"),
+        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([-1])}, "negative label in row 0"),
+    ],
+)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_unusable_npz(tmp_path, arrays, message, save):
+    save(tmp_path / "x.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / "x.npz")
+
+
+def test_damaged_npz(tmp_path):
+    np.savez(tmp_path / "x.npz", np.stack([picture(i) for i in range(40)]))
+    whole = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(whole[:1000])
+    with pytest.raises(InputError, match="Cannot open"):
+        open_source(tmp_path / "x.npz")
+
+
+def test_npz_declaring_more_than_there_is(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 256, 256, 3)}
+    )
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+            archive.writestr("arr_0.npy", header.getvalue() + bytes(1000))
+        with pytest.raises(InputError, match=r"declares .*damaged or truncated"):
+            open_source(tmp_path / "x.npz")
+
+
+def test_missing_and_unknown_paths(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        open_source(tmp_path / "nothing")
+    (tmp_path / "x.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="not a source of pictures"):
+        open_source(tmp_path / "x.tar")
+
+
+def test_digits_halves_are_disjoint_and_stratified():
+    everything, train, heldout = (open_source(f"digits{part}") for part in ("", ":train", ":heldout@16"))
+    assert len(everything) == 1797 == len(train) + len(heldout)
+    counts = [np.bincount(source.labels, minlength=10) for source in (everything, train, heldout)]
+    assert (counts[1] + counts[2] == counts[0]).all() and (np.abs(counts[1] - counts[2]) <= 1).all()
+    rows = {split: {image.tobytes() for image in load_digits(split, 8)[0]} for split in ("all", "train", "heldout")}
+    assert rows["train"] | rows["heldout"] == rows["all"] and not rows["train"] & rows["heldout"]
+
+
+def test_digits_are_rgb_at_the_resolution():
+    sample = open_source("digits:train@24")[0]
+    assert sample.image.shape == (24, 24, 3) and sample.image.dtype == np.uint8
+    assert (sample.image == sample.image[..., :1]).all() and sample.image.max() > 200 and sample.image.min() == 0
+
+
+@pytest.mark.parametrize("name", ["digits:tran", "digits@", "digits@4", "digits:train@x"])
+def test_misspelt_digits(name):
+    with pytest.raises(InputError, match=r"split of the digits|whole number"):
+        open_source(name)
+
+
+def test_hugging_face_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="pip install"):
+        open_source("hf:someone/something")
+
+
+def test_hugging_face_table(monkeypatch):
+    """A stand-in for the `datasets` package with the calls that are used."""
+
+    class Column:
+        def __init__(self, decode: bool = True, names: tuple = ()) -> None:
+            self.names = names
+
+    image_type, label_type = type("Image", (Column,), {}), type("ClassLabel", (Column,), {})
+
+    class Table:
+        features = types.MappingProxyType({"picture": image_type(), "kind": label_type(names=("cat", "dog"))})
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, key):
+            return [1, 0] if key == "kind" else {"picture": {"bytes": FLAT[f"{key + 1}.png"], "path": None}}
+
+        def cast_column(self, name, feature):
+            return self
+
+    asked = []
+    module = types.SimpleNamespace(
+        Image=image_type, ClassLabel=label_type, load_dataset=lambda path, split: asked.append((path, split)) or Table()
+    )
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    source = open_source("hf:owner/name:validation")
+    assert asked == [("owner/name", "validation")]
+    assert (len(source), source.class_names, source.labels.tolist(), source.lossy) == (2, ["cat", "dog"], [1, 0], False)
+    np.testing.assert_array_equal(source[1].image, picture(2))
+
+
+@pytest.mark.shared
+def test_real_zips(shared):
+    signs = open_source(shared / "data" / "sign-language-digits_10x206_100px.zip")
+    assert len(signs) == 2059 and signs.class_names == [str(i) for i in range(10)] and signs.lossy
+    assert signs[0].image.shape == (100, 100, 3)
+    photos = open_source(shared / "data" / "tiny-imagenet_200x50_64px.zip")
+    assert len(photos) == 10000 and np.bincount(photos.labels).tolist() == [50] * 200
+    grey = photos._names.index("n01774750/n01774750_116.JPEG")
+    with pytest.raises(InputError, match=r"n01774750_116\.JPEG is not an RGB"):
+        photos[grey]
