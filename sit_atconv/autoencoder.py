@@ -150,7 +150,8 @@ class DiffusersAutoencoder(Autoencoder):
 
     def __init__(self, spec: LatentSpec, module: torch.nn.Module) -> None:
         super().__init__(spec)
-        self._module = module.eval().requires_grad_(False)
+        # Channels last: a quarter faster for TAESD on a CPU, and what GPUs' convolutions want.
+        self._module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def _encode(self, images: Tensor) -> Tensor:
         encoded = self._module.encode(images.to(self._module.device, self._module.dtype))
