@@ -1,5 +1,7 @@
 """Latents read from the shards of a prepared directory."""
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +26,7 @@ class ShardDataset(LatentDataset):
             raise InputError(f"{directory} is not complete: run its preparation again to finish it.")
         _check_sizes(self._directory, manifest.shards)
         self._shards, self._stored_flip = manifest.shards, manifest.has_flip
-        self._ends = np.cumsum([shard.count for shard in manifest.shards])
+        self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
         self._readers: dict[int, ShardReader] = {}
         self.latents, self.latent_shape = manifest.latents, manifest.latent_shape
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
@@ -34,7 +36,7 @@ class ShardDataset(LatentDataset):
         self.has_flip, self.has_images = manifest.has_flip or self._is_pixels, manifest.has_images or self._is_pixels
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def where(self, index: int) -> str:
         shard, row = self._locate(index)
@@ -72,8 +74,8 @@ class ShardDataset(LatentDataset):
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, int(index - self._ends[shard] + self._shards[shard].count)
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - self._ends[shard] + self._shards[shard].count
 
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._readers:

@@ -1,0 +1,126 @@
+"""How fast training data is read: shards beside one .npy file an image, as REPA reads them.
+
+``python -m benchmarks.data`` writes synthetic latents of 256-pixel images (4 × 32 × 32) to a temporary folder, reads
+them from page cache in turns, prints a table and, with --json, writes it. Wanted: 2,500 latents/s with two workers.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.data.dataset import open_dataset
+from sit_atconv.data.manifest import Manifest, save_manifest
+from sit_atconv.data.sampler import training_loader
+from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+
+SPEC = LatentSpec("synthetic", "0" * 64, 4, 8, 0.18215, 0.0)
+SHARD_SIZE = 1024
+
+
+class OneFileEach(Dataset):
+    """A file a sample and the default collation: how REPA's loader reads latents."""
+
+    def __init__(self, root: Path) -> None:
+        self._paths = sorted(root.rglob("*.npy"))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(np.load(self._paths[index])), torch.tensor(0)
+
+
+def write_shards(root: Path, count: int) -> None:
+    """Shards with mirrored latents and with smooth pictures, which compress about as photographs do."""
+    ramp = torch.linspace(0, 255, 256)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(256, 256, 3, generator=generator) * 8
+    shards = []
+    for number, start in enumerate(range(0, count, SHARD_SIZE)):
+        index = torch.arange(start, min(start + SHARD_SIZE, count))
+        moments = torch.randn(len(index), 8, 32, 32, generator=generator).half()
+        picture = (ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + noise).clamp(0, 255).byte()
+        images = pack_images([encode_png(picture.numpy())] * len(index))
+        tensors = {"moments": moments, "moments_flip": moments.flip(-1), "labels": index % 10, "index": index, **images}
+        shards.append(write_shard(root / shard_name(number), tensors))
+    names = [str(i) for i in range(10)]
+    manifest = Manifest("synthetic", (256, 256), SPEC, names, 10, True, True, SHARD_SIZE, count, count, True, shards)
+    save_manifest(manifest, root)
+
+
+def write_files(root: Path, count: int) -> None:
+    """The layout of REPA's preparation, fp32."""
+    for index in range(count):
+        path = root / "vae-sd" / f"{index // 1000:05d}" / f"img-mean-std-{index:08d}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.zeros((8, 32, 32), dtype=np.float32))
+    (root / "vae-sd" / "dataset.json").write_text('{"labels": null}')
+
+
+def contenders(shards: Path, files: Path, batch_size: int) -> dict[str, Callable[[], Iterable]]:
+    """Name -> a function that starts an iterable of batches."""
+    ours = {"batch_size": batch_size, "seed": 0}
+    naive = {"batch_size": batch_size, "shuffle": True, "drop_last": True}
+    return {
+        "shards, no worker": lambda: training_loader(open_dataset(shards), **ours, flip=True),
+        "shards, 2 workers": lambda: training_loader(open_dataset(shards), **ours, flip=True, workers=2),
+        "shards and pictures, 2 workers": lambda: training_loader(
+            open_dataset(shards, images=True), **ours, flip=True, images=True, workers=2
+        ),
+        "REPA directory, our reader, 2 workers": lambda: training_loader(open_dataset(files), **ours, workers=2),
+        "one .npy a sample, default collation, 2 workers": lambda: DataLoader(
+            OneFileEach(files), **naive, num_workers=2
+        ),
+    }
+
+
+def rate(start: Callable[[], Iterable], batches: int, batch_size: int) -> float:
+    """Latents a second, from the arrival of the first batch on: starting workers is not reading."""
+    iterator = iter(start())
+    next(iterator)
+    began = time.perf_counter()
+    for _ in itertools.islice(iterator, batches):
+        pass
+    return batches * batch_size / (time.perf_counter() - began)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=8192, help="latents in the data set")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=48, help="timed in every turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the table here")
+    options = parser.parse_args(argv)
+
+    with tempfile.TemporaryDirectory() as folder:
+        shards, files = Path(folder, "shards"), Path(folder, "files")
+        shards.mkdir()
+        write_shards(shards, options.count)
+        write_files(files, options.count)
+        rates: dict[str, list[float]] = {}
+        for _ in range(options.turns):
+            for name, start in contenders(shards, files, options.batch_size).items():
+                rates.setdefault(name, []).append(rate(start, options.batches, options.batch_size))
+
+    rows = [{"reader": name, "latents_per_second": round(statistics.median(found))} for name, found in rates.items()]
+    print(f"{'latents/s':>10}  reader (median of {options.turns} turns)")
+    for row in rows:
+        print(f"{row['latents_per_second']:>10,}  {row['reader']}")
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
