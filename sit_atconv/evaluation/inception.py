@@ -45,9 +45,8 @@ class InceptionFeatures:
         InputError: when the weights are missing or are not this network's, or the images are not uint8 (B, 3, H, W).
     """
 
-    name = "inception"
-    title = "Inception-v3 2015-12-05"
-    neighbours = 3
+    name, title, suffix = "inception", "Inception-v3 2015-12-05", ""
+    neighbours, neighbour_limit = 3, 50_000
     dimensions = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS, "probabilities": 1008}  # noqa: RUF012
 
     def __init__(

@@ -1,0 +1,122 @@
+"""The command line of evaluate_fid.py: arguments in, a table on the terminal and a JSON file out."""
+
+import logging
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from sit_atconv.errors import InputError
+from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
+from sit_atconv.evaluation.features import create_features
+from sit_atconv.evaluation.references import Reading, write_reference
+
+log = logging.getLogger(__name__)
+
+_SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
+
+
+def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], None]) -> Namespace:
+    """The options of `evaluate_fid.py` or, after the word "reference", of `evaluate_fid.py reference`.
+
+    `add_sampling` adds the options of --checkpoint.
+    """
+    if arguments and arguments[0] == "reference":
+        return _reference_parser().parse_args(arguments[1:])
+    parser = ArgumentParser(
+        prog="evaluate_fid.py",
+        allow_abbrev=False,
+        description="FID, sFID, IS, precision and recall as the ADM evaluator defines them.",
+        epilog="evaluate_fid.py reference SOURCE OUT.npz writes a reference file.",
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--samples", metavar="SOURCE", help=_SOURCES)
+    given.add_argument("--checkpoint", type=Path, help="draw the samples from this model while they are looked at")
+    parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {_SOURCES}")
+    parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these: fid sfid is precision recall")
+    parser.add_argument("--kid", action="store_true", help="the kernel inception distance too")
+    parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="confidence intervals from N resamples")
+    parser.add_argument("--classes", help="FID class by class: labels separated by commas, or per-class for all")
+    _add_common(parser)
+    add_sampling(parser)
+    options = parser.parse_args(arguments)
+    options.command = "evaluate"
+    return options
+
+
+def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], SampleStream]) -> None:
+    """Do what was asked for. `open_stream` makes the samples of --checkpoint."""
+    state = PartialState(cpu=options.device == "cpu")
+    device = torch.device(options.device) if options.device else state.device
+    with state.main_process_first():  # which may download the weights
+        features = create_features(options.features, options.weights, device, options.fast)
+    reading = Reading(options.batch_size, _workers(options.workers, device), options.cache)
+    if options.command == "reference":
+        facts = write_reference(options.source, options.out, features, options.images, reading)
+        log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
+        return
+    _require_writable(options.json)
+    samples = options.samples or open_stream(options, device)
+    chosen = Options(options.metrics, options.kid, options.bootstrap, _classes(options.classes), reading)
+    report = evaluate(samples, options.reference, features, chosen)
+    if report is not None:
+        sys.stdout.write("\n" + report.table())
+        if options.json:
+            report.write_json(options.json)
+
+
+_WRITTEN = ("out", "count", "images_in_arr_0")
+
+
+def _reference_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="evaluate_fid.py reference",
+        allow_abbrev=False,
+        description="Write a reference file with ADM's keys, which ADM's own evaluator reads too.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    parser.add_argument("out", metavar="OUT.npz", type=Path)
+    parser.add_argument("--images", type=int, default=10_000, help="how many go into arr_0, for precision and recall")
+    parser.set_defaults(command="reference")
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--features", default="inception", metavar="NAME", help="inception, pixels, or timm:MODEL")
+    add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
+    add("--batch-size", type=int, default=64, help="for each process; does not change the numbers")
+    add("--workers", type=int, help="processes that read pictures; by default as many as help")
+    add("--cache", type=Path, metavar="DIR", help="keep features here, and go on from them after an interruption")
+    add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
+    add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
+
+
+def _workers(workers: int | None, device: torch.device) -> int:
+    if workers is not None:
+        return workers
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, available) if device.type != "cpu" else min(2, available)
+
+
+def _classes(words: str | None) -> tuple[int, ...] | None:
+    if words is None or words == "per-class":
+        return () if words is None else None
+    if not all(word.strip().isdecimal() for word in words.split(",")):
+        raise InputError(f"--classes {words}: expected labels separated by commas, such as 0,5,7, or per-class.")
+    return tuple(int(word) for word in words.split(","))
+
+
+def _require_writable(path: Path | None) -> None:
+    """Find out before the work, not after it, that the report cannot be written."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"Cannot write {path}: give --json the name of a file in a folder that you may write to.")

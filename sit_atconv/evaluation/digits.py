@@ -1,0 +1,146 @@
+"""Do samples look like the digits they were asked for? `python -m sit_atconv.evaluation.digits SAMPLES.npz`
+
+Label agreement: the share of samples that a classifier fitted on all real digits puts into the class they were asked
+for. FD-pixels: the Fréchet distance between grey pixels of samples and of held-out digits, beside that of the real
+training digits to the same, at equal counts. Exit code 1 when a limit is missed.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sit_atconv.data.digits import load_digits
+from sit_atconv.data.sources import open_source
+from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.evaluation.metrics import frechet_distance
+from sit_atconv.evaluation.moments import moments_of
+from sit_atconv.randomness import Stream, keyed_generator
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class DigitsReport:
+    """Shares are in [0, 1]; distances are of grey pixels in [0, 1]; count is how many images each distance is of."""
+
+    samples: str
+    count: int
+    label_agreement: float
+    classifier_accuracy: float
+    fd_pixels: float
+    fd_pixels_real: float
+    fd_pixels_ratio: float
+    equal_count: int
+    min_agreement: float
+    max_ratio: float
+    passed: bool
+
+
+def score_digits(path: str, min_agreement: float = 0.95, max_ratio: float = 2.0) -> DigitsReport:
+    """Score generated digits in an npz: `arr_0` uint8 (n, R, R, 3), `arr_1` the labels asked for.
+
+    Raises `InputError` when they are not square labelled digits, or a class is missing.
+    """
+    samples, labels = _load_samples(path)
+    resolution = samples.shape[1]
+    classifier, accuracy = _fit_classifier(*load_digits("all", resolution))
+    agreement = float((classifier.predict(_rows(samples)) == labels).mean())
+
+    train, heldout = load_digits("train", resolution), load_digits("heldout", resolution)
+    per_class = min(int(np.bincount(y, minlength=CLASSES).min()) for y in (labels, train[1], heldout[1]))
+    sets = [_gaussian(_balanced(x, y, per_class)) for x, y in ((samples, labels), train, heldout)]
+    ours, real = frechet_distance(*sets[0], *sets[2]), frechet_distance(*sets[1], *sets[2])
+    return DigitsReport(
+        samples=path,
+        count=len(samples),
+        label_agreement=agreement,
+        classifier_accuracy=accuracy,
+        fd_pixels=ours,
+        fd_pixels_real=real,
+        fd_pixels_ratio=ours / real,
+        equal_count=CLASSES * per_class,
+        min_agreement=min_agreement,
+        max_ratio=max_ratio,
+        passed=agreement >= min_agreement and ours / real <= max_ratio,
+    )
+
+
+def describe(report: DigitsReport) -> str:
+    """The report for a person."""
+    return (
+        f"label agreement   {report.label_agreement:7.2%}   at least {report.min_agreement:.0%} of {report.count} "
+        f"samples (the classifier is right about {report.classifier_accuracy:.1%} of real digits)\n"
+        f"FD-pixels (grey)  {report.fd_pixels:7.4f}   samples to held-out digits, {report.equal_count} each\n"
+        f"                  {report.fd_pixels_real:7.4f}   real training digits to held-out digits, "
+        f"{report.equal_count} each\n"
+        f"ratio             {report.fd_pixels_ratio:7.2f}   at most {report.max_ratio:g}\n"
+        f"{'passed' if report.passed else 'FAILED'}\n"
+    )
+
+
+def _load_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Grey images uint8-valued (n, R, R) float64 and labels (n,)."""
+    source = open_source(path)
+    if source.labels is None:
+        raise InputError(f"{path} has no labels. Expected an npz of sample.py: arr_0 (images) and arr_1 (labels).")
+    labels = np.asarray(source.labels)
+    counts = np.bincount(labels, minlength=CLASSES)
+    if len(counts) > CLASSES or counts.min() < 2:
+        raise InputError(
+            f"{path} holds {counts.tolist()} samples of classes 0, 1, …: expected 2 or more of each digit."
+        )
+    images = np.stack([source[i].image for i in range(len(source))])
+    if images.shape[1] != images.shape[2] or images.shape[1] < 8:
+        raise InputError(f"{path} holds {images.shape[2]}x{images.shape[1]} images: digits are square, 8x8 or larger.")
+    return images.mean(axis=3), labels
+
+
+def _fit_classifier(images: np.ndarray, labels: np.ndarray) -> tuple["object", float]:
+    """A support vector classifier of all real digits, and its accuracy in five-fold cross-validation."""
+    from sklearn.model_selection import cross_val_score
+    from sklearn.svm import SVC
+
+    classifier = SVC(C=10, gamma="scale")
+    accuracy = float(cross_val_score(classifier, _rows(images), labels, cv=5).mean())
+    return classifier.fit(_rows(images), labels), accuracy
+
+
+def _rows(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 255.0
+
+
+def _balanced(images: np.ndarray, labels: np.ndarray, per_class: int) -> np.ndarray:
+    """`per_class` images of each class, drawn by key."""
+    chosen = []
+    for digit in range(CLASSES):
+        members = np.flatnonzero(labels == digit)
+        chosen.append(members[keyed_generator(0, Stream.BOOTSTRAP, digit).permutation(len(members))[:per_class]])
+    return images[np.sort(np.concatenate(chosen))]
+
+
+def _gaussian(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    moments = moments_of(torch.from_numpy(_rows(images)))
+    return moments.mean(), moments.covariance()
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("samples", metavar="SAMPLES.npz")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    with exit_on_input_error():
+        report = score_digits(options.samples)
+        if options.json:
+            options.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    sys.stdout.write(describe(report))
+    sys.exit(0 if report.passed else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`evaluate`: samples and a reference in, a report out, on as many processes as there are."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+
+from sit_atconv.data.sources import ImageSource, open_source
+from sit_atconv.evaluation.collect import Collected, Wanted, collect
+from sit_atconv.evaluation.features import Features, create_features
+from sit_atconv.evaluation.loading import Batch
+from sit_atconv.evaluation.references import Reading, image_facts, look_at, read_reference, source_facts
+from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
+from sit_atconv.evaluation.scores import Comparison, choose_metrics, wanted_for
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compute.
+
+    metrics: names, or None for all that the features give. kid: the kernel distance too. bootstrap: how many
+    resamples for confidence intervals, 0 for none. classes: labels to compare class by class; () for none, None for
+    every class. reading: how images are read.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    kid: bool = False
+    bootstrap: int = 0
+    classes: tuple[int, ...] | None = ()
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """This process's contiguous share of samples that are made while they are looked at.
+
+    batches: uint8 tensors (b, 3, H, W), or objects with such `images` and `labels`. first: number of the share's first
+    sample. total: how many the share has. facts: what the report says about their origin, with "path" and "kind".
+    """
+
+    batches: Iterable[Tensor | Batch]
+    first: int = 0
+    total: int | None = None
+    facts: dict[str, Any] = field(default_factory=lambda: {"path": "a stream", "kind": "stream"})
+
+
+def evaluate(
+    samples: str | SampleStream | Iterable[Tensor],
+    reference: str,
+    features: Features | None = None,
+    options: Options | None = None,
+) -> Report | None:
+    """Compare samples with a reference.
+
+    Every process calls it; the main process gets the report, the others None. Nothing of the images is kept; of their
+    features, what precision and recall need.
+
+    Args:
+        samples: a source's path or name (every process reads its share), or images as they are made.
+        reference: ADM's npz, a file of statistics, or a source of images.
+        features: see `create_features`; None is Inception on the CPU with the published weights.
+
+    Raises:
+        InputError: for a source, reference or metric that cannot be used.
+    """
+    started = time.monotonic()
+    features, options = features or create_features(), options or Options()
+    metrics = choose_metrics(features, options.metrics, options.kid)
+    wanted = wanted_for(metrics)
+    source = open_source(samples) if isinstance(samples, str) else None  # a typo is found before an hour's work
+
+    target = read_reference(reference, features, wanted, options.reading)
+    collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
+    if not PartialState().is_main_process:
+        return None
+
+    comparison = Comparison(collected, target, features)
+    for name in metrics:
+        comparison.compute(name)
+    return Report(
+        metrics=comparison.values,
+        unsupported=comparison.lacks,
+        warnings=find_warnings(comparison.values, facts, target.facts, features, collected.labels),
+        samples=facts,
+        reference=target.facts,
+        features=features_facts(features),
+        settings={**asdict(options), "processes": PartialState().num_processes},
+        versions=library_versions(),
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def _look_at_samples(
+    source: ImageSource | None,
+    samples: str | SampleStream | Iterable[Tensor],
+    features: Features,
+    wanted: Wanted,
+    reading: Reading,
+) -> tuple[Collected, dict[str, Any]]:
+    """What was collected of the samples, and what the report says about them."""
+    if source is not None:
+        collected = look_at(source, features, wanted, reading, "samples")
+        return collected, source_facts(source, samples, collected)
+    stream = samples if isinstance(samples, SampleStream) else SampleStream(samples)
+    collected = collect(stream.batches, features, wanted, first=stream.first, total=stream.total, what="samples")
+    return collected, {"lossy": False, **stream.facts, **image_facts(collected)}

@@ -1,0 +1,99 @@
+"""Pictures of a source in file order, as uint8 batches, read ahead by worker processes."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sit_atconv.data.sources import ImageSource, SourceImage
+from sit_atconv.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """uint8 images (b, 3, H, W), labels (b,) int64 or None, and each image's digest, (b, 32) bytes."""
+
+    images: Tensor
+    labels: Tensor | None
+    digests: np.ndarray
+
+
+def image_digests(images: Tensor) -> np.ndarray:
+    """SHA-256 of each image's size and pixels (rows of RGB), (b, 32) uint8: the same from a PNG, an npz or memory."""
+    pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return np.stack([_digest(image) for image in pixels]) if len(pixels) else np.empty((0, 32), np.uint8)
+
+
+def share(count: int, process: int, processes: int) -> range:
+    """This process's part of `count` images: contiguous, in file order, and as even as possible."""
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
+def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """The images of `source` at `indices`, in that order.
+
+    Raises `InputError` when their sizes differ, or when the source does for a picture that it cannot use.
+    """
+    loader = DataLoader(
+        _Pictures(source, indices),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if workers and not torch.cuda.is_initialized() else None,
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield Batch(batch["images"], batch.get("labels"), batch["digests"].numpy())
+
+
+class _Pictures(Dataset):
+    """Map-style view of a source. A picture that cannot be used is returned as its error: raised in a worker, it would
+    reach the user with the worker's traceback."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> SourceImage | InputError:
+        try:
+            return self._source[self._indices[position]]
+        except InputError as error:
+            return error
+
+
+def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Tensor] | InputError:
+    for picture in pictures:
+        if isinstance(picture, InputError):
+            return picture
+        if picture.image.shape != pictures[0].image.shape:
+            return mixed_sizes(pictures[0].image.shape[:2], picture.image.shape[:2], picture.name)
+    pixels = np.stack([picture.image for picture in pictures])
+    batch = {
+        "images": torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        "digests": torch.from_numpy(np.stack([_digest(image) for image in pixels])),
+    }
+    if pictures[0].label is not None:
+        batch["labels"] = torch.tensor([picture.label for picture in pictures], dtype=torch.int64)
+    return batch
+
+
+def mixed_sizes(first: Sequence[int], other: Sequence[int], name: str) -> InputError:
+    """The error for images (H, W) of more than one size."""
+    return InputError(
+        f"Images differ in size: {name} is {other[1]}x{other[0]}, others are {first[1]}x{first[0]}. One set has one "
+        "size: crop or resize it (python -m sit_atconv.data.prepare does) before it is compared."
+    )
+
+
+def _digest(image: np.ndarray) -> np.ndarray:
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image))
+    return np.frombuffer(digest.digest(), dtype=np.uint8)

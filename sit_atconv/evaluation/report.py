@@ -1,0 +1,183 @@
+"""What a person and a program get to read: a table, a JSON, and the warnings without which the numbers mislead."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sit_atconv.evaluation.features import Features
+from sit_atconv.evaluation.inception import PUBLISHED_WEIGHTS_PREFIX
+
+PUBLISHED_COUNT = 50_000
+ENOUGH_NEIGHBOURS = 10_000
+
+_TITLES = {
+    **{"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID", "fd": "FD"},
+    **{"precision": "precision", "recall": "recall"},
+}
+_SUFFIXES = {"pixels": "pixels", "dinov2": "DINOv2"}
+
+
+@dataclass
+class Report:
+    """One evaluation.
+
+    metrics: name -> number. unsupported: name -> why it is not there. intervals: name -> std, low, high of a bootstrap.
+    per_class: class -> counts and distance. samples, reference, features, settings, versions: all that is needed to
+    repeat it. seconds: wall time.
+    """
+
+    metrics: dict[str, float]
+    unsupported: dict[str, str]
+    warnings: list[str]
+    samples: dict[str, Any]
+    reference: dict[str, Any]
+    features: dict[str, Any]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+    intervals: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write_json(self, path: str | Path) -> None:
+        """Write everything as JSON, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n")
+        os.replace(temporary, path)
+
+    def table(self) -> str:
+        """The numbers and what they are of, for a terminal."""
+        sha256 = self.features["weights_sha256"]
+        weights = f", weights {sha256[:8]}" if sha256 else ""
+        lines = [
+            f"samples    {_described(self.samples)}",
+            f"reference  {_described(self.reference)}",
+            f"features   {self.features['title']}{weights}",
+            "",
+        ]
+        width = max(len(title(name)) for name in (*self.metrics, *self.unsupported))
+        for name, value in self.metrics.items():
+            interval = self.intervals.get(name)
+            around = f"   95 % in [{interval['low']:.4f}, {interval['high']:.4f}]" if interval else ""
+            lines.append(f"{title(name):<{width}}  {value:10.4f}{around}")
+        lines += [f"{title(name):<{width}}  {'—':>10}   {reason}" for name, reason in self.unsupported.items()]
+        for number, row in self.per_class.items():
+            shown = f"{row['distance']:10.4f}" if "distance" in row else f"{'—':>10}"
+            lines.append(f"class {number}: {shown}   {row['samples']} samples, {row['reference']} references")
+        lines += ["", *(f"warning: {warning}" for warning in self.warnings)]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def title(name: str) -> str:
+    """A metric's name for a person: "fd_pixels" -> "FD-pixels", "precision_dinov2" -> "precision (DINOv2)"."""
+    root, _, rest = name.partition("_")
+    if rest in ("", "std"):
+        return _TITLES[root] + (" std" if rest else "")
+    std = " std" if rest.endswith("_std") else ""
+    suffix = rest.removesuffix("_std")
+    suffix = _SUFFIXES.get(suffix, suffix)
+    return (f"{_TITLES[root]}-{suffix}" if root in ("fd", "kid") else f"{_TITLES[root]} ({suffix})") + std
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the numbers pass through."""
+    versions = {"python": platform.python_version()}
+    for package in ("sit-atconv", "torch", "torchvision", "torch-fidelity", "timm", "numpy", "pillow", "accelerate"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def features_facts(features: Features) -> dict[str, Any]:
+    """What the numbers were measured with."""
+    device = features.device
+    return {
+        "name": features.name,
+        "title": features.title,
+        "weights": features.weights_path,
+        "weights_sha256": features.weights_sha256,
+        "precision": "bf16" if features.fast else "fp32",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "neighbours": features.neighbours,
+    }
+
+
+def find_warnings(
+    metrics: dict[str, float],
+    samples: dict[str, Any],
+    reference: dict[str, Any],
+    features: Features,
+    labels: Tensor | None,
+) -> list[str]:
+    """What a reader has to know before comparing these numbers with others."""
+    warnings = _about_features(features, reference)
+    if features.name != "pixels":
+        warnings += _about_counts(metrics, samples, reference)
+    dimensions = {"fid": 2048, "sfid": 2023}
+    for name, dimension in dimensions.items():
+        for what, facts in (("samples", samples), ("references", reference)):
+            if name in metrics and facts.get("count", dimension + 1) <= dimension:
+                warnings.append(
+                    f"{title(name)}: {facts['count']} {what} give a rank-deficient covariance ({dimension} dimensions)."
+                )
+    if "is" in metrics and labels is not None and len(labels.unique()) > 1 and bool((labels.diff() >= 0).all()):
+        warnings.append("The samples are sorted by class, so the inception score's chunks lack classes: IS is too low.")
+    for what, facts in (("samples", samples), ("reference images", reference)):
+        if facts["lossy"]:
+            warnings.append(f"Some {what} are stored lossily (JPEG or WebP), which changes every number.")
+    ours, theirs = ((facts.get("height"), facts.get("width")) for facts in (samples, reference))
+    if None not in theirs and ours != theirs:
+        warnings.append(
+            f"Samples are {ours[1]}x{ours[0]}, reference images {theirs[1]}x{theirs[0]}: the numbers include resizing."
+        )
+    if samples.get("images_sha256") and samples["images_sha256"] == reference.get("images_sha256"):
+        warnings.append("Samples and reference are the same images.")
+    return warnings
+
+
+def _about_features(features: Features, reference: dict[str, Any]) -> list[str]:
+    warnings = []
+    if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_WEIGHTS_PREFIX):
+        warnings.append(
+            f"The weights ({features.weights_sha256[:8]}) are not the file that torch-fidelity publishes "
+            f"({PUBLISHED_WEIGHTS_PREFIX}): compare these numbers with one another only, never with published ones."
+        )
+    if features.fast:
+        warnings.append("Features were computed in bfloat16 (--fast): not for publication.")
+    made_with = reference.get("weights_sha256")
+    if made_with and made_with != features.weights_sha256:
+        warnings.append(f"The reference was made with other weights ({made_with[:8]}): the distances mean nothing.")
+    if reference["kind"] == "statistics" and "images_in_arr_0" not in reference and not made_with:
+        warnings.append("The reference does not say which network its statistics are of; they must be the same.")
+    return warnings
+
+
+def _about_counts(metrics: dict[str, float], samples: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    warnings = []
+    if samples["count"] < PUBLISHED_COUNT:
+        warnings.append(
+            f"{samples['count']} samples: published numbers are of {PUBLISHED_COUNT}; distances are larger for fewer."
+        )
+    points = reference.get("images_in_arr_0", reference).get("count", 0)
+    if any(name.startswith(("precision", "recall")) for name in metrics) and points < ENOUGH_NEIGHBOURS:
+        warnings.append(
+            f"Precision and recall against {points} reference images: published ones are against {ENOUGH_NEIGHBOURS}."
+        )
+    return warnings
+
+
+def _described(facts: dict[str, Any]) -> str:
+    count = f"{facts['count']} images" if "count" in facts else "stored statistics"
+    size = f" of {facts['width']}x{facts['height']}" if "width" in facts else ""
+    digest = facts.get("images_sha256") or facts.get("file_sha256")
+    return f"{facts['path']}: {count}{size}, sha256 {digest[:8]}"
