@@ -116,6 +116,15 @@ def test_who_writes_makes_no_difference(photos, vae, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_shards_without_a_decodable_picture_stay_empty(photos, vae, tmp_path):
+    manifest = prepare(options(photos, tmp_path / "out", vae, shard_size=1))
+    assert [shard.count for shard in manifest.shards] == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0]
+    verify_dataset(str(tmp_path / "out"))
+    dataset = open_dataset(tmp_path / "out", images=True)
+    assert [dataset.source_index(index) for index in range(9)] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert dataset.read(range(9), [False] * 9)["label"].tolist() == dataset.labels().tolist() == [0] * 4 + [1] * 5
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(photos, vae, tmp_path):
     prepare(options(photos, tmp_path / "one", vae))

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -88,8 +89,12 @@ def prepare(options: PrepareOptions) -> Manifest:
 
 
 def process_state() -> PartialState:
-    """This process among those of the launcher. Without an accelerator, Accelerate joins them only if told so."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    """This process among those of the launcher.
+
+    Without an accelerator, Accelerate joins processes only if told so. They wait for one another as long as it takes:
+    after a restart one may have hours more to do than the others; a dead one is noticed by the launcher.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def _describe(options: PrepareOptions, source: ImageSource, autoencoder: Autoencoder) -> Manifest:
