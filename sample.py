@@ -1,6 +1,7 @@
 """Draw samples from a checkpoint: `python sample.py --checkpoint RUN/checkpoints/latest/model --out OUT`."""
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 from sit_atconv.errors import exit_on_input_error
@@ -8,7 +9,7 @@ from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
 from sit_atconv.sampling import SOLVERS, SamplerSettings, sample_to_directory
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
@@ -30,7 +31,7 @@ def main() -> None:
     add("--precision", choices=("no", "bf16"), default="no", help="bf16 runs the network in autocast")
     add("--vae", help="decode with this autoencoder instead of the one the checkpoint names")
     add("--png", action="store_true", help="write every sample as a PNG too")
-    flags = vars(parser.parse_args())
+    flags = vars(parser.parse_args(argv))
     call = {name: flags.pop(name) for name in ("checkpoint", "out", "num_samples", "labels", "seed", "batch_size")}
     call |= {name: flags.pop(name) for name in ("vae", "png")}
     flags["interval"] = tuple(flags["interval"])

@@ -1,11 +1,13 @@
 """Train a SiT: `python train.py --config configs/quickstart.yaml --run runs/first [--section.key value ...]`."""
 
+from collections.abc import Sequence
+
 from sit_atconv.config import parse_command_line
 from sit_atconv.errors import InputError, exit_on_input_error
 
 
-def main() -> None:
-    config, run = parse_command_line()
+def main(argv: Sequence[str] | None = None) -> None:
+    config, run = parse_command_line(argv)
     with exit_on_input_error():
         if run is None:
             raise InputError("Say where the run shall live: --run runs/NAME. The same --run again continues it.")

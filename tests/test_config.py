@@ -39,8 +39,8 @@ def test_the_published_settings() -> None:
 
 def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     config, run = parse_command_line(
-        ["--config", str(CONFIGS / "imagenet256_repa.yaml"), "--run", "runs/x", "--training.steps", "7"]
-        + ["--alignment.coefficient", "0.25", "--model.mixer_pattern", "[atconv, attention]"]
+        f"--config {CONFIGS}/imagenet256_repa.yaml --run runs/x --training.steps 7 --alignment.coefficient 0.25 "
+        "--model.mixer_pattern [atconv,attention]".split()
     )
     assert run == Path("runs/x")
     assert config.training.steps == 7

@@ -49,7 +49,7 @@ def train(config: Config, run: Path) -> None:
     preview = Preview(config.preview, session.dataset, run / "samples", settings.seed)
     interval = _Interval(session)
     progress = tqdm(
-        initial=step, total=settings.steps, unit="step", desc="training", disable=not accelerator.is_main_process
+        initial=step, total=settings.steps, unit="step", desc="training", mininterval=1, disable=not accelerator.is_main_process
     )
 
     while step < settings.steps:
