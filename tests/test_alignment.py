@@ -124,6 +124,8 @@ def test_weights_that_do_not_fit(tmp_path):
         "partial.pth": {k: v for k, v in state.items() if not k.startswith("blocks.1.")},
         "wider.pth": timm.create_model("test_vit4", num_classes=0).state_dict(),
         "code.pth": {"model": pytest.raises},
+        "list.pth": [1, 2],
+        "settings.pth": {"model": {"depth": 2}},
     }
     for name, content in files.items():
         torch.save(content, tmp_path / name)
@@ -132,6 +134,8 @@ def test_weights_that_do_not_fit(tmp_path):
         "partial.pth": r"lacks \d+ of the teacher's tensors .blocks.1",
         "wider.pth": "another teacher's weights|lacks",
         "code.pth": "holds tensors only",
+        "list.pth": "holds no weights",
+        "settings.pth": "holds no weights",
         "cut.safetensors": "Cannot read teacher weights",
         "missing.pth": "are not a file",
     }.items():

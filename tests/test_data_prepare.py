@@ -273,6 +273,8 @@ def test_command_line(photos, vae, tmp_path, capsys):
         [*common, "--resolution", "0"],
         [*common, "--resolution", "16:9"],
         [*common, "--resolution", "16", "--shard-size", "5000"],
+        [*common, "--resolution", "16", "--batch-size", "0"],
+        [*common, "--resolution", "16", "--workers", "-1"],
         [*common, "--resolution", "16"],
         [photos + "/none", out, "--vae", vae, "--resolution", "16"],
     ):

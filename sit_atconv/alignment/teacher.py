@@ -100,11 +100,11 @@ def _load_weights(model: nn.Module, path: str) -> None:
     """Load a local file, in timm's names or in a release's that timm can translate; heads are left out."""
     state = _read_state(path)
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    state = translate(state, model) if translate else state
     try:
+        state = translate(state, model) if translate else state
         missing = model.load_state_dict(state, strict=False).missing_keys
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or ["shapes differ"])[-1].strip()
         raise InputError(f"{path} holds another teacher's weights: {reason}") from error
     if missing:
         raise InputError(
@@ -126,5 +126,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
             "torch checkpoint that holds tensors only."
         ) from error
     for key in ("teacher", "model", "state_dict"):
-        state = state[key] if isinstance(state.get(key), dict) else state
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no weights: expected a dictionary of tensors.")
     return state

@@ -15,20 +15,24 @@ from sit_atconv.autoencoder import Autoencoder
 from sit_atconv.data.crop import center_crop
 from sit_atconv.data.manifest import Manifest, ShardInfo, SkippedImage, read_json, write_json
 from sit_atconv.data.protocol import ImageSource
-from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.data.shards import encode_png, join_images, pack_images, shard_name, write_shard
 from sit_atconv.errors import InputError
 from sit_atconv.images import to_float
 
 
 @dataclass
 class CroppedBatch:
-    """Decoded pictures of one shard: `images` (n, H, W, 3) uint8, `pngs` their PNG files where they are kept."""
+    """Decoded pictures of one shard: `images` (n, H, W, 3) uint8, `packed` their PNG files where they are kept.
+
+    Bulk travels from a worker as tensors, in shared memory: a worker that outlives a killed parent would hang on a
+    full pipe.
+    """
 
     shard: int
     images: Tensor
     index: list[int]
     labels: list[int]
-    pngs: list[bytes]
+    packed: dict[str, Tensor]
     skipped: list[SkippedImage]
 
 
@@ -41,7 +45,7 @@ class _CroppedBatches(Dataset):
     def __getitem__(self, key: tuple[int, int, int]) -> CroppedBatch:
         shard, start, stop = key
         height, width = self._manifest.resolution
-        batch = CroppedBatch(shard, torch.empty(0, height, width, 3, dtype=torch.uint8), [], [], [], [])
+        batch = CroppedBatch(shard, torch.empty(0, height, width, 3, dtype=torch.uint8), [], [], {}, [])
         crops = []
         for index in range(start, stop):
             try:
@@ -55,7 +59,7 @@ class _CroppedBatches(Dataset):
         if crops:
             batch.images = torch.from_numpy(np.stack(crops))
         if self._manifest.has_images:
-            batch.pngs = [encode_png(crop) for crop in crops]
+            batch.packed = pack_images([encode_png(crop) for crop in crops])
         return batch
 
 
@@ -153,7 +157,7 @@ def _write(directory: Path, number: int, manifest: Manifest, parts: list[tuple[C
             row = int((~torch.isfinite(tensors[name]).flatten(1).all(1)).int().argmax())
             raise InputError(f"The autoencoder made NaN or infinity of picture {index[row]} of {manifest.source}.")
     if manifest.has_images:
-        tensors |= pack_images([png for batch, _ in parts for png in batch.pngs])
+        tensors |= join_images([batch.packed for batch, _ in parts])
     info = write_shard(directory / shard_name(number), tensors)
     skipped = [asdict(skip) for batch, _ in parts for skip in batch.skipped]
     write_json(_note_path(directory, number), {"shard": asdict(info), "skipped": skipped})

@@ -177,8 +177,8 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_SHARD_SIZE,
         help=f"samples a shard (default, most: {MAX_SHARD_SIZE})",
     )
-    add("--max-bad", type=int, default=0, help="pictures that may be undecodable (default 0)")
-    add("--workers", type=int, default=2, help="decoding processes for each encoding one (default 2)")
+    add("--max-bad", type=_count, default=0, help="pictures that may be undecodable (default 0)")
+    add("--workers", type=_count, default=2, help="decoding processes for each encoding one (default 2)")
     add("--verify", action="store_true", help="check every byte of the data set (afterwards, or with OUT alone)")
     return parser
 
@@ -190,8 +190,14 @@ def _resolution(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number, 0 or more")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if _count(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 

@@ -52,6 +52,16 @@ def pack_images(pngs: list[bytes]) -> dict[str, Tensor]:
     return {"images": joined, "image_offsets": torch.from_numpy(offsets).long()}
 
 
+def join_images(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Several results of `pack_images`, one behind the other."""
+    starts = np.cumsum([0, *(len(part["images"]) for part in parts)]).tolist()
+    offsets = [part["image_offsets"][:-1] + start for part, start in zip(parts, starts, strict=False)]
+    return {
+        "images": torch.cat([part["images"] for part in parts]),
+        "image_offsets": torch.cat([*offsets, torch.tensor(starts[-1:])]),
+    }
+
+
 class ShardReader:
     """A shard opened for reading rows. Tensors are views of the file's memory map: nothing is read before it is used.
 
