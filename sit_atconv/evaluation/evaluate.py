@@ -10,9 +10,12 @@ from accelerate import PartialState
 from torch import Tensor
 
 from sit_atconv.data.sources import ImageSource, open_source
+from sit_atconv.errors import InputError
+from sit_atconv.evaluation.bootstrap import intervals
 from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features, create_features
 from sit_atconv.evaluation.loading import Batch
+from sit_atconv.evaluation.per_class import NO_LABELS, per_class_distances
 from sit_atconv.evaluation.references import Reading, image_facts, look_at, read_reference, source_facts
 from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
 from sit_atconv.evaluation.scores import Comparison, choose_metrics, wanted_for
@@ -71,11 +74,15 @@ def evaluate(
     """
     started = time.monotonic()
     features, options = features or create_features(), options or Options()
+    if options.bootstrap == 1 or options.bootstrap < 0:
+        raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
     metrics = choose_metrics(features, options.metrics, options.kid)
-    wanted = wanted_for(metrics)
+    wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
     source = open_source(samples) if isinstance(samples, str) else None  # a typo is found before an hour's work
+    if source is not None and source.labels is None and options.classes != ():
+        raise InputError(NO_LABELS)
 
-    target = read_reference(reference, features, wanted, options.reading)
+    target = read_reference(reference, features, wanted, options.reading, options.classes)
     collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
     if not PartialState().is_main_process:
         return None
@@ -92,6 +99,8 @@ def evaluate(
         features=features_facts(features),
         settings={**asdict(options), "processes": PartialState().num_processes},
         versions=library_versions(),
+        intervals=intervals(comparison, options.bootstrap) if options.bootstrap else {},
+        per_class={} if options.classes == () else per_class_distances(collected, target, features, options.classes),
         seconds=round(time.monotonic() - started, 2),
     )
 

@@ -12,12 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
 
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.inception import (
-    InceptionFeatures,
-    file_sha256,
-    full_precision,
-    require_uint8_images,
-)
+from sit_atconv.evaluation.grouping import Grouped
+from sit_atconv.evaluation.inception import InceptionFeatures, file_sha256, require_uint8_images
 
 MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
 
@@ -108,16 +104,19 @@ class TimmFeatures:
         self._mean, self._std = list(config["mean"]), list(config["std"])
         self.weights_path = None if weights is None else str(weights)
         self.weights_sha256 = None if weights is None else file_sha256(weights)
+        self._grouped = Grouped(self._forward, self.device, 8 if self.device.type == "cpu" else 64)
         source = self.weights_sha256 or self._model.pretrained_cfg.get("tag")
         self.identity = f"{self.name} {source} {self._size} {'bf16' if fast else 'fp32'}"
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Features of uint8 images (B, 3, H, W)."""
         require_uint8_images(images)
-        small = resize(images.to(self.device), list(self._size), InterpolationMode.BICUBIC, antialias=True)
+        return self._grouped(images)
+
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        small = resize(images, list(self._size), InterpolationMode.BICUBIC, antialias=True)
         x = normalize(small.float() / 255, self._mean, self._std)
-        with full_precision(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             pool = self._model.forward_head(self._model.forward_features(x), pre_logits=True)
         return {"pool": pool.float()}
 

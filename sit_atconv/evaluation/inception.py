@@ -4,13 +4,11 @@ Layers and weights are torch-fidelity's. What is done to them here changes speed
 folded into the convolutions, the TF1 resize is a gather and a product, and images go through in small groups.
 """
 
-import contextlib
 import copy
 import hashlib
 import io
 import pickle
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sit_atconv.errors import InputError
+from sit_atconv.evaluation.grouping import Grouped
 
 PUBLISHED_WEIGHTS_PREFIX = "6726825d"  # of the SHA-256 of the file that torch-fidelity publishes
 _INPUT_SIZE = 299
@@ -67,18 +66,16 @@ class InceptionFeatures:
         self._spatial = _first_channels(network.Mixed_6d.branch1x1).to(self.device, memory_format=layout)
         self._classes = network.fc.weight.to(self.device)
         self._layout = layout
-        self._group = 8 if self.device.type == "cpu" else 64  # on a CPU, what the last cache level holds
+        group = 8 if self.device.type == "cpu" else 64  # on a CPU, what its caches hold
+        self._grouped = Grouped(self._forward, self.device, group)
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of a batch, on the features' device. The size of the batch does not matter (1e-6)."""
+        """Features of a batch, on the features' device: the same bits whatever the size of the batch."""
         require_uint8_images(images)
-        with full_precision(self.device):
-            groups = [self._forward(group) for group in images.split(self._group)]
-        return {key: torch.cat([group[key] for group in groups]) for key in groups[0]}
+        return self._grouped(images)
 
     def _forward(self, images: Tensor) -> dict[str, Tensor]:
-        pixels = (images.to(self.device).float() - 128) / 128
+        pixels = (images.float() - 128) / 128
         x = resize_tf1(pixels, _INPUT_SIZE).contiguous(memory_format=self._layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             x = self._stem(x)
@@ -123,21 +120,6 @@ def _taps(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]
     position = torch.arange(size, dtype=torch.float32, device=like.device) * scale
     low = position.long()
     return low, (low + 1).clamp_max(length - 1), (position - low).to(like.dtype)
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32, no autotuned kernels, no surrounding autocast; what was set before is set again."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def file_sha256(path: str | Path) -> str:

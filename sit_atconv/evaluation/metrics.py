@@ -15,6 +15,7 @@ from sit_atconv.randomness import Stream, keyed_generator
 Array = np.ndarray | Tensor
 
 IS_CHUNK = 5000
+KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's defaults
 
 
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
@@ -107,12 +108,12 @@ def _chunk_score(total: Tensor, entropy: Tensor, count: Tensor) -> float:
 
 
 def kernel_distance(
-    reference: Array, samples: Array, subsets: int = 100, size: int = 1000, seed: int = 0
+    reference: Array, samples: Array, subsets: int = KID_SUBSETS, size: int = KID_SIZE, seed: int = 0
 ) -> tuple[float, float]:
     """Kernel inception distance (Binkowski et al. 2018) of features (n, d) and (m, d): mean, standard deviation.
 
     Unbiased squared MMD with the kernel (x.y / d + 1)^3, on `subsets` random subsets of `size` features of each side
-    (fewer where there are fewer), torch-fidelity's defaults.
+    (fewer where there are fewer).
     """
     reference, samples = torch.as_tensor(reference), torch.as_tensor(samples)
     size = min(size, len(reference), len(samples))

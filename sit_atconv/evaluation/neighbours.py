@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.inception import full_precision
+from sit_atconv.evaluation.grouping import full_precision
 
 Array = np.ndarray | Tensor
 
@@ -41,7 +41,7 @@ def manifold_membership(
     n, m = len(reference), len(samples)
     whole = n * n / 2 + m * m / 2 + n * m
     report = (lambda pairs: progress(pairs / whole)) if progress else lambda pairs: None
-    with torch.inference_mode(), full_precision(samples.device):
+    with torch.inference_mode(), full_precision():
         reference_radii = neighbour_radii(reference, k, report)
         sample_radii = neighbour_radii(samples, k, report)
         return _inside(reference, reference_radii, samples, sample_radii, report)

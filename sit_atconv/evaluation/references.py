@@ -34,13 +34,13 @@ class Reference:
     """What samples are compared with.
 
     gaussians: mean and covariance by kind of feature. points: pool features (n, d) for precision, recall and the
-    kernel distance, or None; labels: their classes, where known. lacks: kind of feature or "points" -> why it is not
-    there. facts: what a report says about it.
+    kernel distance, or None. by_class: label -> pool features, of the classes asked for. lacks: kind of feature or
+    "points" -> why it is not there. facts: what a report says about it.
     """
 
     gaussians: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     points: Tensor | None = None
-    labels: Tensor | None = None
+    by_class: dict[int, Tensor] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -54,23 +54,44 @@ class Reading:
     cache: str | Path | None = None
 
 
-def read_reference(path: str, features: Features, wanted: Wanted, reading: Reading | None = None) -> Reference:
+def read_reference(
+    path: str,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading | None = None,
+    classes: tuple[int, ...] | None = (),
+) -> Reference:
     """The reference at `path`, with what is `wanted` as far as it has it.
 
     An npz with `mu` keeps its stored statistics, which were made from more images than it holds; other sources are
-    looked at image by image, on all processes. Raises `InputError` for a reference that cannot be used.
+    looked at image by image, on all processes. `classes`: whose features to keep by class, None for all.
+
+    Raises:
+        InputError: for a reference that cannot be used, or that has no labels when classes are asked for.
     """
     reading = reading or Reading()
     members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
-    if "mu" not in members:
-        return _from_images(open_source(path), path, features, wanted, reading)
-    if features.name != "inception":
-        if "arr_0" not in members:
+    stored = "mu" in members and features.name == "inception"
+    if "arr_0" not in members and "mu" in members:
+        if not stored:
             raise InputError(f"{path} holds statistics of Inception features only; {features.title} need its images.")
-        reference = _from_images(open_source(path), path, features, wanted, reading)
-        reference.facts["note"] = "the stored statistics are Inception's: recomputed from the images in arr_0"
+        if classes != ():
+            raise InputError(f"{path} holds no images, so it cannot be compared class by class.")
+        return _from_statistics(path, members, features)
+    source = open_source(path)
+    if classes != () and source.labels is None:
+        raise InputError(f"{path} has no labels, so it cannot be compared class by class.")
+    if not stored:
+        reference = _from_images(source, path, features, wanted, reading, classes)
+        if "mu" in members:
+            reference.facts["note"] = "stored statistics are Inception's: computed from the images in arr_0 instead"
         return reference
-    return _from_statistics(path, members, features, wanted, reading)
+    reference = _from_statistics(path, members, features)
+    if wanted.kept or classes != ():
+        images = _from_images(source, path, features, Wanted(kept=frozenset({"pool"})), reading, classes)
+        reference.points, reference.by_class = images.points, images.by_class
+        reference.facts["images_in_arr_0"] = images.facts
+    return reference
 
 
 def look_at(
@@ -106,20 +127,31 @@ def image_facts(collected: Collected) -> dict[str, Any]:
     return {"count": collected.count, "height": height, "width": width, "images_sha256": digest}
 
 
-def _from_images(source: ImageSource, path: str, features: Features, wanted: Wanted, reading: Reading) -> Reference:
-    limit = features.neighbour_limit
-    rows = None
-    if len(source) > limit:  # features of millions of images are not kept
-        rows = np.zeros(len(source), bool)
-        rows[keyed_generator(0, Stream.ORDER, len(source)).permutation(len(source))[:limit]] = True
-    collected = look_at(source, features, wanted, reading, "reference", rows)
+def _from_images(
+    source: ImageSource,
+    path: str,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading,
+    classes: tuple[int, ...] | None,
+) -> Reference:
+    """A reference looked at image by image; of millions of images, only the features that are needed are kept."""
+    count = len(source)
+    near = np.zeros(count, bool)  # what precision and recall look at
+    near[keyed_generator(0, Stream.ORDER, count).permutation(count)[: features.neighbour_limit]] = True
+    chosen = np.unique(source.labels) if classes is None else np.array(classes, dtype=np.int64)
+    rows = near | np.isin(source.labels, chosen) if len(chosen) else near
+    collected = look_at(source, features, wanted, reading, "reference", None if rows.all() else rows)
     gaussians = {kind: (moments.mean(), moments.covariance()) for kind, moments in collected.moments.items()}
-    return Reference(
-        gaussians, collected.kept.get("pool"), collected.labels, facts=source_facts(source, path, collected)
-    )
+    reference = Reference(gaussians, facts=source_facts(source, path, collected))
+    if "pool" in collected.kept:
+        kept = collected.kept["pool"]
+        reference.points = kept[torch.from_numpy(near[rows])]
+        reference.by_class = {int(c): kept[torch.from_numpy(source.labels[rows] == c)] for c in chosen}
+    return reference
 
 
-def _from_statistics(path: str, members: list[str], features: Features, wanted: Wanted, reading: Reading) -> Reference:
+def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
     reference = Reference(facts={"path": path, "kind": "statistics", "lossy": False, "file_sha256": file_sha256(path)})
     for kind, (mu, sigma) in STORED.items():
         if mu in members and sigma in members:
@@ -134,10 +166,6 @@ def _from_statistics(path: str, members: list[str], features: Features, wanted: 
         reference.facts["count"] = int(read_npz_member(path, "count"))
     if "arr_0" not in members:
         reference.lacks["points"] = f"{path} holds no images (arr_0)"
-    elif wanted.kept:
-        points = look_at(open_source(path), features, Wanted(kept=wanted.kept), reading, "reference")
-        reference.points, reference.labels = points.kept["pool"], points.labels
-        reference.facts["images_in_arr_0"] = image_facts(points)
     return reference
 
 

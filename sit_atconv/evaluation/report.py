@@ -66,12 +66,14 @@ class Report:
         width = max(len(title(name)) for name in (*self.metrics, *self.unsupported))
         for name, value in self.metrics.items():
             interval = self.intervals.get(name)
-            around = f"   95 % in [{interval['low']:.4f}, {interval['high']:.4f}]" if interval else ""
-            lines.append(f"{title(name):<{width}}  {value:10.4f}{around}")
+            digits = 6 if name.startswith("kid") else 4
+            around = f"   95 % in [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]" if interval else ""
+            lines.append(f"{title(name):<{width}}  {value:10.{digits}f}{around}")
         lines += [f"{title(name):<{width}}  {'—':>10}   {reason}" for name, reason in self.unsupported.items()]
         for number, row in self.per_class.items():
-            shown = f"{row['distance']:10.4f}" if "distance" in row else f"{'—':>10}"
-            lines.append(f"class {number}: {shown}   {row['samples']} samples, {row['reference']} references")
+            lines.append(
+                f"class {number:<6} {row['distance']:10.4f}   {row['samples']} samples, {row['references']} references"
+            )
         lines += ["", *(f"warning: {warning}" for warning in self.warnings)]
         return "\n".join(lines).rstrip() + "\n"
 

@@ -32,15 +32,15 @@ def choose_metrics(features: Features, chosen: Iterable[str] | None, kid: bool) 
     return tuple(name for name in names if chosen is None or name in chosen) + extra
 
 
-def wanted_for(metrics: Iterable[str], bootstrap: bool = False) -> Wanted:
-    """What has to be collected of the samples for these metrics; a bootstrap keeps what it draws from."""
+def wanted_for(metrics: Iterable[str], per_class: bool = False, bootstrap: bool = False) -> Wanted:
+    """What has to be collected of the samples for these metrics, for distances per class, and for a bootstrap."""
     roots = {name.split("_")[0] for name in metrics}
     moments, kept = set(), set()
     if roots & {"fid", "fd"}:
         moments.add("pool")
     if "sfid" in roots:
         moments.add("spatial")
-    if roots & {"precision", "recall", "kid"}:
+    if per_class or roots & {"precision", "recall", "kid"}:
         kept.add("pool")
     if bootstrap:
         kept |= moments | ({"probabilities"} if "is" in roots else set())

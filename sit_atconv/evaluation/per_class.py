@@ -1,0 +1,55 @@
+"""The Fréchet distance class by class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sit_atconv.errors import InputError
+from sit_atconv.evaluation.collect import Collected
+from sit_atconv.evaluation.features import Features
+from sit_atconv.evaluation.metrics import frechet_distance
+from sit_atconv.evaluation.moments import moments_of
+from sit_atconv.evaluation.references import Reference
+
+NO_LABELS = "The samples have no labels: comparing by class needs class folders, arr_1 in the npz, or a checkpoint."
+
+
+def per_class_distances(
+    samples: Collected, reference: Reference, features: Features, classes: tuple[int, ...] | None
+) -> dict[str, dict[str, Any]]:
+    """Label -> counts and the distance between that class's samples and references; `classes` None means all.
+
+    Raises `InputError` when a side has no labels, or a class has fewer than two images on a side.
+    """
+    if samples.labels is None:
+        raise InputError(
+            "The samples have no labels: --classes needs class folders, arr_1 in the npz, or a checkpoint."
+        )
+    labels = sorted(reference.by_class) if classes is None else classes
+    result = {}
+    for label in tqdm(labels, desc="class by class", unit="class"):
+        ours, theirs = samples.kept["pool"][samples.labels == label], reference.by_class.get(label, [])
+        if min(len(ours), len(theirs)) < 2:
+            raise InputError(
+                f"Class {label} has {len(ours)} samples and {len(theirs)} references; a distance needs two of each."
+            )
+        distance = feature_distance(ours.to(features.device), theirs.to(features.device))
+        result[str(label)] = {"samples": len(ours), "references": len(theirs), "distance": distance}
+    return result
+
+
+def feature_distance(x: Tensor, y: Tensor) -> float:
+    """Squared Fréchet distance between Gaussians fitted to features x (n, d) and y (m, d).
+
+    With fewer vectors than dimensions the cross term is the nuclear norm of X Y^T, X and Y centred: the square roots of
+    the eigenvalues of X^T X Y^T Y.
+    """
+    if max(len(x), len(y)) >= x.shape[1]:
+        (one, other) = moments_of(x), moments_of(y)
+        return frechet_distance(one.mean(), one.covariance(), other.mean(), other.covariance())
+    x, y = x.double(), y.double()
+    a, b = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    return float((x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * cross)
