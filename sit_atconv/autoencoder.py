@@ -119,6 +119,11 @@ class Autoencoder(ABC):
         parts = latents.split(chunk) if chunk else (latents,)
         return torch.cat([self._decode(self.spec.denormalise(part.float())).float().clamp(-1, 1) for part in parts])
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it computes; pictures and latents may come from anywhere."""
+
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor: ...
 
@@ -134,6 +139,10 @@ class IdentityAutoencoder(Autoencoder):
             raise InputError(f"The identity autoencoder has 3 channels (RGB) or 1 (grey), not {channels}.")
         super().__init__(LatentSpec(IDENTITY, None, channels, 1))
         self._device = torch.device(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     def _encode(self, images: Tensor) -> Tensor:
         images = images.to(self._device).float()
@@ -152,6 +161,10 @@ class DiffusersAutoencoder(Autoencoder):
         super().__init__(spec)
         # Channels last: a quarter faster for TAESD on a CPU, and what GPUs' convolutions want.
         self._module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        return self._module.device
 
     def _encode(self, images: Tensor) -> Tensor:
         encoded = self._module.encode(images.to(self._module.device, self._module.dtype))

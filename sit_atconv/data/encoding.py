@@ -1,7 +1,9 @@
 """The work of preparation: pictures of a source -> cropped, encoded batches -> shards, one process's share of them."""
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from sit_atconv.data.protocol import ImageSource
 from sit_atconv.data.shards import encode_png, join_images, pack_images, shard_name, write_shard
 from sit_atconv.errors import InputError
 from sit_atconv.images import to_float
+
+_CPU_GROUP = 4
 
 
 @dataclass
@@ -87,11 +91,12 @@ def write_shards(
     ]
     batches = DataLoader(_CroppedBatches(source, manifest), batch_size=None, sampler=keys, num_workers=workers)
     total = sum(len(positions) for positions in ranges.values())
-    with tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05) as bar:
+    bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05)
+    with bar, _encoder(autoencoder) as encode:
         for number, shard in _by_shard(batches):
             parts = []
             for batch in shard:
-                parts.append((batch, _encode(autoencoder, batch.images, manifest.has_flip)))
+                parts.append((batch, _encode(encode, batch.images, manifest.has_flip)))
                 bar.update(len(batch.index) + len(batch.skipped))
             _write(directory, number, manifest, parts)
 
@@ -134,13 +139,31 @@ def _by_shard(batches: Iterable[CroppedBatch]) -> Iterator[tuple[int, Iterator[C
     return itertools.groupby(batches, key=lambda batch: batch.shard)
 
 
-def _encode(autoencoder: Autoencoder, images: Tensor, flip: bool) -> dict[str, Tensor]:
+@contextlib.contextmanager
+def _encoder(autoencoder: Autoencoder) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Pictures in [-1, 1] -> moments, the same bits from any number of processes.
+
+    CPU kernels choose their order of summation by the number of threads, which a launcher sets. There, small groups
+    are encoded by one thread each, as many at a time as there are threads; small ones also stay in the caches.
+    """
+    if autoencoder.device.type != "cpu":
+        yield autoencoder.encode
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda images: torch.cat(list(pool.map(autoencoder.encode, images.split(_CPU_GROUP))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _encode(encode: Callable[[Tensor], Tensor], images: Tensor, flip: bool) -> dict[str, Tensor]:
     """Moments in fp16 on the CPU, of the pictures (n, H, W, 3) uint8 and, if `flip`, of their mirror images."""
     if len(images) == 0:
         return {}
     x = to_float(images.permute(0, 3, 1, 2))
-    encoded = {"moments": autoencoder.encode(x).half().cpu()}
-    return encoded | ({"moments_flip": autoencoder.encode(x.flip(-1)).half().cpu()} if flip else {})
+    encoded = {"moments": encode(x).half().cpu()}
+    return encoded | ({"moments_flip": encode(x.flip(-1)).half().cpu()} if flip else {})
 
 
 def _write(directory: Path, number: int, manifest: Manifest, parts: list[tuple[CroppedBatch, dict]]) -> None:
