@@ -51,8 +51,10 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], Non
 
 def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], SampleStream]) -> None:
     """Do what was asked for. `open_stream` makes the samples of --checkpoint."""
+    if options.batch_size < 1 or (options.workers or 0) < 0:
+        raise InputError("The batch size must be at least 1 and the number of workers at least 0.")
     state = PartialState(cpu=options.device == "cpu")
-    device = torch.device(options.device) if options.device else state.device
+    device = _device(options.device, state)
     with state.main_process_first():  # which may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
     reading = Reading(options.batch_size, _workers(options.workers, device), options.cache)
@@ -96,6 +98,16 @@ def _add_common(parser: ArgumentParser) -> None:
     add("--cache", type=Path, metavar="DIR", help="keep features here, and go on from them after an interruption")
     add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
+
+
+def _device(name: str | None, state: PartialState) -> torch.device:
+    """The device asked for, or this process's own."""
+    try:
+        device = torch.device(name or state.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"Cannot use the device '{name}' here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _workers(workers: int | None, device: torch.device) -> int:

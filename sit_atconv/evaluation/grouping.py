@@ -36,8 +36,9 @@ class Grouped:
         count = len(images)
         if count < self._group:
             images = torch.cat([images, images[-1:].expand(self._group - count, -1, -1, -1)])
+        images = images.to(self._device).contiguous()  # the layout of memory chooses kernels too
         with torch.autocast(self._device.type, enabled=False):  # whatever surrounds the call
-            return {kind: features[:count] for kind, features in self._forward(images.to(self._device)).items()}
+            return {kind: features[:count] for kind, features in self._forward(images).items()}
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class FrechetTarget:
     def __init__(self, mu: Array, sigma: Array) -> None:
         self.mu, self.sigma = _gaussian(mu, sigma)
         eigenvalues, vectors = torch.linalg.eigh(self.sigma)
-        self.root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
+        self.root = (vectors * _root(eigenvalues)) @ vectors.T
 
     def distance(self, mu: Array, sigma: Array) -> float:
         """The distance to another Gaussian, see `frechet_distance`."""
@@ -45,8 +45,15 @@ class FrechetTarget:
         if mu.shape != self.mu.shape:
             raise InputError(f"Features of {len(self.mu)} and {len(mu)} dimensions cannot be compared.")
         product = self.root @ sigma @ self.root
-        cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+        cross = _root(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
         return float((self.mu - mu).square().sum() + self.sigma.trace() + sigma.trace() - 2 * cross)
+
+
+def _root(eigenvalues: Tensor) -> Tensor:
+    """Square roots of a semidefinite matrix's eigenvalues. Those within rounding of zero are zero: the root of rounding
+    noise, 1e-8 of the largest root, is not small when there are thousands of them."""
+    noise = eigenvalues.max().clamp_min(0) * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    return torch.where(eigenvalues > noise, eigenvalues, 0).sqrt()
 
 
 def _gaussian(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:

@@ -190,10 +190,12 @@ def write_reference(
 
     arr_0 takes `images` pictures drawn by key, in random order, against which ADM and we count precision and recall;
     arr_1 their labels, if any; weights_sha256 and count say how it was made (ADM ignores them). Returns the facts.
-    Raises `InputError` when `out` exists or the features are not Inception's.
+    Raises `InputError` when `out` exists, there is nothing to write, or the features are not Inception's.
     """
     if features.name != "inception" or features.fast:
         raise InputError("A reference file holds the published statistics: --features inception, without --fast.")
+    if images < 1:
+        raise InputError("Precision and recall need images in the reference: --images must be at least 1.")
     if Path(out).exists():
         raise InputError(f"{out} exists already. Remove it, or choose another name.")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
