@@ -1,0 +1,138 @@
+"""How fast evaluation is: Inception features beside torch-fidelity's own loop, and precision and recall at full size.
+
+    python -m benchmarks.evaluation --weights FILE [--source SOURCE] [--count N] [--rounds N] [--neighbours 50000 10000]
+
+Both read the same images of the same source and run in turns; ratios are of medians. Wanted on a CPU: at least 2 x
+torch-fidelity, features equal to 1e-5; 50,000 against 10,000 in under 2 GiB and, on two cores, two minutes.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sit_atconv.data.sources import ImageSource, open_source
+from sit_atconv.evaluation.collect import Wanted, collect
+from sit_atconv.evaluation.features import create_features
+from sit_atconv.evaluation.loading import load_batches
+from sit_atconv.evaluation.neighbours import precision_recall
+
+
+class Pictures(Dataset):
+    """The first images of a source as torch-fidelity wants them: uint8 (3, H, W)."""
+
+    def __init__(self, source: ImageSource, count: int) -> None:
+        self._source, self._count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index >= self._count:
+            raise IndexError(index)
+        return torch.from_numpy(self._source[index].image).permute(2, 0, 1)
+
+
+def torch_fidelity_loop(pictures: Pictures, weights: str, device: torch.device) -> Callable[[], Tensor]:
+    """torch-fidelity's loop with its defaults (batches of 64): pool features and logits."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], weights).to(device)
+    cuda = device.type == "cuda"
+    return lambda: get_featuresdict_from_dataset(pictures, network, 64, cuda, False, False)["2048"]
+
+
+def our_loop(source: ImageSource, count: int, weights: str, device: torch.device) -> Callable[[], Tensor]:
+    """What evaluate_fid.py does with every image: digests, all three features, moments and score sums."""
+    features = create_features("inception", weights, device)
+    wanted = Wanted(frozenset({"pool", "spatial"}), frozenset({"pool"}), scores=True)
+    workers = 2 if device.type == "cpu" else 8
+
+    def run() -> Tensor:
+        batches = load_batches(source, range(count), 64, workers)
+        return collect(batches, features, wanted, total=count).kept["pool"]
+
+    return run
+
+
+def benchmark_features(source: str, count: int, weights: str, rounds: int, device: torch.device) -> dict:
+    """Images a second of both loops, in turns, and how far their features are apart."""
+    opened = open_source(source)
+    pictures = Pictures(opened, count)
+    loops = {
+        "torch-fidelity": torch_fidelity_loop(pictures, weights, device),
+        "sit-atconv": our_loop(opened, len(pictures), weights, device),
+    }
+    times, found = {name: [] for name in loops}, {}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            start = time.perf_counter()
+            found[name] = loop()
+            times[name].append(time.perf_counter() - start)
+    theirs, ours = (found[name].double() for name in loops)
+    speeds = {name: len(pictures) / statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        "images": len(pictures),
+        "images_per_second": speeds,
+        "ratio": speeds["sit-atconv"] / speeds["torch-fidelity"],
+        "ratio_by_round": [a / b for a, b in zip(times["torch-fidelity"], times["sit-atconv"], strict=True)],
+        "relative_difference": float((ours - theirs).norm() / theirs.norm()),
+    }
+
+
+def benchmark_neighbours(samples: int, references: int, device: torch.device) -> dict:
+    """Seconds and peak memory of precision and recall on random features of 2048 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.rand(n, 2048, generator=generator).to(device) for n in (samples, references))
+    start = time.perf_counter()
+    precision_recall(theirs, ours)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    return {"samples": samples, "references": references, "seconds": seconds, "peak_gib": peak / 2**30}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="features are measured only with weights")
+    parser.add_argument("--source", default="digits@64")
+    parser.add_argument("--count", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--neighbours", type=int, nargs=2, metavar=("SAMPLES", "REFERENCES"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    results = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+    if options.neighbours:  # first, so that the peak of memory is its own
+        results["neighbours"] = found = benchmark_neighbours(*options.neighbours, device)
+        print(f"precision and recall of {found['samples']} against {found['references']} on {device}:")
+        print(f"  {found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB")
+    if options.weights:
+        results["features"] = found = benchmark_features(
+            options.source, options.count, options.weights, options.rounds, device
+        )
+        print(f"Inception features of {found['images']} images of {options.source} on {device}, in turns:")
+        for name, speed in found["images_per_second"].items():
+            print(f"  {name:<15} {speed:8.2f} img/s")
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in found["ratio_by_round"])
+        print(
+            f"  ratio {found['ratio']:.2f} (by round: {rounds}); features apart by {found['relative_difference']:.1e}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

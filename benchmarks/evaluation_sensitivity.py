@@ -1,0 +1,103 @@
+"""What moves the published numbers when it should not: resize, quantisation, JPEG, order, count.
+
+    python -m benchmarks.evaluation_sensitivity --weights FILE --source SOURCE [--count 250] [--json FILE]
+
+The first `count` of a shuffled source are the reference, the next `count` the samples. One thing is then done to the
+samples, and all numbers are measured again. The source has to have labels and at least 2 x count RGB pictures.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from sit_atconv.data.sources import open_source
+from sit_atconv.evaluation import InceptionFeatures, inception_score, precision_recall
+from sit_atconv.evaluation.per_class import feature_distance
+
+
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Images (n, 3, H, W) through a JPEG file and back."""
+    decoded = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        decoded.append(np.asarray(Image.open(file)))
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+
+
+def resized(images: Tensor, antialias: bool) -> Tensor:
+    """Resized to 299 beforehand with half-pixel centres, as torchvision and PIL do it."""
+    x = interpolate(images.float(), (299, 299), mode="bilinear", align_corners=False, antialias=antialias)
+    return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def truncated(images: Tensor) -> Tensor:
+    """What floor(127.5 x + 127.5) makes of values that round to these images: half a grey level darker on average."""
+    generator = torch.Generator().manual_seed(0)
+    values = images.float() + torch.rand(images.shape, generator=generator) - 0.5
+    return values.floor().clamp(0, 255).to(torch.uint8)
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda x: x,
+    "floor instead of round": truncated,
+    "JPEG, quality 95": lambda x: jpeg(x, 95),
+    "JPEG, quality 75": lambda x: jpeg(x, 75),
+    "half-pixel resize": lambda x: resized(x, False),
+    "antialiased resize": lambda x: resized(x, True),
+    "half as many": lambda x: x[: len(x) // 2],
+}
+
+
+def measure(features: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
+    """The five numbers."""
+    precision, recall = precision_recall(reference["pool"], features["pool"])
+    return {
+        "FID": feature_distance(features["pool"], reference["pool"]),
+        "sFID": feature_distance(features["spatial"], reference["spatial"]),
+        "IS": inception_score(features["probabilities"]),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--count", type=int, default=250)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    network, source, n = InceptionFeatures(options.weights), open_source(options.source), options.count
+    order = np.random.default_rng(0).permutation(len(source))[: 2 * n]
+    images = torch.from_numpy(np.stack([source[int(i)].image for i in order])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(source.labels[order[n:]])
+    reference, rows = network(images[:n]), {}
+    for name, change in tqdm(CHANGES.items()):
+        features = network(change(images[n:]))
+        rows[name] = measure(features, reference)
+        if name == "as they are":
+            p = features["probabilities"]
+            by_class = p[labels.argsort(stable=True)]
+            rows["in chunks of a tenth"] = {"IS": inception_score(p, chunk=-(-n // 10))}
+            rows["so, sorted by class"] = {"IS": inception_score(by_class, chunk=-(-n // 10))}
+    print(f"{'samples':<24}" + "".join(f"{metric:>11}" for metric in ("FID", "sFID", "IS", "precision", "recall")))
+    for name, row in rows.items():
+        cells = (f"{row[m]:11.4f}" if m in row else f"{'':>11}" for m in ("FID", "sFID", "IS", "precision", "recall"))
+        print(f"{name:<24}" + "".join(cells))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
