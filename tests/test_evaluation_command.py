@@ -23,7 +23,7 @@ PIXELS = ["--features", "pixels", "--device", "cpu", "--workers", "0"]
 
 def evaluate_fid(*arguments: str, stream: SampleStream | None = None) -> None:
     """The command in this process, with `stream` as what --checkpoint would draw."""
-    run(parse(list(arguments), lambda parser: None), lambda options, device: stream)
+    run(parse(list(arguments), lambda parser: []), lambda options, device: stream)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
@@ -74,7 +74,7 @@ from accelerate import debug_launcher
 from sit_atconv.evaluation.command import parse, run
 for processes in (2, 3):  # 901 and 896 images do not divide evenly
     out = f"{sys.argv[1]}/{processes}.json"
-    options = parse([*sys.argv[2:], "--json", out], lambda parser: None)
+    options = parse([*sys.argv[2:], "--json", out], lambda parser: [])
     debug_launcher(run, (options, None), num_processes=processes)
 """
 
@@ -199,4 +199,4 @@ def test_digits_that_cannot_be_scored(tmp_path):
     refused("2 or more of each digit", arr_0=images, arr_1=np.arange(40) % 9)
     refused("2 or more of each digit", arr_0=images, arr_1=np.arange(40) % 11)
     refused("digits are square", arr_0=images[:, :, :6], arr_1=np.arange(40) % 10)
-    assert isinstance(parse(["reference", "a", "b"], lambda parser: None), Namespace)
+    assert isinstance(parse(["reference", "a", "b"], lambda parser: []), Namespace)

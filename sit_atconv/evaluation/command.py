@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 _SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
 
 
-def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], None]) -> Namespace:
+def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], list[str]]) -> Namespace:
     """The options of `evaluate_fid.py` or, after the word "reference", of `evaluate_fid.py reference`.
 
-    `add_sampling` adds the options of --checkpoint.
+    `add_sampling` adds the options of --checkpoint, absent unless given, and returns their names.
     """
     if arguments and arguments[0] == "reference":
         return _reference_parser().parse_args(arguments[1:])
@@ -43,9 +43,10 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], Non
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="confidence intervals from N resamples")
     parser.add_argument("--classes", help="FID class by class: labels separated by commas, or per-class for all")
     _add_common(parser)
-    add_sampling(parser)
+    sampling = add_sampling(parser)
     options = parser.parse_args(arguments)
     options.command = "evaluate"
+    options.sampling = [name for name in sampling if name in options]
     return options
 
 
@@ -63,6 +64,9 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
         return
     _require_writable(options.json)
+    if options.samples and options.sampling:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
+        raise InputError(f"{flags}: only with --checkpoint, where samples are drawn; --samples are there already.")
     samples = options.samples or open_stream(options, device)
     chosen = Options(options.metrics, options.kid, options.bootstrap, _classes(options.classes), reading)
     report = evaluate(samples, options.reference, features, chosen)
@@ -95,15 +99,20 @@ def _add_common(parser: ArgumentParser) -> None:
     add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
     add("--batch-size", type=int, default=64, help="for each process; does not change the numbers")
     add("--workers", type=int, help="processes that read pictures; by default as many as help")
-    add("--cache", type=Path, metavar="DIR", help="keep features here, and go on from them after an interruption")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep features of stored pictures here, and go on from them",
+    )
     add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
 
 
 def _device(name: str | None, state: PartialState) -> torch.device:
-    """The device asked for, or this process's own."""
+    """The device asked for, or this process's own; statistics are float64, which Apple's GPUs do not have."""
     try:
-        device = torch.device(name or state.device)
+        device = torch.device(name or ("cpu" if state.device.type == "mps" else state.device))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Cannot use the device '{name}' here: {str(error).splitlines()[0]}") from error

@@ -44,7 +44,6 @@ def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, w
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="fork" if workers and not torch.cuda.is_initialized() else None,
     )
     for batch in loader:
         if isinstance(batch, InputError):
