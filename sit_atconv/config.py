@@ -122,12 +122,13 @@ class OptimizerConfig:
     """AdamW, fused where torch has it.
 
     Args:
-        lr: learning rate after warm-up, constant from then on.
+        lr: learning rate after warm-up.
         betas: decay of the first and second moment.
         weight_decay: 0 in all published runs.
         eps: added to the denominator.
         clip_norm: gradients of a larger global norm are scaled down to it; null for none.
         warmup_steps: linear warm-up from 0.
+        schedule: "constant" as in all published runs, or "linear": falling to 0 at the last step, for short runs.
     """
 
     lr: PositiveFloat = 1e-4
@@ -136,6 +137,7 @@ class OptimizerConfig:
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = 1.0
     warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "linear"] = "constant"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ from safetensors.torch import load_file
 import train as train_command
 from sit_atconv import SiT
 from sit_atconv.alignment.projector import Projector
-from sit_atconv.config import AlignmentConfig, Config, FlowConfig, OptimizerConfig, TeacherConfig, load_config
+from sit_atconv.config import (
+    AlignmentConfig,
+    Config,
+    FlowConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TrainingConfig,
+    load_config,
+)
 from sit_atconv.errors import InputError
 from sit_atconv.flow import alignment_loss
 from sit_atconv.models import create_model
@@ -242,10 +250,16 @@ def test_ema_follows_its_formula() -> None:
         assert not average.requires_grad
 
 
-def test_warm_up_is_linear_and_then_constant() -> None:
-    config = OptimizerConfig(lr=0.4, warmup_steps=4)
-    assert [learning_rate(config, step) for step in (1, 2, 4, 100)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
-    assert learning_rate(dataclasses.replace(config, warmup_steps=0), 1) == 0.4
+def test_the_warm_up_is_linear_and_the_rate_then_constant() -> None:
+    config = Config(optimizer=OptimizerConfig(lr=0.4, warmup_steps=4), training=TrainingConfig(steps=10))
+    assert [learning_rate(config, step) for step in (1, 2, 4, 10)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
+    assert learning_rate(Config(optimizer=OptimizerConfig(lr=0.4)), 1) == 0.4
+
+
+def test_a_linear_schedule_falls_to_nothing_after_the_last_step() -> None:
+    rates = OptimizerConfig(lr=0.4, warmup_steps=2, schedule="linear")
+    config = Config(optimizer=rates, training=TrainingConfig(steps=10))
+    assert [learning_rate(config, step) for step in (1, 2, 6, 10)] == pytest.approx([0.2, 0.36, 0.2, 0.04])
 
 
 def test_draws_depend_on_seed_and_position_alone() -> None:

@@ -62,7 +62,7 @@ def sample_to_directory(
     """
     if num_samples < 1 or batch_size < 1:
         raise InputError("The number of samples and the batch size must be at least 1.")
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # so that several CPU processes share the work
     model, autoencoder = open_generator(checkpoint, vae, state.device)
     num_classes, names = model.config.num_classes, model.config.class_names
     all_labels = choose_labels(labels, range(num_samples), num_classes, seed, names)

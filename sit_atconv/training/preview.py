@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sit_atconv.autoencoder import load_autoencoder
+from sit_atconv.autoencoder import Autoencoder, load_autoencoder
 from sit_atconv.config import PreviewConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.models import SiT
@@ -17,6 +17,7 @@ class Preview:
 
     def __init__(self, config: PreviewConfig, dataset: LatentDataset, folder: Path, seed: int) -> None:
         self.config, self.spec, self.folder, self.seed = config, dataset.latents, folder, seed
+        self._autoencoder: Autoencoder | None = None  # opened at the first grid, and kept
         interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
         self.settings = SamplerSettings(config.solver, config.steps, config.guidance, interval)
 
@@ -25,7 +26,7 @@ class Preview:
         columns, rows = self.config.per_class, min(self.config.classes, model.config.num_classes)
         labels = ",".join(str(label) for label in range(rows) for _ in range(columns)) or "balanced"
         count = columns * max(rows, 1)
-        autoencoder = load_autoencoder(self.spec, device=model.device)
-        batches = generate(model, autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
+        self._autoencoder = self._autoencoder or load_autoencoder(self.spec, device=model.device)
+        batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
         save_grid(images, columns, self.folder / f"step-{step:07d}.png")

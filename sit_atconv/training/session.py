@@ -54,6 +54,7 @@ def build_session(config: Config, run: Path) -> Session:
     """Open data and teachers, build the model, hand it to Accelerate; raises `InputError` where they do not agree."""
     require_trackers(config.log.trackers)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it, several CPU processes would not know of one another
         mixed_precision=config.training.precision,
         gradient_accumulation_steps=config.training.accumulation,
         log_with=list(config.log.trackers) or None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sit_atconv.autoencoder import sample_posterior
-from sit_atconv.config import Config, OptimizerConfig
+from sit_atconv.config import Config
 from sit_atconv.training.checkpoint import Checkpoints
 from sit_atconv.training.log import Averages, RunLog
 from sit_atconv.training.objective import Draws, draw
@@ -48,14 +48,13 @@ def train(config: Config, run: Path) -> None:
     accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
     preview = Preview(config.preview, session.dataset, run / "samples", settings.seed)
     interval = _Interval(session)
-    progress = tqdm(
-        initial=step, total=settings.steps, unit="step", desc="training", mininterval=1, disable=not accelerator.is_main_process
-    )
+    silent = not accelerator.is_main_process
+    progress = tqdm(initial=step, total=settings.steps, unit="step", desc="training", mininterval=1, disable=silent)
 
     while step < settings.steps:
         # One optimiser step, over all micro-batches
         for group in session.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step + 1)
+            group["lr"] = learning_rate(config, step + 1)
         for _ in range(settings.accumulation):
             train_micro_batch(session, interval.fetch(batches), averages)
         session.ema.update(session.model)
@@ -106,9 +105,12 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     return latents, labels, draws, targets
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rate of step 1, 2, …: a linear warm-up, then constant. A function of the step alone, so nothing needs saving."""
-    return config.lr * min(1.0, step / config.warmup_steps) if config.warmup_steps else config.lr
+def learning_rate(config: Config, step: int) -> float:
+    """Rate of step 1, 2, …, N: a function of the step alone, so that nothing needs saving."""
+    rates, steps = config.optimizer, config.training.steps
+    warm = min(1.0, step / rates.warmup_steps) if rates.warmup_steps else 1.0
+    remaining = (steps - step + 1) / steps if rates.schedule == "linear" else 1.0
+    return rates.lr * min(warm, remaining)
 
 
 class _Interval:
@@ -145,7 +147,7 @@ class _Interval:
             "images": images,
             "epoch": images / len(self.session.dataset),
             **means,
-            "lr": learning_rate(config.optimizer, step),
+            "lr": learning_rate(config, step),
             "images_per_second": images_per_second,
             "seconds_per_step": seconds,
             "data_wait": self.waited / steps,
