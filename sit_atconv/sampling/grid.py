@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid
 
 _SMALLEST_CELL = 48  # pixels: smaller images are enlarged by a whole factor
 
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
-    """Write images (n, 3, H, W) uint8 row by row as one PNG, `columns` to a row; small ones are enlarged."""
+    """Write images (n, 3, H, W) uint8 row by row as one PNG, `columns` to a row; small ones are enlarged, bicubic."""
     factor = -(-_SMALLEST_CELL // min(images.shape[-2:]))
-    enlarged = interpolate(images.float(), scale_factor=factor, mode="nearest").to(torch.uint8)
-    sheet = make_grid(enlarged, nrow=columns, padding=2, pad_value=128)
+    if factor > 1:
+        images = resize(images, [factor * side for side in images.shape[-2:]], InterpolationMode.BICUBIC)
+    sheet = make_grid(images, nrow=columns, padding=2, pad_value=128)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
 
