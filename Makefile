@@ -12,8 +12,10 @@ RUN    ?= runs/quickstart-$(subst /,-,$(MODEL))
 VERDICT ?=
 
 BIN    := $(VENV)/bin
-# One process, spelled out so that accelerate does not explain its defaults.
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+CORES  := $(shell getconf _NPROCESSORS_ONLN)
+# One process, spelled out so that accelerate does not explain its defaults; on a CPU it would use one core only.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+          --num_cpu_threads_per_process $(CORES)
 
 .PHONY: quickstart test lint format env lock
 

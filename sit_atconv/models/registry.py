@@ -41,9 +41,7 @@ def create_model(
     Raises `InputError` for an unknown name or argument.
     """
     if name not in _CONFIGS:
-        raise InputError(
-            f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` names all."
-        )
+        raise InputError(f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` names all.")
     config = {**_CONFIGS[name], "input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
     unknown = set(overrides) - set(SiT.__init__.__wrapped__.__annotations__)
     if unknown:
