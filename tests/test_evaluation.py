@@ -178,7 +178,7 @@ def test_extras_are_beside_the_defaults_and_never_change_them(sets):
     assert set(report.intervals) == {"fd_pixels", "precision_pixels", "recall_pixels", "kid_pixels"}
     for name, interval in report.intervals.items():
         assert interval["low"] <= report.metrics[name] <= interval["high"] and interval["std"] >= 0
-    assert report.intervals["fd_pixels"]["std"] > 0
+    assert report.intervals["fd_pixels"]["std"] > 0 and report.metrics["kid_pixels_std"] > 0
     assert not (plain.intervals or plain.per_class)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sit_atconv.evaluation.metrics import IS_CHUNK, KID_SIZE, KID_SUBSETS, InceptionScoreSums
+from sit_atconv.evaluation.metrics import IS_CHUNK, KID_SUBSETS, InceptionScoreSums
 from sit_atconv.evaluation.scores import Comparison
 from sit_atconv.randomness import Stream, keyed_generator
 
@@ -88,7 +88,7 @@ def _shares(inside: Tensor, resamples: int) -> np.ndarray:
 def _kid_error(comparison: Comparison, name: str) -> float:
     """The spread between subsets, scaled to the mean over subsets (first term) and to all samples (second)."""
     count = min(comparison.samples.count, len(comparison.reference.points))
-    return comparison.values[f"{name}_std"] * (1 / KID_SUBSETS + min(KID_SIZE, count) / count) ** 0.5
+    return comparison.values[f"{name}_std"] * (1 / KID_SUBSETS + comparison.kernel_subset() / count) ** 0.5
 
 
 def _around(value: float, replicates: np.ndarray) -> dict[str, float]:
