@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import random_weights  # noqa: F401
+from evaluation_fixtures import StandIn, random_weights  # noqa: F401
 from PIL import Image
 
 from sit_atconv.errors import InputError
@@ -85,7 +85,7 @@ def test_all_five_numbers(tmp_path, random_weights):  # noqa: F811
     features = InceptionFeatures(random_weights)
     ours, theirs = (torch.from_numpy(pictures(8, seed=seed)).permute(0, 3, 1, 2) for seed in (0, 1))
     np.savez(tmp_path / "reference.npz", arr_0=pictures(8, seed=1))
-    report = evaluate(iter(ours.split(3)), str(tmp_path / "reference.npz"), features)
+    report = evaluate(iter([ours]), str(tmp_path / "reference.npz"), features)
     assert list(report.metrics) == ["fid", "sfid", "is", "precision", "recall"]
     ours, theirs = features(ours), features(theirs)
     assert report.metrics["fid"] == pytest.approx(feature_distance(ours["pool"], theirs["pool"]), rel=1e-9)
@@ -111,13 +111,15 @@ def test_json_has_what_is_needed_to_repeat_it(sets, tmp_path):
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "scores.json"]
 
 
-def test_warnings_of_an_inception_run(tmp_path, random_weights):  # noqa: F811
+def test_warnings_of_an_inception_run(tmp_path):
+    features = StandIn()
+    features.weights_sha256 = "f" * 64
     (tmp_path / "samples").mkdir()
     for name, image in zip("abcd", pictures(4), strict=True):
         (tmp_path / "samples" / name).mkdir()
         Image.fromarray(image).save(tmp_path / "samples" / name / "0.jpg")
     np.savez(tmp_path / "reference.npz", arr_0=pictures(6, size=9))
-    report = evaluate(str(tmp_path / "samples"), str(tmp_path / "reference.npz"), InceptionFeatures(random_weights))
+    report = evaluate(str(tmp_path / "samples"), str(tmp_path / "reference.npz"), features)
     text = "\n".join(report.warnings)
     for part in (
         "not the file that torch-fidelity publishes",

@@ -45,9 +45,9 @@ def test_same_features_as_the_unfolded_network(features):
 
 def test_batch_size_does_not_matter(features):
     x = images(9)
-    whole, parts = features(x), [features(part) for part in x.split([1, 3, 5])]
+    whole, parts = features(x), [features(part) for part in x.split([2, 7])]
     for key, value in whole.items():
-        assert relative(torch.cat([part[key] for part in parts]), value) < 1e-6
+        torch.testing.assert_close(torch.cat([part[key] for part in parts]), value, rtol=0, atol=0)
 
 
 def test_surrounding_settings_neither_matter_nor_change(features):
@@ -66,9 +66,11 @@ def test_surrounding_settings_neither_matter_nor_change(features):
 
 def test_fast_is_close_but_says_that_it_is_something_else(features, random_weights):  # noqa: F811
     fast = InceptionFeatures(random_weights, fast=True)
-    x = images(2)
-    assert 1e-5 < relative(fast(x)["pool"], features(x)["pool"]) < 0.1
-    assert fast(x)["pool"].dtype == torch.float32
+    fast._grouped._group = 1  # bfloat16 is slow where the processor has none
+    x = images(1)
+    pool = fast(x)["pool"]
+    assert 1e-5 < relative(pool, features(x)["pool"]) < 0.1
+    assert pool.dtype == torch.float32
     assert fast.identity != features.identity
 
 
@@ -127,7 +129,7 @@ class Malicious:
 def test_pickled_code_in_a_weights_file_never_runs(tmp_path, protocol):
     path, target = tmp_path / "evil.pth", tmp_path / "ran"
     if protocol == "pickle":
-        path.write_bytes(pickle.dumps(Malicious(target)))
+        path.write_bytes(pickle.dumps(Malicious(target), protocol=2))
     else:
         torch.save({"weight": Malicious(target)}, path)
     with pytest.raises(InputError, match="not a file of plain weights"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import random_weights  # noqa: F401
+from evaluation_fixtures import StandIn, random_weights  # noqa: F401
 from PIL import Image
 
 from sit_atconv.errors import InputError
@@ -27,26 +27,6 @@ from sit_atconv.evaluation.cache import FeatureCache
 from sit_atconv.evaluation.collect import Wanted
 from sit_atconv.evaluation.loading import image_digests
 from sit_atconv.evaluation.scores import wanted_for
-
-
-class StandIn:
-    """Features with Inception's name and shapes that cost nothing: linear functions of the pixels."""
-
-    name, title, suffix, identity = "inception", "stand-in", "", "stand-in 1"
-    neighbours, neighbour_limit, fast = 3, 50_000, False
-    dimensions = {"pool": 6, "spatial": 5, "probabilities": 4}  # noqa: RUF012
-    weights_path, weights_sha256 = "nowhere", "6726825d" + "0" * 56
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.seen += len(images)
-        flat = images.flatten(1).float() / 255
-        maps = {k: torch.sin(torch.arange(flat.shape[1] * d) * 1.7).view(-1, d) for k, d in self.dimensions.items()}
-        found = {kind: (flat.double() @ matrix.double()).float() for kind, matrix in maps.items()}
-        return {**found, "probabilities": found["probabilities"].softmax(1)}
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -242,7 +222,7 @@ def test_a_file_in_place_of_the_cache(tmp_path, folder):
 _KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from test_evaluation_references import StandIn
+from evaluation_fixtures import StandIn
 from sit_atconv.evaluation import Options, Reading, evaluate
 class Slow(StandIn):
     def __call__(self, images):
