@@ -5,7 +5,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 MODEL  ?= SiT-ATConv-S/2
-STEPS  ?= 1400
+STEPS  ?= 1800
 COUNT  ?= 890
 RUN    ?= runs/quickstart-$(subst /,-,$(MODEL))
 # CI sets VERDICT=- : make then ignores the verdict on a run too short to pass.
