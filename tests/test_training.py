@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path,
 def test_another_configuration_or_directory_is_refused(tmp_path: Path) -> None:
     train(tiny_config("--training.steps 1"), tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    with pytest.raises(InputError, match=r"optimizer\.lr: 0\.001 -> 0\.1"):
+    with pytest.raises(InputError, match=r"optimizer\.lr: 0\.\d+ -> 0\.1"):
         train(tiny_config("--training.steps 1 --optimizer.lr 0.1"), tmp_path / "run")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
     (tmp_path / "mine").mkdir()
