@@ -82,6 +82,27 @@ def test_intermediates_are_the_tokens_between_blocks_and_leave_the_velocity_alon
     assert torch.equal(model.blocks[2](model.blocks[1](tokens[1], c, (4, 4)), c, (4, 4)), tokens[3])
 
 
+@pytest.mark.parametrize("scalar_time", [True, False])
+def test_shared_conditions_give_what_a_condition_a_sample_gives(scalar_time: bool) -> None:
+    model = tiny().double()
+    x, rows = torch.randn(5, 4, 8, 8).double(), torch.tensor([1, 0, 1, 2, 0])
+    labels, t = torch.tensor([3, 5, 0]), torch.tensor([0.3, 0.7, 0.9]).double()
+    t = t[0] if scalar_time else t
+    plain = model(x, t if scalar_time else t[rows], labels[rows])
+    torch.testing.assert_close(model(x, t, labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
+    embedded = model.time_embed(t.reshape(-1))
+    torch.testing.assert_close(model(x, embedded, labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_an_unconditional_model_computes_the_modulation_of_one_time_once() -> None:
+    model = tiny(num_classes=0).double()
+    seen = []
+    model.blocks[0].modulation.register_forward_hook(lambda *call: seen.append(len(call[2])))
+    x, t = torch.randn(5, 4, 8, 8).double(), torch.tensor(0.4).double()
+    torch.testing.assert_close(model(x, t), model(x, t.expand(5)), rtol=1e-12, atol=1e-12)
+    assert seen == [1, 5]
+
+
 def test_a_fresh_model_predicts_zero_and_its_blocks_are_the_identity() -> None:
     model = tiny(random=False)
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 2])

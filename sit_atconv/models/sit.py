@@ -20,8 +20,16 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
+def take_rows(table: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows (B,) of a table (U, C): (B, C); the table itself when no rows are named."""
+    return table if rows is None else table[rows]
+
+
 class Block(nn.Module):
-    """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c (B, C)."""
+    """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c.
+
+    c is (B, C), or (1, C) for all samples alike, or (U, C) with `rows` (B,) naming each sample's condition.
+    """
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
         super().__init__()
@@ -31,8 +39,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
         self.modulation = nn.Linear(dim, 6 * dim)
 
-    def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
+    def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
+        modulation = take_rows(self.modulation(c), rows)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
         x = x + gate1.unsqueeze(1) * self.mixer(modulate(self.norm1(x), shift1, scale1), grid)
         return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -46,8 +55,8 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, patch_channels)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(c).chunk(2, dim=1)
+    def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
+        shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)
         return self.proj(modulate(self.norm(x), shift, scale))
 
 
@@ -141,43 +150,52 @@ class SiT(ModelMixin, ConfigMixin):
         for linear in (*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj):
             nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
+
+        What depends on time and label alone is computed once where it is shared: for one scalar t without labels, and
+        for U labels y (and U times, or one) of which `rows` (B,) int64 names each sample's. `t` may also be the times'
+        embeddings (U, C) or (1, C), from `time_embed`.
 
         Raises `InputError` when the patch does not divide H and W, or labels are missing or not wanted.
         """
-        return self.forward_intermediates(x, t, y, blocks=())[0]
+        return self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
 
     def forward_intermediates(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, blocks: Iterable[int] = (8,)
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        blocks: Iterable[int] = (8,),
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1."""
         wanted = set(blocks)
         if not wanted <= set(range(1, len(self.blocks) + 1)):
             raise InputError(f"Blocks {sorted(wanted)} asked for; the model has blocks 1 to {len(self.blocks)}.")
         grid = self._grid(*x.shape[-2:])
-        c = nn.functional.silu(self.condition(t.expand(x.shape[0]), y))
+        c = nn.functional.silu(self.condition(t.to(x.device), y))
         tokens = self.embed_patches(x, grid)
 
         intermediates = {}
         for number, block in enumerate(self.blocks, start=1):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens, c, grid)
+                tokens = self._gradient_checkpointing_func(block, tokens, c, grid, rows)
             else:
-                tokens = block(tokens, c, grid)
+                tokens = block(tokens, c, grid, rows)
             if number in wanted:
                 intermediates[number] = tokens
-        return self.unpatchify(self.final(tokens, c), grid), intermediates
+        return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
 
     def condition(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """Embedding of times t (B,) and labels y (B,): (B, C)."""
+        """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels."""
         if (y is None) != (self.label_embed is None):
             raise InputError(
                 "This model is unconditional (num_classes = 0) and takes no labels."
                 if self.label_embed is None
                 else f"This model needs labels in [0, {self.num_classes}); the null class is {self.num_classes}."
             )
-        embedding = self.time_embed(t)
+        embedding = t if t.ndim == 2 else self.time_embed(t.reshape(-1))
         return embedding if y is None else embedding + self.label_embed(y)
 
     def embed_patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
