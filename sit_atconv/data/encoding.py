@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from sit_atconv.data.protocol import ImageSource
 from sit_atconv.data.shards import encode_png, join_images, pack_images, shard_name, write_shard
 from sit_atconv.errors import InputError
 from sit_atconv.images import to_float
+from sit_atconv.threads import single_threaded_pool
 
 _CPU_GROUP = 4
 
@@ -143,18 +143,14 @@ def _by_shard(batches: Iterable[CroppedBatch]) -> Iterator[tuple[int, Iterator[C
 def _encoder(autoencoder: Autoencoder) -> Iterator[Callable[[Tensor], Tensor]]:
     """Pictures in [-1, 1] -> moments, the same bits from any number of processes.
 
-    CPU kernels choose their order of summation by the number of threads, which a launcher sets. There, small groups
-    are encoded by one thread each, as many at a time as there are threads; small ones also stay in the caches.
+    On a CPU, small groups are encoded by one thread each, as many at a time as there are threads; small ones also stay
+    in the caches.
     """
     if autoencoder.device.type != "cpu":
         yield autoencoder.encode
         return
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda images: torch.cat(list(pool.map(autoencoder.encode, images.split(_CPU_GROUP))))
-    finally:
-        torch.set_num_threads(threads)
+    with single_threaded_pool(torch.get_num_threads()) as pool:
+        yield lambda images: torch.cat(list(pool.map(autoencoder.encode, images.split(_CPU_GROUP))))
 
 
 def _encode(encode: Callable[[Tensor], Tensor], images: Tensor, flip: bool) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+from sit_atconv.threads import single_threaded_pool
 
 
 class Grouped:
@@ -25,7 +26,7 @@ class Grouped:
         groups = images.split(self._group)
         with full_precision():
             if self._device.type == "cpu":
-                with _single_threaded_pool(min(torch.get_num_threads(), len(groups))) as pool:
+                with single_threaded_pool(min(torch.get_num_threads(), len(groups))) as pool:
                     results = list(pool.map(self._run, groups))
             else:
                 results = [self._run(group) for group in groups]
@@ -43,22 +44,14 @@ class Grouped:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 and no autotuned kernels; what was set before is set again. For one thread at a time."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Products of float32 in float32, not TF32 or bfloat16, and no autotuned kernels; what was set before is set again.
+
+    For one thread at a time.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@contextlib.contextmanager
-def _single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch uses no further threads."""
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)  # what threads started later will use
+        torch.set_float32_matmul_precision(before)
