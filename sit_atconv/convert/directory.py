@@ -1,0 +1,38 @@
+"""Writing a converted model to a directory that `SiT.from_pretrained`, sample.py and evaluate_fid.py open."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sit_atconv.errors import InputError
+from sit_atconv.models import SiT
+
+PROJECTORS_NAME = "projectors.safetensors"
+
+
+def require_free(out: Path) -> None:
+    """Raise `InputError` when something is at `out` already."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists already: choose another directory, or remove it first.")
+
+
+def save_converted(model: SiT, projectors: Mapping[str, Tensor], out: Path) -> None:
+    """Write config.json and weights, and REPA's projectors, where there are any, beside them; whole or not at all.
+
+    projectors.safetensors goes by the names of `ModuleList([Projector, …])`, which is what training holds.
+    """
+    out = out.resolve()
+    require_free(out)
+    unfinished = out.with_name(f".unfinished-{out.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    if projectors:
+        named = {re.sub(r"^(\d+)\.(\d+)\.", r"\1.layers.\2.", key): tensor for key, tensor in projectors.items()}
+        save_file(named, unfinished / PROJECTORS_NAME)
+    if out.exists():
+        out.rmdir()
+    unfinished.rename(out)

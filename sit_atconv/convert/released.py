@@ -1,0 +1,144 @@
+"""From a released checkpoint to a SiT of ours that computes the same velocity."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import init_empty_weights
+from torch import Tensor
+
+from sit_atconv.convert.checkpoint import Released, read_released
+from sit_atconv.convert.structure import LABELS, LAYOUTS, detect_layout, predicts_variance, read_config
+from sit_atconv.convert.weights import (
+    FINAL,
+    append_null_label,
+    as_matrices,
+    drop_variance,
+    fold_single_label,
+    released_name,
+    reverse_time,
+)
+from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.models import SiT, create_model
+
+log = logging.getLogger(__name__)
+
+# Another table differs from the sine-cosine one by about 1. Averaging weights for long in fp32 moves it by up to 2e-4
+# (the scripts average it too), storing it in bf16 by up to 2e-3.
+_POSITION_TOLERANCE = 5e-3
+
+
+def load_released(
+    source: str | Path | Mapping[str, Any],
+    num_heads: int | None = None,
+    *,
+    weights: str | None = None,
+    layout: str | None = None,
+    **config: Any,
+) -> SiT:
+    """A released checkpoint of SiT, REPA or ATConv (both of its trees) as a SiT of ours: eval mode, fp32, on the CPU.
+
+    It computes what the released code does, at our time (t = 0 is data). REPA's projectors are left out. A network with
+    a single label, as for FFHQ, becomes an unconditional one. DiT's checkpoints cannot be told from SiT's: they predict
+    noise, so do not give one.
+
+    Args:
+        source: a .pt or .safetensors file, a state dict, or a dict that holds one as "ema", "model" or "state_dict".
+        num_heads: attention heads; None takes those of S, B, L or XL, by the width.
+        weights: "ema" or "model" of a checkpoint that holds both; None prefers the averaged ones.
+        layout: "sit" (t = 1 is data) or "repa" (t = 1 is noise), where the tensors do not tell.
+        config: arguments of `SiT` that the tensors leave open: num_classes (as many as the table has rows: there is no
+            null class), pool and activation of ATConv, position, input_size, interpolant, latents, class_names.
+
+    Raises:
+        InputError: for what is no such checkpoint, is damaged or incomplete, contradicts `config`, or is beyond ours.
+    """
+    return convert(read_released(source, weights), num_heads, layout, **config)
+
+
+def convert(released: Released, num_heads: int | None = None, layout: str | None = None, **config: Any) -> SiT:
+    """`load_released` of what has been read."""
+    require_one_of(layout or "sit", LAYOUTS, "layout")
+    given = config if num_heads is None else {**config, "num_heads": num_heads}
+    read = read_config(released, given)
+    with init_empty_weights(include_buffers=False):
+        model = create_model("SiT-XL/2", **read)  # every argument of the size is given: the name decides nothing
+
+    # Everything is there and fits
+    state = as_matrices(released.state)
+    variance = predicts_variance(released.state)
+    _require_label_rows(state, model.num_classes)
+    _require_tensors(state, _expected_shapes(state, model, variance))
+    _require_position(state.pop("pos_embed", None), model)
+
+    # The same function in our parameters
+    if variance:
+        state = drop_variance(state, model.in_channels)
+    if (layout or detect_layout(released)) == "sit":
+        state = reverse_time(state)
+    if LABELS in state and not model.num_classes:
+        state = fold_single_label(state)
+    elif LABELS in state and len(state[LABELS]) == model.num_classes:
+        log.warning("The label table has no null class: its mean stands in for one, guidance will mean little.")
+        state = append_null_label(state)
+    model.load_state_dict({key: state[released_name(key)] for key in model.state_dict()}, assign=True)
+    return model.eval()
+
+
+def _expected_shapes(state: Mapping[str, Tensor], model: SiT, variance: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that the checkpoint must hold, with ATConv and patches as matrices."""
+    shapes = {released_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    if variance:
+        shapes |= {key: (2 * shapes[key][0], *shapes[key][1:]) for key in FINAL}
+    if LABELS in state:  # checked already: with or without a null row, or a single one
+        shapes[LABELS] = (len(state[LABELS]), model.config.hidden_size)
+    if "pos_embed" in state:
+        shapes["pos_embed"] = (1, model.grid[0] * model.grid[1], model.config.hidden_size)
+    return shapes
+
+
+def _require_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `InputError` unless `state` has exactly these tensors in these shapes."""
+    faults = {
+        "lacks": [key for key in shapes if key not in state],
+        "has what no such network has:": [key for key in state if key not in shapes],
+        "has other shapes than expected in": [
+            f"{key} {tuple(state[key].shape)}, expected {shape}"
+            for key, shape in shapes.items()
+            if key in state and tuple(state[key].shape) != shape
+        ],
+    }
+    sentences = [f"It {fault} {_first(names)}." for fault, names in faults.items() if names]
+    if sentences:
+        raise InputError(f"The checkpoint is not the network that it seems to be. {' '.join(sentences)}")
+
+
+def _require_label_rows(state: Mapping[str, Tensor], num_classes: int) -> None:
+    rows = state[LABELS].shape[0] if LABELS in state and state[LABELS].ndim else None
+    if rows is not None and rows not in (num_classes, num_classes + 1):
+        raise InputError(
+            f"The label table has {rows} rows, which does not go with num_classes = {num_classes}: it is {rows - 1} "
+            f"with a null class, or {rows} without."
+        )
+
+
+def _require_position(table: Tensor | None, model: SiT) -> None:
+    """Ours is computed, not stored: the checkpoint's must be the same."""
+    if table is None:
+        return
+    if model.position_table is None:
+        raise InputError("position is 'none', but the checkpoint has a position embedding (pos_embed).")
+    difference = float((table[0] - model.position_table).abs().max())
+    if difference > _POSITION_TOLERANCE:
+        raise InputError(
+            f"pos_embed is not the sine-cosine embedding that SiT, REPA and ATConv have (it differs by up to "
+            f"{difference:.2g}): a network with a position embedding of its own cannot be converted."
+        )
+    if difference > 1e-5:
+        log.info("pos_embed carries rounding errors of up to %.1e; the exact embedding takes its place.", difference)
+
+
+def _first(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
