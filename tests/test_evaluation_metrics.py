@@ -72,7 +72,17 @@ def test_frechet_distance_of_commuting_gaussians_is_known(variances, shift, seed
     expected = d * shift**2 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     sigmas = [basis @ np.diag(v) @ basis.T for v in (a, b)]
     result = frechet_distance(np.zeros(d), sigmas[0], np.full(d, shift), sigmas[1])
-    assert result == pytest.approx(expected, rel=1e-7, abs=1e-5)
+    assert result == pytest.approx(expected, rel=1e-9, abs=1e-6)  # variances below 1e-14 are taken for rounding
+
+
+@pytest.mark.parametrize("power", [1, 2, 3, 4])
+def test_frechet_distance_of_steep_spectra(power):
+    """Variances i^-power and 1.1 i^-power: roots of the eigenvalues of a product would lose up to all digits."""
+    variances = np.arange(1, 301.0) ** -power
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((300, 300)))
+    sigma = basis @ np.diag(variances) @ basis.T
+    expected = (1.1**0.5 - 1) ** 2 * variances.sum()
+    assert frechet_distance(np.zeros(300), sigma, np.zeros(300), 1.1 * sigma) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_is_symmetric_zero_on_itself_and_reusable(values):

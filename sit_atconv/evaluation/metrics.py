@@ -21,8 +21,10 @@ KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's defaults
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """Squared Fréchet distance between two Gaussians (Heusel et al. 2017): means (d,), covariances (d, d).
 
-    |mu1 - mu2|^2 + tr sigma1 + tr sigma2 - 2 tr (sigma1 sigma2)^(1/2). The eigenvalues of sigma1 sigma2 are those of
-    the symmetric sigma1^(1/2) sigma2 sigma1^(1/2), so rank-deficient covariances (n < d) need no special care.
+    |mu1 - mu2|^2 + tr sigma1 + tr sigma2 - 2 tr (sigma1 sigma2)^(1/2), in float64 on the CPU. With sigma = F F^T, the
+    last trace is the sum of the singular values of F1^T F2. Their squares are the eigenvalues of
+    sigma1^(1/2) sigma2 sigma1^(1/2), but the root of an eigenvalue has lost half of its digits: steep spectra would
+    err in the second digit. Rank-deficient covariances (n < d) need no special care.
 
     Raises:
         InputError: for shapes that do not fit together, or values that are not finite.
@@ -31,33 +33,30 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
 
 class FrechetTarget:
-    """One side of a Fréchet distance, its square root taken once for many distances."""
+    """One side of a Fréchet distance, factored once for many distances."""
 
     def __init__(self, mu: Array, sigma: Array) -> None:
-        self.mu, self.sigma = _gaussian(mu, sigma)
-        eigenvalues, vectors = torch.linalg.eigh(self.sigma)
-        self.root = (vectors * _root(eigenvalues)) @ vectors.T
+        self._mu, self._sigma = _gaussian(mu, sigma)
+        self._factor = _factor(self._sigma)
 
     def distance(self, mu: Array, sigma: Array) -> float:
         """The distance to another Gaussian, see `frechet_distance`."""
         mu, sigma = _gaussian(mu, sigma)
-        mu, sigma = mu.to(self.mu.device), sigma.to(self.mu.device)
-        if mu.shape != self.mu.shape:
-            raise InputError(f"Features of {len(self.mu)} and {len(mu)} dimensions cannot be compared.")
-        product = self.root @ sigma @ self.root
-        cross = _root(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
-        return float((self.mu - mu).square().sum() + self.sigma.trace() + sigma.trace() - 2 * cross)
+        if mu.shape != self._mu.shape:
+            raise InputError(f"Features of {len(self._mu)} and {len(mu)} dimensions cannot be compared.")
+        cross = torch.linalg.svdvals(self._factor.T @ _factor(sigma)).sum()
+        return float((self._mu - mu).square().sum() + self._sigma.trace() + sigma.trace() - 2 * cross)
 
 
-def _root(eigenvalues: Tensor) -> Tensor:
-    """Square roots of a semidefinite matrix's eigenvalues. Those within rounding of zero are zero: the root of rounding
-    noise, 1e-8 of the largest root, is not small when there are thousands of them."""
-    noise = eigenvalues.max().clamp_min(0) * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
-    return torch.where(eigenvalues > noise, eigenvalues, 0).sqrt()
+def _factor(sigma: Tensor) -> Tensor:
+    """F with F F^T = sigma, (d, rank). Eigenvalues within rounding of zero are zero, as for numpy's matrix rank."""
+    eigenvalues, vectors = torch.linalg.eigh(sigma)
+    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * len(sigma) * torch.finfo(sigma.dtype).eps
+    return vectors[:, kept] * eigenvalues[kept].sqrt()
 
 
 def _gaussian(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
-    mu, sigma = torch.as_tensor(mu).double(), torch.as_tensor(sigma).double()
+    mu, sigma = (torch.as_tensor(x).to("cpu", torch.float64) for x in (mu, sigma))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise InputError(f"Expected a mean (d,) and a covariance (d, d); got {tuple(mu.shape)}, {tuple(sigma.shape)}.")
     if not (mu.isfinite().all() and sigma.isfinite().all()):

@@ -86,10 +86,9 @@ class Comparison:
             self.values[name] = self.target(kind).distance(moments.mean(), moments.covariance())
 
     def target(self, kind: str) -> FrechetTarget:
-        """The reference's Gaussian of a kind of feature, its square root taken once."""
+        """The reference's Gaussian of a kind of feature, factored once."""
         if kind not in self.targets:
-            mean, covariance = self.reference.gaussians[kind]
-            self.targets[kind] = FrechetTarget(mean.to(self.features.device), covariance.to(self.features.device))
+            self.targets[kind] = FrechetTarget(*self.reference.gaussians[kind])
         return self.targets[kind]
 
     def _lack(self, kind: str) -> str | None:
