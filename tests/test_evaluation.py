@@ -209,7 +209,7 @@ def test_feature_distance_is_the_frechet_distance_for_few_and_many():
 @pytest.mark.parametrize(
     ("samples", "options", "message"),
     [
-        ("samples.npz", Options(classes=(0, 9)), "Class 9 has 0 samples and 0 references"),
+        ("samples.npz", Options(classes=(0, 9)), "samples of class 9 are 0; a distance needs two"),
         ("folder", Options(classes=None), "samples have no labels"),
         ("samples.npz", Options(bootstrap=1), "at least two resamples"),
     ],

@@ -146,7 +146,7 @@ def test_usage(arguments, capsys):
 
 
 def test_a_report_that_cannot_be_written_is_found_before_the_work(tmp_path):
-    with pytest.raises(InputError, match="--json the name of a file"):
+    with pytest.raises(InputError, match="give the name of a file"):
         evaluate_fid("--samples", "absent", "--reference", "absent", "--json", str(tmp_path), *PIXELS)
 
 

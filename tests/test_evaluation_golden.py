@@ -1,4 +1,4 @@
-"""Agreement with the ADM evaluator's own values: of given features always, of images where ../shared has the weights."""
+"""Agreement with the ADM evaluator's own values: of given features always, of images if ../shared has the weights."""
 
 from pathlib import Path
 

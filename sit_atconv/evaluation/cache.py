@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,22 +48,23 @@ class FeatureCache:
     def features(self, images: Tensor, digests: np.ndarray) -> dict[str, Tensor]:
         """What `features(images)` gives, for the kinds asked for; only images not seen before are computed."""
         keys = [digest.tobytes() for digest in digests]
+        known = [i for i, key in enumerate(keys) if key in self._rows]
         missing = [i for i, key in enumerate(keys) if key not in self._rows]
-        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
-        device = self._compute.device
-        computed = self._compute(images[missing]) if missing else {}
+        self.hits, self.misses = self.hits + len(known), self.misses + len(missing)
+        parts = []
         if missing:
-            self._new.append((digests[missing], {kind: computed[kind].cpu() for kind in computed}))
-        result = {}
-        for kind in self._kinds:
-            known = self._read([self._rows[key] for key in keys if key in self._rows], kind)
-            width = computed[kind].shape[1] if missing else known.shape[1]
-            result[kind] = torch.empty(len(keys), width, device=device)
-            result[kind][missing] = computed[kind] if missing else torch.empty(0, width, device=device)
-            result[kind][[i for i, key in enumerate(keys) if key in self._rows]] = known.to(device).reshape(-1, width)
+            parts.append(self._compute(images[missing]))
+            self._remember(digests[missing], parts[0])
+        if known:
+            places = [self._rows[keys[i]] for i in known]
+            parts.append({kind: self._read(places, kind).to(self._compute.device) for kind in self._kinds})
+        order = torch.tensor(missing + known).argsort()
+        return {kind: torch.cat([part[kind] for part in parts])[order] for kind in self._kinds}
+
+    def _remember(self, digests: np.ndarray, computed: Mapping[str, Tensor]) -> None:
+        self._new.append((digests, {kind: features.cpu() for kind, features in computed.items()}))
         if sum(len(digests) for digests, _ in self._new) >= _SHARD:
             self.flush()
-        return result
 
     def flush(self) -> None:
         """Write what is new."""
@@ -92,8 +94,6 @@ class FeatureCache:
 
     def _read(self, places: list[tuple[Path, int]], kind: str) -> Tensor:
         """Cached rows, (n, d), file by file."""
-        if not places:
-            return torch.empty(0)
         by_file: dict[Path, list[int]] = {}
         for path, row in places:
             by_file.setdefault(path, []).append(row)

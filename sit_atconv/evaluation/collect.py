@@ -14,18 +14,22 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation.cache import FeatureCache
 from sit_atconv.evaluation.features import Features
 from sit_atconv.evaluation.inception import require_uint8_images
-from sit_atconv.evaluation.loading import Batch, image_digests, mixed_sizes
+from sit_atconv.evaluation.loading import Batch, image_digests, mixed_sizes, require_classes
 from sit_atconv.evaluation.metrics import InceptionScoreSums
 from sit_atconv.evaluation.moments import Moments
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to accumulate: moments and whole features by kind ("pool", "spatial", "probabilities"), and score sums."""
+    """What to accumulate: moments and whole features by kind ("pool", "spatial", "probabilities"), and score sums.
+
+    labels: whether images without labels are of no use.
+    """
 
     moments: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     scores: bool = False
+    labels: bool = False
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -77,7 +81,8 @@ def collect(
         cache: where features are kept for the next time.
 
     Raises:
-        InputError: for images that are not uint8 RGB, of different sizes, or none at all.
+        InputError: for images that are not uint8 RGB, of different sizes, without labels that are wanted, or none at
+            all.
     """
     state = PartialState()
     share = Collected()
@@ -89,6 +94,8 @@ def collect(
             _require_same_size(share, images, f"image {first + seen}")
             digests.append(batch.digests if isinstance(batch, Batch) else image_digests(images))
             labels.append(None if isinstance(batch, Tensor) else batch.labels)
+            if wanted.labels:
+                require_classes(labels[-1], (), what)
             found = cache.features(images, digests[-1]) if cache else features(images)
             _accumulate(share, found, wanted, first + seen)
             chosen = slice(None) if rows is None else torch.from_numpy(rows[first + seen :][: len(images)])

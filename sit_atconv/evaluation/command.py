@@ -52,8 +52,7 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
 
 def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], SampleStream]) -> None:
     """Do what was asked for. `open_stream` makes the samples of --checkpoint."""
-    if options.batch_size < 1 or (options.workers or 0) < 0:
-        raise InputError("The batch size must be at least 1 and the number of workers at least 0.")
+    _check(options)
     state = PartialState(cpu=options.device == "cpu")
     device = _device(options.device, state)
     with state.main_process_first():  # which may download the weights
@@ -63,10 +62,6 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         facts = write_reference(options.source, options.out, features, options.images, reading)
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
         return
-    _require_writable(options.json)
-    if options.samples and options.sampling:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
-        raise InputError(f"{flags}: only with --checkpoint, where samples are drawn; --samples are there already.")
     samples = options.samples or open_stream(options, device)
     chosen = Options(options.metrics, options.kid, options.bootstrap, _classes(options.classes), reading)
     report = evaluate(samples, options.reference, features, chosen)
@@ -134,10 +129,15 @@ def _classes(words: str | None) -> tuple[int, ...] | None:
     return tuple(int(word) for word in words.split(","))
 
 
-def _require_writable(path: Path | None) -> None:
-    """Find out before the work, not after it, that the report cannot be written."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"Cannot write {path}: give --json the name of a file in a folder that you may write to.")
+def _check(options: Namespace) -> None:
+    """Find out before the work, not after it, what cannot be done."""
+    if options.batch_size < 1 or (options.workers or 0) < 0:
+        raise InputError("The batch size must be at least 1 and the number of workers at least 0.")
+    if options.command == "evaluate" and options.samples and options.sampling:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
+        raise InputError(f"{flags}: only with --checkpoint, where samples are drawn; --samples are there already.")
+    out = options.out if options.command == "reference" else options.json
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir() or not os.access(out.parent, os.W_OK):
+            raise InputError(f"Cannot write {out}: give the name of a file in a folder that you may write to.")

@@ -14,8 +14,8 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation.bootstrap import intervals
 from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features, create_features
-from sit_atconv.evaluation.loading import Batch
-from sit_atconv.evaluation.per_class import NO_LABELS, per_class_distances
+from sit_atconv.evaluation.loading import Batch, require_classes
+from sit_atconv.evaluation.per_class import per_class_distances
 from sit_atconv.evaluation.references import Reading, image_facts, look_at, read_reference, source_facts
 from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
 from sit_atconv.evaluation.scores import Comparison, choose_metrics, wanted_for
@@ -79,10 +79,13 @@ def evaluate(
     metrics = choose_metrics(features, options.metrics, options.kid)
     wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
     source = open_source(samples) if isinstance(samples, str) else None  # a typo is found before an hour's work
-    if source is not None and source.labels is None and options.classes != ():
-        raise InputError(NO_LABELS)
+    by_class = source is not None and options.classes != ()
+    if by_class:
+        require_classes(source.labels, options.classes or (), "samples")
 
     target = read_reference(reference, features, wanted, options.reading, options.classes)
+    if by_class:
+        require_classes(source.labels, target.by_class, "samples")
     collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
     if not PartialState().is_main_process:
         return None

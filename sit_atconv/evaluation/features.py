@@ -7,6 +7,7 @@ from typing import Protocol
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
@@ -15,6 +16,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import Grouped
 from sit_atconv.evaluation.inception import InceptionFeatures, file_sha256, require_uint8_images
 
+_NOT_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError, AttributeError)  # what reading other files ends in
 MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
 
 
@@ -23,7 +25,7 @@ class Features(Protocol):
 
     name: what the user chose. title: for a person. suffix: what tells these metrics from the published ones, "" for
     Inception. identity: changes whenever the numbers may. neighbours: k of precision and recall, and
-    neighbour_limit: how many points a side they look at. dimensions: of each kind of feature, where known beforehand.
+    neighbour_limit: how many points a side they look at. Inception's `dimensions` are those of each kind of feature.
     """
 
     name: str
@@ -131,8 +133,9 @@ def _create_timm(name: str, weights: str | Path | None, size: int | None) -> tor
     options |= {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
     try:
         return timm.create_model(name, **options).eval().requires_grad_(False)
-    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, *_NOT_WEIGHTS) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"Cannot load {name} from {weights or 'the model hub'}: {str(error).strip().splitlines()[0][:200]} "
-            "Name a local file of its weights with --weights."
+            f"Cannot load {name} from {weights or 'the model hub'}: {reason} "
+            "Name a local file of its weights (timm's names, num_classes=0) with --weights."
         ) from error

@@ -1,7 +1,7 @@
 """Pictures of a source in file order, as uint8 batches, read ahead by worker processes."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,21 @@ def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Tensor] | In
     if pictures[0].label is not None:
         batch["labels"] = torch.tensor([picture.label for picture in pictures], dtype=torch.int64)
     return batch
+
+
+def require_classes(labels: np.ndarray | None, classes: Iterable[int], what: str) -> None:
+    """Raise `InputError` unless there are labels, (n,) int64, and each of `classes` has the two images of a distance.
+
+    `what` the labels are of: "samples", say.
+    """
+    if labels is None:
+        raise InputError(
+            f"The {what} have no labels. Comparing class by class needs class folders, arr_1 in the npz, a labelled "
+            "data set or a checkpoint of a conditional model."
+        )
+    for label in classes:
+        if (count := int((labels == label).sum())) < 2:
+            raise InputError(f"The {what} of class {label} are {count}; a distance needs two on each side.")
 
 
 def mixed_sizes(first: Sequence[int], other: Sequence[int], name: str) -> InputError:

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sit_atconv.errors import InputError
 from sit_atconv.evaluation.collect import Collected
 from sit_atconv.evaluation.features import Features
 from sit_atconv.evaluation.metrics import frechet_distance
 from sit_atconv.evaluation.moments import moments_of
 from sit_atconv.evaluation.references import Reference
-
-NO_LABELS = "The samples have no labels: comparing by class needs class folders, arr_1 in the npz, or a checkpoint."
 
 
 def per_class_distances(
@@ -21,21 +18,14 @@ def per_class_distances(
 ) -> dict[str, dict[str, Any]]:
     """Label -> counts and the distance between that class's samples and references; `classes` None means all.
 
-    Raises `InputError` when a side has no labels, or a class has fewer than two images on a side.
+    The distance is None where a stream turned out to have fewer than two samples of a class.
     """
-    if samples.labels is None:
-        raise InputError(
-            "The samples have no labels: --classes needs class folders, arr_1 in the npz, or a checkpoint."
-        )
     labels = sorted(reference.by_class) if classes is None else classes
     result = {}
     for label in tqdm(labels, desc="class by class", unit="class"):
-        ours, theirs = samples.kept["pool"][samples.labels == label], reference.by_class.get(label, [])
-        if min(len(ours), len(theirs)) < 2:
-            raise InputError(
-                f"Class {label} has {len(ours)} samples and {len(theirs)} references; a distance needs two of each."
-            )
-        distance = feature_distance(ours.to(features.device), theirs.to(features.device))
+        ours, theirs = samples.kept["pool"][samples.labels == label], reference.by_class[label]
+        enough = len(ours) > 1
+        distance = feature_distance(ours.to(features.device), theirs.to(features.device)) if enough else None
         result[str(label)] = {"samples": len(ours), "references": len(theirs), "distance": distance}
     return result
 

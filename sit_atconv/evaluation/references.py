@@ -21,7 +21,7 @@ from sit_atconv.evaluation.cache import FeatureCache
 from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features
 from sit_atconv.evaluation.inception import file_sha256
-from sit_atconv.evaluation.loading import load_batches, share
+from sit_atconv.evaluation.loading import load_batches, require_classes, share
 from sit_atconv.randomness import Stream, keyed_generator
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def read_reference(
     looked at image by image, on all processes. `classes`: whose features to keep by class, None for all.
 
     Raises:
-        InputError: for a reference that cannot be used, or that has no labels when classes are asked for.
+        InputError: for a reference that cannot be used, or that lacks labels or classes that are asked for.
     """
     reading = reading or Reading()
     members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
@@ -79,8 +79,8 @@ def read_reference(
             raise InputError(f"{path} holds no images, so it cannot be compared class by class.")
         return _from_statistics(path, members, features)
     source = open_source(path)
-    if classes != () and source.labels is None:
-        raise InputError(f"{path} has no labels, so it cannot be compared class by class.")
+    if classes != ():
+        require_classes(source.labels, _chosen(source, classes), "references")
     if not stored:
         reference = _from_images(source, path, features, wanted, reading, classes)
         if "mu" in members:
@@ -139,7 +139,7 @@ def _from_images(
     count = len(source)
     near = np.zeros(count, bool)  # what precision and recall look at
     near[keyed_generator(0, Stream.ORDER, count).permutation(count)[: features.neighbour_limit]] = True
-    chosen = np.unique(source.labels) if classes is None else np.array(classes, dtype=np.int64)
+    chosen = _chosen(source, classes)
     rows = near | np.isin(source.labels, chosen) if len(chosen) else near
     collected = look_at(source, features, wanted, reading, "reference", None if rows.all() else rows)
     gaussians = {kind: (moments.mean(), moments.covariance()) for kind, moments in collected.moments.items()}
@@ -149,6 +149,13 @@ def _from_images(
         reference.points = kept[torch.from_numpy(near[rows])]
         reference.by_class = {int(c): kept[torch.from_numpy(source.labels[rows] == c)] for c in chosen}
     return reference
+
+
+def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
+    """The labels to compare class by class; `classes` None means all that the source has."""
+    if classes is None and source.labels is not None:
+        return np.unique(source.labels)
+    return np.array(classes or (), dtype=np.int64)
 
 
 def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
@@ -190,12 +197,14 @@ def write_reference(
 
     arr_0 takes `images` pictures drawn by key, in random order, against which ADM and we count precision and recall;
     arr_1 their labels, if any; weights_sha256 and count say how it was made (ADM ignores them). Returns the facts.
-    Raises `InputError` when `out` exists, there is nothing to write, or the features are not Inception's.
+    Raises `InputError` when `out` exists or is no .npz, there is nothing to write, or the features are not Inception's.
     """
     if features.name != "inception" or features.fast:
         raise InputError("A reference file holds the published statistics: --features inception, without --fast.")
     if images < 1:
         raise InputError("Precision and recall need images in the reference: --images must be at least 1.")
+    if Path(out).suffix != ".npz":
+        raise InputError(f"A reference file is an npz: name it {out}.npz.")
     if Path(out).exists():
         raise InputError(f"{out} exists already. Remove it, or choose another name.")
     Path(out).parent.mkdir(parents=True, exist_ok=True)

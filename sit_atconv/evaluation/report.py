@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sit_atconv.evaluation.features import Features
 from sit_atconv.evaluation.inception import PUBLISHED_WEIGHTS_PREFIX
+from sit_atconv.evaluation.metrics import IS_CHUNK
 
 PUBLISHED_COUNT = 50_000
 ENOUGH_NEIGHBOURS = 10_000
@@ -22,6 +23,7 @@ _TITLES = {
     **{"precision": "precision", "recall": "recall"},
 }
 _SUFFIXES = {"pixels": "pixels", "dinov2": "DINOv2"}
+_NAMED = ("sit-atconv", "torch", "torch-fidelity", "timm")  # versions that the table shows; the JSON has more
 
 
 @dataclass
@@ -60,7 +62,8 @@ class Report:
         lines = [
             f"samples    {_described(self.samples)}",
             f"reference  {_described(self.reference)}",
-            f"features   {self.features['title']}{weights}",
+            f"features   {self.features['title']}{weights}, {self.features['precision']} on {self.features['device']}",
+            f"with       {', '.join(f'{name} {self.versions[name]}' for name in _NAMED)}",
             "",
         ]
         width = max(len(title(name)) for name in (*self.metrics, *self.unsupported))
@@ -71,9 +74,8 @@ class Report:
             lines.append(f"{title(name):<{width}}  {value:10.{digits}f}{around}")
         lines += [f"{title(name):<{width}}  {'—':>10}   {reason}" for name, reason in self.unsupported.items()]
         for number, row in self.per_class.items():
-            lines.append(
-                f"class {number:<6} {row['distance']:10.4f}   {row['samples']} samples, {row['references']} references"
-            )
+            distance = "—" if row["distance"] is None else f"{row['distance']:.4f}"
+            lines.append(f"class {number:<6} {distance:>10}   {row['samples']} samples, {row['references']} references")
         lines += ["", *(f"warning: {warning}" for warning in self.warnings)]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -133,7 +135,8 @@ def find_warnings(
                     f"{title(name)}: {facts['count']} {what} give a rank-deficient covariance ({dimension} dimensions)."
                 )
     if "is" in metrics and labels is not None and len(labels.unique()) > 1 and bool((labels.diff() >= 0).all()):
-        warnings.append("The samples are sorted by class, so the inception score's chunks lack classes: IS is too low.")
+        harm = "its chunks lack classes, IS is too low" if samples["count"] > IS_CHUNK else "harmless in a single chunk"
+        warnings.append(f"The samples are sorted by class. The inception score is of chunks of {IS_CHUNK}: {harm}.")
     for what, facts in (("samples", samples), ("reference images", reference)):
         if facts["lossy"]:
             warnings.append(f"Some {what} are stored lossily (JPEG or WebP), which changes every number.")

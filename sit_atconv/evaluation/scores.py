@@ -44,7 +44,7 @@ def wanted_for(metrics: Iterable[str], per_class: bool = False, bootstrap: bool 
         kept.add("pool")
     if bootstrap:
         kept |= moments | ({"probabilities"} if "is" in roots else set())
-    return Wanted(frozenset(moments), frozenset(kept), scores="is" in roots)
+    return Wanted(frozenset(moments), frozenset(kept), scores="is" in roots, labels=per_class)
 
 
 def drawn(points: Tensor, limit: int) -> Tensor:
