@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -152,11 +153,9 @@ def test_weights_in_channels_last_memory() -> None:
 def test_first_checkpoints_of_repa_count_their_blocks_twice() -> None:
     source = replace(REPA, mixers=("attention",) * 5)
     state = random_state(source)
-    legacy = {}
-    for key, tensor in state.items():
-        name, number, *rest = key.split(".")
-        late = name == "blocks" and int(number) >= 2
-        legacy[".".join(["decoder_blocks", str(int(number) - 2), *rest]) if late else key] = tensor
+    late = re.compile(r"^blocks\.([2-4])\.")
+    legacy = {late.sub(lambda n: f"decoder_blocks.{int(n[1]) - 2}.", key): state[key] for key in state}
+    assert sum(key.startswith("decoder_blocks.2.") for key in legacy) == 10
     require_equal(load_released(legacy, num_heads=4), source, state)
 
 
@@ -264,7 +263,7 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: random_state(SIT), {"num_classes": 0}, "6 rows, which does not go with num_classes = 0"),
         (lambda: random_state(SIT), {"position": "none"}, "but the checkpoint has a position embedding"),
         (lambda: random_state(SIT), {"input_size": 32}, "pos_embed (1, 16, 32), expected (1, 256, 32)"),
-        (lambda: random_state(SIT), {"depth": 3}, "lacks blocks.2.mixer"),
+        (lambda: random_state(SIT), {"depth": 3}, "lacks blocks.2.attn.qkv.weight, blocks.2"),
         (lambda: random_state(SIT), {"size": 3}, "no argument size"),
         (lambda: random_state(SIT), {"layout": "dit"}, "Unknown layout 'dit'"),
         (lambda: random_state(FFHQ), {"pool": "square"}, "Unknown pool 'square'"),
@@ -283,7 +282,7 @@ def test_a_file_with_another_class_is_refused_and_runs_nothing(tmp_path: Path) -
     trace = tmp_path / "trace"
     for name, content in (("zip.pt", Evil(trace)), ("inside.pt", {"ema": random_state(SIT), "args": Evil(trace)})):
         torch.save(content, tmp_path / name)
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(trace)))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(trace), protocol=2))
     for name in ("zip.pt", "inside.pt", "plain.pt"):
         with pytest.raises(InputError, match=r"pickled with \w+\.mkdir|plain\.pt cannot be read"):
             load_released(tmp_path / name, num_heads=4)
@@ -359,7 +358,8 @@ def test_what_the_command_cannot_do_ends_with_code_2(tmp_path: Path, capsys: pyt
     assert "give num_heads (--num-heads)" in fails(released, str(out))
     assert not out.exists()
     assert "There is no checkpoint" in fails(str(tmp_path / "sti.pt"), str(out))
-    assert "neither a folder here" in fails(released, str(out), "--num-heads", "4", "--vae", "nowhere")
+    (tmp_path / "vae").mkdir()
+    assert "not a diffusers auto" in fails(released, str(out), "--num-heads", "4", "--vae", str(tmp_path / "vae"))
     assert "exists already" in fails(released, str(tmp_path), "--num-heads", "4")
     assert "invalid choice" in fails(released, str(out), "--pool", "max")
-    assert {p.name for p in tmp_path.iterdir()} == {"sit.pt"}
+    assert {p.name for p in tmp_path.iterdir()} == {"sit.pt", "vae"}
