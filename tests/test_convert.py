@@ -131,8 +131,9 @@ def test_the_unaveraged_weights_on_demand() -> None:
 
 def test_safetensors(tmp_path: Path) -> None:
     state = random_state(SOURCES["atconv-sit-hybrid"])
-    save_file(state, tmp_path / "sit.safetensors")
-    require_equal(load_released(str(tmp_path / "sit.safetensors"), num_heads=4), SOURCES["atconv-sit-hybrid"], state)
+    for name in ("sit.safetensors", "misnamed.pt"):
+        save_file(state, tmp_path / name)
+        require_equal(load_released(str(tmp_path / name), num_heads=4), SOURCES["atconv-sit-hybrid"], state)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -238,8 +239,9 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: {}, {}, "it is empty"),
         (lambda: {"epoch": 3, "loss": 0.1}, {}, "'epoch' in it is a int"),
         (lambda: {"ema": {"a": None}}, {}, "'a' in it is a NoneType"),
-        (lambda: {"conv.weight": torch.ones(3)}, {}, "This is no SiT: there is no x_embedder.proj.weight"),
+        (lambda: {"conv.weight": torch.ones(3)}, {}, "is no SiT: there is no x_embedder.proj.weight"),
         (lambda: {"model": random_state(SIT)}, {"weights": "ema"}, "no 'ema' weights; it has model"),
+        (lambda: {"steps": torch.tensor(3)}, {}, "is no SiT: there is no x_embedder.proj.weight"),
         (lambda: changed(drop="blocks.1.mlp.fc2.bias"), {}, "lacks blocks.1.mlp.fc2.bias."),
         (lambda: changed(drop="final_layer.linear.bias"), {}, "lacks final_layer.linear.bias."),
         (lambda: changed(drop="t_embedder.mlp.2.bias"), {}, "lacks t_embedder.mlp.2.bias."),
@@ -284,7 +286,7 @@ def test_a_file_with_another_class_is_refused_and_runs_nothing(tmp_path: Path) -
         torch.save(content, tmp_path / name)
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(trace), protocol=2))
     for name in ("zip.pt", "inside.pt", "plain.pt"):
-        with pytest.raises(InputError, match=r"pickled with \w+\.mkdir|plain\.pt cannot be read"):
+        with pytest.raises(InputError, match=r"pickled with \w+\.mkdir|plain\.pt is damaged"):
             load_released(tmp_path / name, num_heads=4)
     assert not trace.exists()
 

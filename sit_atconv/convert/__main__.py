@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         config = model.config
         log.info(
-            "%s: %d blocks (%s) of width %d, patch %d, %d classes, latents of %s, %s parameters.",
+            "%s: %d blocks (%s) of width %d, patch %d, %s, latents of side %d, %s parameters.",
             out,
             config.depth,
             config.mixer_pattern if isinstance(config.mixer_pattern, str) else ", ".join(config.mixer_pattern),
             config.hidden_size,
             config.patch_size,
-            config.num_classes,
+            f"{config.num_classes} classes" if config.num_classes else "unconditional",
             config.input_size,
             f"{model.num_parameters():,}",
         )

@@ -1,27 +1,22 @@
-"""Reading a released checkpoint: which of its weights, under plain names, and what its training arguments say.
-
-No pickled code ever runs: torch's restricted unpickler builds tensors and plain containers, and beside them one class,
-argparse.Namespace, in which the releases store their arguments.
-"""
+"""What is in a released checkpoint: the weights that count, under plain names, and its training arguments."""
 
 import argparse
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from sit_atconv.convert.files import read_file
 from sit_atconv.errors import InputError
 
 # What a checkpoint calls its weights, best first: the averaged ones are what the releases are scored with.
 WEIGHTS = ("ema", "model", "state_dict")
 _PROJECTORS = "projectors."
+_ANCHORS = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "t_embedder.mlp.0.weight": 2}  # dimensions
 
 
 @dataclass(frozen=True)
@@ -51,43 +46,10 @@ def read_released(source: str | Path | Mapping[str, Any], weights: str | None = 
             f"{name} holds a {type(content).__name__}, not a checkpoint: expected a dictionary of tensors."
         )
     tensors = _plain_names(_choose(content, weights, name), name)
+    _require_sit(tensors, name)
     state = {key: _usable(tensor, key, name) for key, tensor in tensors.items()}
     projectors = {key.removeprefix(_PROJECTORS): state.pop(key) for key in list(state) if key.startswith(_PROJECTORS)}
     return Released(state, projectors, _arguments(content))
-
-
-def read_file(path: Path) -> Any:
-    """The content of a .safetensors or torch file. Raises `InputError` where it is missing, damaged or holds code."""
-    if path.is_dir():
-        ours = " It is a model of ours: open it with SiT.from_pretrained." if (path / "config.json").exists() else ""
-        raise InputError(f"{path} is a directory, not a released checkpoint: name the file in it.{ours}")
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged or no safetensors file ({error}): fetch it again.") from None
-    mapped = zipfile.is_zipfile(path)  # then the optimiser's state, twice the weights, is never read
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # damaged bytes lead the unpickler into nearly any of them
-        raise _unreadable(path, str(error) or type(error).__name__) from None
-
-
-def _unreadable(path: Path, reason: str) -> InputError:
-    foreign = re.search(r"GLOBAL ([\w.]+)", reason)
-    if foreign:
-        return InputError(
-            f"{path} was pickled with {foreign[1]}, and reading that could run code: only tensors and "
-            "argparse.Namespace are read. If you trust the file, save its weights alone (its 'ema') again, as "
-            "safetensors or with torch.save."
-        )
-    return InputError(
-        f"{path} cannot be read as a checkpoint of torch ({reason.strip().splitlines()[0][:160]}): it is damaged or "
-        "something else. Fetch it again."
-    )
 
 
 def _choose(content: Mapping[str, Any], weights: str | None, name: str) -> Mapping[str, Tensor]:
@@ -124,11 +86,30 @@ def _plain_names(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return renamed
 
 
+def _require_sit(tensors: Mapping[str, Tensor], name: str) -> None:
+    missing = [key for key in _ANCHORS if key not in tensors]
+    if not any(key.startswith("blocks.0.") for key in tensors):
+        missing.append("blocks.0")
+    if missing:
+        raise InputError(
+            f"{name} is no SiT: there is no {', no '.join(missing)} among its {len(tensors)} tensors "
+            f"({', '.join(list(tensors)[:3])}, …). Expected a checkpoint of SiT, REPA or ATConv."
+        )
+    for key, dimensions in _ANCHORS.items():
+        if tensors[key].ndim != dimensions:
+            raise InputError(f"{key} is of shape {tuple(tensors[key].shape)}: expected {dimensions} dimensions.")
+    if any(".q_norm." in key or ".k_norm." in key for key in tensors):
+        raise InputError(
+            f"The network in {name} normalises queries and keys (attn.q_norm; REPA's --qk-norm). Our attention does "
+            "not: it cannot be converted."
+        )
+
+
 def _usable(tensor: Tensor, key: str, name: str) -> Tensor:
     """The tensor as an fp32 copy, so that a model made of it shares nothing with the source."""
     if not tensor.is_floating_point():
         raise InputError(f"{key} in {name} is {tensor.dtype}: quantised or foreign weights cannot be converted.")
-    copy = torch.empty(tensor.shape).copy_(tensor.detach())
+    copy = torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach())
     if not copy.isfinite().all():
         count = int((~copy.isfinite()).sum())
         raise InputError(f"{key} in {name} has {count} values that are NaN or infinite: these weights are of no use.")

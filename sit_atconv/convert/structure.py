@@ -26,7 +26,6 @@ SD_LATENTS = LatentSpec("stabilityai/sd-vae-ft-ema", None, 4, 8, 0.18215, 0.0)
 
 _HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
 _INTERPOLANTS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine", "vp": "vp"}
-_ANCHORS = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "t_embedder.mlp.0.weight": 2}  # dimensions
 
 
 def detect_layout(released: Released) -> str:
@@ -68,10 +67,9 @@ def predicts_variance(state: Mapping[str, Tensor]) -> bool:
 def read_config(released: Released, given: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of `SiT` that make the released network; `given` ones are taken as they are.
 
-    Raises `InputError` for another network, for one that ours cannot compute, and for what only the user can say.
+    Raises `InputError` for a network that ours cannot compute, and for what only the user can say.
     """
     state, arguments = released.state, released.arguments
-    _require_sit(state)
     mixers = _mixers(state)
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     config = {
@@ -92,25 +90,6 @@ def read_config(released: Released, given: Mapping[str, Any]) -> dict[str, Any]:
         "interpolant": partial(_interpolant, arguments),
     }
     return config | {key: answer() for key, answer in answers.items() if key not in given} | dict(given)
-
-
-def _require_sit(state: Mapping[str, Tensor]) -> None:
-    missing = [key for key in _ANCHORS if key not in state]
-    if not any(key.startswith("blocks.0.") for key in state):
-        missing.append("blocks.0")
-    if missing:
-        raise InputError(
-            f"This is no SiT: there is no {', no '.join(missing)} among its {len(state)} tensors "
-            f"({', '.join(list(state)[:3])}, …). Expected a checkpoint of SiT, REPA or ATConv."
-        )
-    for key, dimensions in _ANCHORS.items():
-        if state[key].ndim != dimensions:
-            raise InputError(f"{key} is of shape {tuple(state[key].shape)}: expected {dimensions} dimensions.")
-    if any(".q_norm." in key or ".k_norm." in key for key in state):
-        raise InputError(
-            "This network normalises queries and keys (attn.q_norm; REPA's --qk-norm). Our attention does not: it "
-            "cannot be converted."
-        )
 
 
 def _mixers(state: Mapping[str, Tensor]) -> list[str]:

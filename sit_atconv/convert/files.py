@@ -1,0 +1,59 @@
+"""Reading the file of a released checkpoint, without ever running code that is in it.
+
+torch's restricted unpickler builds tensors and plain containers, and beside them one class, argparse.Namespace, in
+which the releases store their arguments.
+"""
+
+import argparse
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sit_atconv.errors import InputError
+
+
+def read_file(path: Path) -> Any:
+    """The content of a safetensors or torch file, whatever its name.
+
+    Raises `InputError` where it is missing or damaged, or would have to run code to be read.
+    """
+    if path.is_dir():
+        ours = " It is a model of ours: open it with SiT.from_pretrained." if (path / "config.json").exists() else ""
+        raise InputError(f"{path} is a directory, not a released checkpoint: name the file in it.{ours}")
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    if _is_safetensors(path):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged ({error}): fetch it again.") from None
+    mapped = zipfile.is_zipfile(path)  # then the optimiser's state, twice the weights, is never read
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # damaged bytes lead the unpickler into nearly any of them
+        raise _unreadable(path, error) from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a JSON header follows the eight bytes of its length, as it does in no file of torch's."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign:
+        return InputError(
+            f"{path} was pickled with {foreign[1]}, and reading that could run code: only tensors and "
+            "argparse.Namespace are read. If you trust the file, save its weights alone (its 'ema') again, as "
+            "safetensors or with torch.save."
+        )
+    lines = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).strip().splitlines()
+    reason = f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return InputError(f"{path} is damaged, or no checkpoint of torch or safetensors ({reason}). Fetch it again.")
