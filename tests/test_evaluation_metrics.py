@@ -162,6 +162,17 @@ def test_radii_count_the_point_itself_as_nearest():
     assert radii.tolist() == [9, 4, 9, 36]
 
 
+def test_precision_recall_with_ties_and_duplicates():
+    """Whole numbers, whose distances are exact: balls are closed, and the nearest of all is the point itself."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        r, s = (generator.integers(0, 4, (count, 5)) for count in (40, 50))
+        rr, ss, rs = (((a[:, None] - b[None]) ** 2).sum(-1) for a, b in ((r, r), (s, s), (r, s)))
+        radii_r, radii_s = np.sort(rr, 1)[:, 3], np.sort(ss, 1)[:, 3]
+        expected = (rs <= radii_r[:, None]).any(0).mean(), (rs <= radii_s[None]).any(1).mean()
+        assert precision_recall(r, s) == expected
+
+
 def test_precision_recall_of_separated_and_of_equal_sets():
     x = np.random.default_rng(0).standard_normal((30, 4))
     assert precision_recall(x, x) == (1, 1)

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import full_precision
 
 Array = np.ndarray | Tensor
 
-_BLOCK = 4096  # rows and columns of a distance block: 64 MiB in float32
+_BLOCK = 2048  # rows and columns of a distance block: 16 MiB in float32, which caches hold
 
 
 def precision_recall(reference: Array, samples: Array, k: int = 3) -> tuple[float, float]:
@@ -53,7 +54,7 @@ def neighbour_radii(points: Tensor, k: int, report: Callable[[float], None] = la
     Index k of the sorted distances that include the point itself. Each pair of blocks is computed once.
     """
     nearest = points.new_full((len(points), k + 1), float("inf"))
-    squares = points.square().sum(1)
+    squares = _squares(points)
     for i in range(0, len(points), _BLOCK):
         for j in range(i, len(points), _BLOCK):
             rows, columns = slice(i, i + _BLOCK), slice(j, j + _BLOCK)
@@ -70,7 +71,7 @@ def neighbour_radii(points: Tensor, k: int, report: Callable[[float], None] = la
 def _inside(
     reference: Tensor, reference_radii: Tensor, samples: Tensor, sample_radii: Tensor, report: Callable[[float], None]
 ) -> tuple[Tensor, Tensor]:
-    sample_squares, reference_squares = samples.square().sum(1), reference.square().sum(1)
+    sample_squares, reference_squares = _squares(samples), _squares(reference)
     samples_inside = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     references_inside = torch.zeros(len(reference), dtype=torch.bool, device=samples.device)
     for i in range(0, len(samples), _BLOCK):
@@ -85,9 +86,21 @@ def _inside(
     return samples_inside, references_inside
 
 
+def _squares(points: Tensor) -> Tensor:
+    """|x|^2 of each of the points (n, d), without a copy of them all."""
+    return torch.cat([block.square().sum(1) for block in points.split(_BLOCK)])
+
+
 def _squared_distances(x: Tensor, x_squares: Tensor, y: Tensor, y_squares: Tensor) -> Tensor:
     """|x|^2 - 2 x.y + |y|^2, clamped at 0: (len(x), len(y)) float32."""
-    return (x @ y.T).mul_(-2).add_(x_squares[:, None]).add_(y_squares).clamp_min_(0)
+    return _products(x, y).mul_(-2).add_(x_squares[:, None]).add_(y_squares).clamp_min_(0)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T. Where processors are not Intel's, oneDNN takes little more than half the time of MKL, torch's default."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return x @ y.T
+    return linear(x.to_mkldnn(), y.to_mkldnn()).to_dense()
 
 
 def _smallest(distances: Tensor, count: int) -> Tensor:
@@ -101,6 +114,6 @@ def _features(array: Array, what: str, k: int) -> Tensor:
         raise InputError(
             f"Precision and recall need more than {k} {what} features (n, d); got shape {tuple(features.shape)}."
         )
-    if not features.isfinite().all():
+    if not all(block.isfinite().all() for block in features.split(_BLOCK)):
         raise InputError(f"The {what} features hold values that are not finite.")
     return features
