@@ -1,19 +1,34 @@
 """Flow matching: interpolants, losses, guidance and solvers, all pure functions of a `velocity(x, t)` callable."""
 
+from sit_atconv.flow.finite import NonFiniteError
 from sit_atconv.flow.guidance import guided_velocity
-from sit_atconv.flow.interpolants import VP, Cosine, Interpolant, Linear, create_interpolant
-from sit_atconv.flow.losses import alignment_loss, drop_labels, flow_matching_loss, times_from_uniform
-from sit_atconv.flow.ode import ODE_METHODS, integrate_ode
-from sit_atconv.flow.sde import DIFFUSIONS, LAST_STEPS, integrate_sde
+from sit_atconv.flow.interpolants import PREDICTIONS, VP, Cosine, Interpolant, Linear, create_interpolant
+from sit_atconv.flow.likelihood import log_likelihood
+from sit_atconv.flow.losses import (
+    WEIGHTINGS,
+    alignment_loss,
+    drop_labels,
+    flow_matching_loss,
+    require_loss,
+    require_times,
+    times_from_uniform,
+)
+from sit_atconv.flow.ode import ODE_METHODS, integrate_ode, invert
+from sit_atconv.flow.predictions import velocity_from_prediction
+from sit_atconv.flow.sde import DIFFUSIONS, LAST_STEPS, SDE_METHODS, integrate_sde
 
 __all__ = [
     "DIFFUSIONS",
     "LAST_STEPS",
     "ODE_METHODS",
+    "PREDICTIONS",
+    "SDE_METHODS",
     "VP",
+    "WEIGHTINGS",
     "Cosine",
     "Interpolant",
     "Linear",
+    "NonFiniteError",
     "alignment_loss",
     "create_interpolant",
     "drop_labels",
@@ -21,5 +36,10 @@ __all__ = [
     "guided_velocity",
     "integrate_ode",
     "integrate_sde",
+    "invert",
+    "log_likelihood",
+    "require_loss",
+    "require_times",
     "times_from_uniform",
+    "velocity_from_prediction",
 ]

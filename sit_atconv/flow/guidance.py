@@ -1,5 +1,9 @@
-"""Classifier-free guidance (Ho & Salimans 2022) within an interval of times (Kynkäänniemi et al. 2024)."""
+"""Guidance by the null class (Ho & Salimans 2022) or by a weaker model (Karras et al. 2024, arXiv 2406.02507).
 
+Either acts within an interval of times (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,44 +11,45 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-def at_step(velocity: Velocity, t: float) -> Velocity:
-    """The field for all stages of a solver step that starts at time t: guidance decides once a step, as in REPA."""
-    return velocity.at_step(t) if hasattr(velocity, "at_step") else velocity
+from sit_atconv.flow.field import Velocity
 
 
 @dataclass(frozen=True)
 class GuidedVelocity:
-    """See `guided_velocity`."""
+    """v = v_base + s·(v_model − v_base) within an interval, v_model outside. See `guided_velocity`.
 
-    model: Callable[[Tensor, Tensor, Tensor], Tensor]
-    labels: Tensor
-    null_label: int
+    `both` computes (v_model, v_base) where guidance acts, `alone` v_model where it does not.
+    """
+
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    alone: Velocity
     scale: float
     interval: tuple[float, float]
     channels: int | None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """At a scalar t; the solvers decide by `at_step`."""
         return self.at_step(float(t))(x, t)
 
     def at_step(self, t: float) -> Velocity:
         low, high = self.interval
-        return self._guided if low <= t <= high else self._conditional
+        return self._guided if low <= t <= high else self.alone
 
-    def _conditional(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.model(x, t, self.labels)
+    @property
+    def switch_times(self) -> tuple[float, float]:
+        return self.interval
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
-        # Both halves are one batch: labels differ, noise does not.
-        labels = torch.cat([self.labels, torch.full_like(self.labels, self.null_label)])
-        conditional, unconditional = self.model(torch.cat([x, x]), t, labels).chunk(2)
-        guided = unconditional + self.scale * (conditional - unconditional)
+        # In the state's precision: the difference of two half-precision numbers, times s, would be coarse.
+        model, base = (prediction.to(x.dtype) for prediction in self.both(x, t))
+        if base.shape != model.shape:
+            raise InputError(f"The weak model predicts {tuple(base.shape)} where the model gives {tuple(model.shape)}.")
         if self.channels is None:
-            return guided
-        return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
+            return base + self.scale * (model - base)
+        if self.channels > x.shape[1]:
+            raise InputError(f"Guidance of {self.channels} channels was asked for; there are {x.shape[1]}.")
+        guided = base[:, : self.channels] + self.scale * (model - base)[:, : self.channels]
+        return torch.cat([guided, model[:, self.channels :]], dim=1)
 
 
 def guided_velocity(
@@ -55,28 +60,52 @@ def guided_velocity(
     null_label: int | None,
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
+    weak: Callable[..., Tensor] | None = None,
 ) -> Velocity:
-    """The field v = v_null + s·(v_cond − v_null) as a callable of (x, t), t a scalar.
+    """The field v = v_null + s·(v_cond − v_null), or v_weak + s·(v − v_weak), as a callable of (x, t).
 
-    Outside `interval` (low <= t <= high, at the start of a solver's step) the conditional velocity alone is computed.
+    Outside `interval` (low <= t <= high, at the start of a solver's step) the model alone is computed, without the
+    null half or the weak model. What the models predict need not be the velocity: see `velocity_from_prediction`.
 
     Args:
         model: callable of (x, t, y), or of (x, t) when `labels` is None.
         labels: (B,) int64, or None for an unconditional model.
-        scale: s; 1 means no guidance and runs no second half.
-        null_label: the class that stands for no label; None when the model has none.
+        scale: s >= 0; 1 means no guidance: neither a second half nor the weak model runs.
+        null_label: the class that stands for no label; None when the model has none. Unused with `weak`.
         channels: guide only the first so many channels (3 reproduces the original DiT and SiT); None guides all.
+        weak: autoguidance: a worse model of the same data, called as `model` is, instead of the null class.
 
     Raises:
-        InputError: for guidance without a null class, or an interval outside 0 <= low <= high <= 1.
+        InputError: for guidance with neither a null class nor a weak model, a scale that is negative or not finite, an
+            interval outside 0 <= low <= high <= 1, channels < 1 or more than there are.
     """
     low, high = interval
     if not 0 <= low <= high <= 1:
         raise InputError(f"The guidance interval must satisfy 0 <= low <= high <= 1, not {low} {high}.")
+    if not 0 <= scale < math.inf:
+        raise InputError(f"The guidance scale must be a finite number >= 0, not {scale}; 1 is no guidance.")
+    if channels is not None and channels < 1:
+        raise InputError(f"Guidance of {channels} channels does nothing: give at least 1, or none to guide all.")
+
+    given = () if labels is None else (labels,)
+
+    def alone(x: Tensor, t: Tensor) -> Tensor:
+        return model(x, t, *given)
+
     if scale == 1:
-        return model if labels is None else lambda x, t: model(x, t, labels)
+        return alone
+    if weak is not None:
+        return GuidedVelocity(lambda x, t: (alone(x, t), weak(x, t, *given)), alone, scale, (low, high), channels)
     if labels is None or null_label is None:
         raise InputError(
-            f"Guidance {scale} needs a model with classes and a null class; this one is unconditional: use guidance 1."
+            f"Guidance {scale} needs a model with classes and a null class, or a weak model; this one is "
+            "unconditional: use guidance 1."
         )
-    return GuidedVelocity(model, labels, null_label, scale, (low, high), channels)
+    halves = torch.cat([labels, torch.full_like(labels, null_label)])
+
+    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # One batch: labels differ, noise does not.
+        conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, halves).chunk(2)
+        return conditional, unconditional
+
+    return GuidedVelocity(both, alone, scale, (low, high), channels)

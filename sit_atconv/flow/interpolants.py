@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import require_one_of
+from sit_atconv.flow.field import match_dims
 
-
-def match_dims(t: Tensor, x: Tensor) -> Tensor:
-    """Times t, a scalar or (B,), shaped to broadcast against x (B, ...)."""
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
+PREDICTIONS = ("velocity", "noise", "score", "data")
 
 
 class Interpolant(ABC):
@@ -20,8 +18,6 @@ class Interpolant(ABC):
 
     In all methods x, noise and velocities are (B, ...) and t is a scalar tensor or (B,).
     """
-
-    t_min: float = 0.0  # training times stay at or above it, where the velocity is finite
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor: ...
@@ -34,6 +30,24 @@ class Interpolant(ABC):
 
     @abstractmethod
     def d_sigma(self, t: Tensor) -> Tensor: ...
+
+    def time_range(self, prediction: str = "velocity") -> tuple[float, float]:
+        """Times (low, high) within which a network that predicts this is trained and asked.
+
+        All of [0, 1] for the velocity. The others turn into a velocity by a division that is singular at t = 0 (data)
+        or t = 1 (noise, score): they keep 1e-3 off both ends, as SiT does.
+        """
+        require_one_of(prediction, PREDICTIONS, "prediction")
+        return (0.0, 1.0) if prediction == "velocity" else (1e-3, 1 - 1e-3)
+
+    def drift(self, t: Tensor) -> Tensor:
+        """α'/α. Infinite at t = 1 where α = 0 (linear, cosine)."""
+        return self.d_alpha(t) / self.alpha(t)
+
+    def drift_variance(self, t: Tensor) -> Tensor:
+        """g = σσ' − (α'/α)σ²: v = (α'/α)·x_t − g·score. Infinite at t = 1 where α = 0 (linear, cosine)."""
+        sigma = self.sigma(t)
+        return sigma * self.d_sigma(t) - self.drift(t) * sigma**2
 
     def interpolate(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = α x + σ ε."""
@@ -60,6 +74,23 @@ class Interpolant(ABC):
         noise = self.noise_from_velocity(x_t, velocity, t)
         t = match_dims(t, x_t)
         return (x_t - self.sigma(t) * noise) / self.alpha(t)
+
+    def velocity_from_noise(self, x_t: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """v = (α'/α) x_t + (σ' − (α'/α) σ) ε. Singular at t = 1 (linear, cosine), and at t = 0 for VP."""
+        t = match_dims(t, x_t)
+        drift = self.drift(t)
+        return drift * x_t + (self.d_sigma(t) - drift * self.sigma(t)) * noise
+
+    def velocity_from_score(self, x_t: Tensor, score: Tensor, t: Tensor) -> Tensor:
+        """v = (α'/α) x_t − g·score, g the drift variance. Singular at t = 1 (linear, cosine)."""
+        t = match_dims(t, x_t)
+        return self.drift(t) * x_t - self.drift_variance(t) * score
+
+    def velocity_from_data(self, x_t: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """v = (σ'/σ) x_t + (α' − (σ'/σ) α) x. Singular at t = 0."""
+        t = match_dims(t, x_t)
+        growth = self.d_sigma(t) / self.sigma(t)
+        return growth * x_t + (self.d_alpha(t) - growth * self.alpha(t)) * data
 
 
 @dataclass(frozen=True)
@@ -98,11 +129,18 @@ class Cosine(Interpolant):
 
 @dataclass(frozen=True)
 class VP(Interpolant):
-    """α = exp(−¼(β₁−β₀)t² − ½β₀t), σ = √(1−α²): the variance-preserving diffusion of Song et al. 2021."""
+    """α = exp(−¼(β₁−β₀)t² − ½β₀t), σ = √(1−α²): the variance-preserving diffusion of Song et al. 2021.
+
+    σ' is infinite at t = 0; α stays positive up to t = 1, so that nothing is singular there.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    t_min = 1e-5  # σ' is infinite at 0
+
+    def time_range(self, prediction: str = "velocity") -> tuple[float, float]:
+        """[1e-5, 1] for every prediction: σ' is infinite at t = 0, and nothing is singular at t = 1."""
+        require_one_of(prediction, PREDICTIONS, "prediction")
+        return 1e-5, 1.0
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * (self.beta_max - self.beta_min) * t**2 - 0.5 * self.beta_min * t
@@ -113,8 +151,16 @@ class VP(Interpolant):
     def sigma(self, t: Tensor) -> Tensor:
         return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
 
+    def drift(self, t: Tensor) -> Tensor:
+        """α'/α = −½β(t), finite everywhere."""
+        return -0.5 * (self.beta_max - self.beta_min) * t - 0.5 * self.beta_min
+
+    def drift_variance(self, t: Tensor) -> Tensor:
+        """½β(t): σσ' = −αα' is finite where σ' is not."""
+        return -self.drift(t)
+
     def d_alpha(self, t: Tensor) -> Tensor:
-        return -self.alpha(t) * (0.5 * (self.beta_max - self.beta_min) * t + 0.5 * self.beta_min)
+        return self.alpha(t) * self.drift(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
         return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)

@@ -7,29 +7,68 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.flow.interpolants import Cosine, Interpolant, Linear
+from sit_atconv.flow.field import match_dims, per_sample
+from sit_atconv.flow.interpolants import PREDICTIONS, Cosine, Interpolant, Linear
+
+WEIGHTINGS = ("none", "velocity", "likelihood")
 
 
 def flow_matching_loss(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    network: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     noise: Tensor,
     t: Tensor,
     interpolant: Interpolant | None = None,
+    prediction: str = "velocity",
+    weighting: str = "none",
 ) -> Tensor:
-    """Mean squared error of the predicted velocity for each sample, compared in fp32: (B,).
+    """Mean squared error of the prediction for each sample, compared in fp32: (B,).
+
+    The errors are ‖v̂ − v‖² for the velocity, ‖ε̂ − ε‖² for noise, ‖σŝ + ε‖² for the score (denoising score matching,
+    in units of noise) and ‖x̂ − x‖² for data, each averaged over the elements (SiT, §2.2 and §3.2).
 
     Args:
-        velocity: the network, a callable of (x_t, t).
+        network: a callable of (x_t, t) that predicts one of `PREDICTIONS`.
         x, noise: data and standard normal noise, (B, ...).
-        t: times in [0, 1], (B,).
+        t: times within `interpolant.time_range(prediction)`, (B,).
         interpolant: `Linear()` when not given.
+        weighting: of noise and score errors, with g the drift variance: "none"; "velocity", (g/σ)², which makes the
+            loss that of the velocity they imply; or "likelihood", g/σ², which makes it the weighting g of the score's
+            error, as maximum likelihood has it (Song et al. 2021).
+
+    Raises:
+        InputError: for unknown names, or a weighting of velocity or data.
     """
     interpolant = interpolant or Linear()
-    predicted = velocity(interpolant.interpolate(x, noise, t), t)
-    target = interpolant.velocity(x, noise, t)
-    wide = torch.promote_types(target.dtype, torch.float32)
-    return (predicted.to(wide) - target.to(wide)).square().flatten(1).mean(1)
+    require_loss(prediction, weighting)
+    predicted = network(interpolant.interpolate(x, noise, t), t)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    error = _error(predicted.to(wide), prediction, x.to(wide), noise.to(wide), t, interpolant)
+    loss = per_sample(error).square().mean(1)
+    if weighting == "none":
+        return loss
+    g, sigma = interpolant.drift_variance(t), interpolant.sigma(t)
+    return loss * ((g / sigma) ** 2 if weighting == "velocity" else g / sigma**2)
+
+
+def require_loss(prediction: str, weighting: str) -> None:
+    """Raise `InputError` unless there is a loss of this prediction with this weighting."""
+    require_one_of(prediction, PREDICTIONS, "prediction")
+    require_one_of(weighting, WEIGHTINGS, "weighting")
+    if weighting != "none" and prediction not in ("noise", "score"):
+        raise InputError(
+            f"The weighting '{weighting}' is defined for predictions of noise and score, not of {prediction}: use none."
+        )
+
+
+def _error(predicted: Tensor, prediction: str, x: Tensor, noise: Tensor, t: Tensor, interpolant: Interpolant) -> Tensor:
+    if prediction == "velocity":
+        return predicted - interpolant.velocity(x, noise, t)
+    if prediction == "noise":
+        return predicted - noise
+    if prediction == "score":
+        return interpolant.sigma(match_dims(t, x)) * predicted + noise
+    return predicted - x
 
 
 def alignment_loss(projected: Tensor, teacher_tokens: Tensor) -> Tensor:
@@ -41,7 +80,11 @@ def alignment_loss(projected: Tensor, teacher_tokens: Tensor) -> Tensor:
 
 
 def times_from_uniform(
-    u: Tensor, distribution: str = "uniform", interpolant: Interpolant | None = None, shift: float = 1.0
+    u: Tensor,
+    distribution: str = "uniform",
+    interpolant: Interpolant | None = None,
+    shift: float = 1.0,
+    prediction: str = "velocity",
 ) -> Tensor:
     """Training times from uniform numbers u in [0, 1), by inverting the distribution's cumulative function.
 
@@ -49,21 +92,28 @@ def times_from_uniform(
         distribution: "uniform", or "logit-normal": with σ = exp(normal), t = σ/(1+σ) for the linear interpolant and
             (2/π)·atan(σ) for the cosine one.
         shift: s > 0 moves times towards noise, t ← s·t / (1 + (s−1)·t); 1 leaves them.
+        prediction: what the network predicts: [0, 1] is mapped onto `interpolant.time_range(prediction)`.
 
     Raises:
         InputError: for an unknown distribution, a shift <= 0, or logit-normal times with another interpolant.
     """
     interpolant = interpolant or Linear()
-    require_one_of(distribution, ("uniform", "logit-normal"), "time distribution")
+    require_times(distribution, interpolant)
     if distribution == "uniform":
         t = u
     elif isinstance(interpolant, Linear):
         t = torch.sigmoid(torch.special.ndtri(u))
-    elif isinstance(interpolant, Cosine):
-        t = torch.atan(torch.special.ndtri(u).exp()) * 2 / torch.pi
     else:
+        t = torch.atan(torch.special.ndtri(u).exp()) * 2 / torch.pi
+    low, high = interpolant.time_range(prediction)
+    return low + (high - low) * shift_times(t, shift)
+
+
+def require_times(distribution: str, interpolant: Interpolant) -> None:
+    """Raise `InputError` unless training times have this distribution with this interpolant."""
+    require_one_of(distribution, ("uniform", "logit-normal"), "time distribution")
+    if distribution == "logit-normal" and not isinstance(interpolant, Linear | Cosine):
         raise InputError("Logit-normal times are defined for the linear and cosine interpolants: use uniform ones.")
-    return interpolant.t_min + (1 - interpolant.t_min) * shift_times(t, shift)
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:

@@ -1,11 +1,15 @@
 """Deterministic solvers of the probability-flow ODE dx/dt = v(x, t), by default from noise (t = 1) to data (t = 0)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.flow.guidance import Velocity, at_step
+from sit_atconv.flow.adaptive import integrate_adaptive
+from sit_atconv.flow.field import OnStep, Velocity, at_step, widened
+from sit_atconv.flow.finite import FiniteGuard
 from sit_atconv.flow.losses import shift_times
 
 FIXED_STEP_METHODS = ("euler", "heun", "midpoint")
@@ -34,50 +38,98 @@ def integrate_ode(
     atol: float = 1e-6,
     rtol: float = 1e-3,
     dtype: torch.dtype | None = None,
+    samples: Sequence[int] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Solve the ODE from time `start` to `end`; returns the state there, of x's shape and dtype.
 
+    A network that predicts something else than the velocity, or VP, is singular at ends of [0, 1]: start and end
+    within `interpolant.time_range(prediction)`, which leaves 0.1 % of noise in the data.
+
     Args:
-        velocity: callable of (x, t) with t a scalar tensor; x arrives in its own dtype.
+        velocity: callable of (x, t), t a scalar tensor of the host, or (B,) beside x for dopri5; x has its own dtype.
         x: the state at `start`, (B, ...).
-        steps: N intervals, on linspace(start, end, N+1) after `shift`. dopri5 chooses its own.
-        method: "euler" (N evaluations), "heun" (2N−1: the last step is Euler's, so that v at t = 0 is not needed),
-            "midpoint" (2N) or "dopri5" (adaptive, `atol` and `rtol` are SiT's).
+        steps: N intervals, `ode_times`. dopri5 chooses its own.
+        method: "euler" (N evaluations); "heun" (2N−1 towards data, where the last step is Euler's: near data the
+            velocity need not exist, and its error is largest; 2N towards noise); "midpoint" (2N); or "dopri5", which
+            chooses steps for each sample by itself, see `integrate_adaptive`.
         shift: see `shift_times`.
+        atol, rtol: of dopri5; the defaults are SiT's.
         dtype: of state and time grid; fp64 where the device has it.
+        samples: numbers of the samples, for the message of `NonFiniteError`.
+        on_step: called after every step, may change the state; not with dopri5, where samples have their own steps.
 
     Raises:
-        InputError: for an unknown method or steps < 1.
+        InputError: for an unknown method, steps < 1, on_step with dopri5, or times that are equal or not in [0, 1].
+        NonFiniteError: when states become NaN or infinite.
     """
     require_one_of(method, ODE_METHODS, "ODE solver")
     require_steps(steps)
+    if start == end or not (0 <= start <= 1 and 0 <= end <= 1):
+        raise InputError(f"Times lie in [0, 1], and a solver goes from one to another: not from {start} to {end}.")
     dtype = dtype or solver_dtype(x.device)
-    state = x.to(dtype)
     if method == "dopri5":
-        ends = torch.tensor([start, end], dtype=dtype, device=x.device)
+        if on_step is not None:
+            raise InputError("dopri5 steps each sample by itself: nothing can be called after a step of all.")
+        return integrate_adaptive(velocity, x, start, end, atol=atol, rtol=rtol, dtype=dtype, samples=samples).to(x)
 
-        def field(t: Tensor, state: Tensor) -> Tensor:
-            return velocity(state.to(x.dtype), t).to(dtype)
-
-        return odeint(field, state, ends, method="dopri5", atol=atol, rtol=rtol)[-1].to(x.dtype)
-
-    times = shift_times(torch.linspace(start, end, steps + 1, dtype=torch.float64), shift).to(dtype)
-    on_device = times.to(x.device)
-    for i, t in enumerate(times[:-1].tolist()):
-        step_velocity = at_step(velocity, t)
-
-        def field(state: Tensor, t: Tensor, step_velocity: Velocity = step_velocity) -> Tensor:
-            return step_velocity(state.to(x.dtype), t).to(dtype)
-
-        state = _step(field, state, on_device[i], on_device[i + 1], method, last=i == steps - 1)
-    return state.to(x.dtype)
+    times = ode_times(steps, start, end, shift)
+    return _integrate_steps(velocity, x, times, method, dtype, FiniteGuard(x, samples), on_step).to(x)
 
 
-def _step(field: Velocity, x: Tensor, t: Tensor, t_next: Tensor, method: str, last: bool) -> Tensor:
+def ode_times(steps: int, start: float, end: float, shift: float) -> Tensor:
+    """The grid of N intervals: N+1 times from `start` to `end`, evenly spaced before the shift; fp64 on the CPU."""
+    low, high = sorted((start, end))
+    evenly = torch.linspace(float(start > end), float(start < end), steps + 1, dtype=torch.float64)
+    return low + (high - low) * shift_times(evenly, shift)
+
+
+def invert(
+    velocity: Velocity,
+    x: Tensor,
+    steps: int = 50,
+    method: str = "heun",
+    *,
+    start: float = 0.0,
+    end: float = 1.0,
+    **options: Any,
+) -> Tensor:
+    """The noise that the ODE maps to data x: `integrate_ode` the other way, with its options.
+
+    Sampling on the same grid returns x up to the solver's error. Where t = 0 or t = 1 is singular, start and end are
+    `interpolant.time_range(prediction)`.
+    """
+    return integrate_ode(velocity, x, steps, method, start=start, end=end, **options)
+
+
+def _integrate_steps(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    method: str,
+    dtype: torch.dtype,
+    guard: FiniteGuard,
+    on_step: OnStep | None,
+) -> Tensor:
+    state, starts = x.to(dtype), times[:-1].tolist()
+    on_host = times.to(dtype)  # arithmetic with scalars of the host does not make it wait for the device
+    towards_data = times[-1] < times[0]
+    for i, t in enumerate(starts):
+        field = widened(at_step(velocity, t), x.dtype, dtype)
+        only_euler = method == "heun" and towards_data and i == len(starts) - 1
+        state = _step(field, state, on_host[i], on_host[i + 1], "euler" if only_euler else method)
+        guard.watch(i, state)
+        if on_step is not None:
+            state = on_step(i, times[i + 1].item(), state)
+    guard.check(starts)
+    return state
+
+
+def _step(field: Velocity, x: Tensor, t: Tensor, t_next: Tensor, method: str) -> Tensor:
     h = t_next - t
     v = field(x, t)
     if method == "midpoint":
         return x + h * field(x + h / 2 * v, t + h / 2)
-    if method == "heun" and not last:
+    if method == "heun":
         return x + h / 2 * (v + field(x + h * v, t_next))
     return x + h * v

@@ -1,19 +1,22 @@
-"""Stochastic solver: dx = (v − D(t)·score) dt + √(2D(t)) dW, run from noise (t = 1) to data (SiT, §2.4 and §3.3).
+"""Stochastic solvers: dx = (v − D(t)·score) dt + √(2D(t)) dW, run from noise (t = 1) to data (SiT, §2.4 and §3.3).
 
 Every D gives the same marginals; velocity and score come from one network call.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.flow.guidance import Velocity, at_step
+from sit_atconv.flow.field import OnStep, Velocity, at_step, widened
+from sit_atconv.flow.finite import FiniteGuard
 from sit_atconv.flow.interpolants import Interpolant, Linear
 from sit_atconv.flow.ode import require_steps, solver_dtype
 
+SDE_METHODS = ("euler-maruyama", "heun")
 LAST_STEPS = ("mean", "tweedie", "euler", "none")
 DIFFUSIONS: dict[str, Callable[[Interpolant, Tensor], Tensor]] = {
     "sigma": lambda interpolant, t: interpolant.sigma(t),  # REPA's w = 2t for the linear interpolant
@@ -21,21 +24,12 @@ DIFFUSIONS: dict[str, Callable[[Interpolant, Tensor], Tensor]] = {
     "linear": lambda interpolant, t: t,
     "decreasing": lambda interpolant, t: 0.25 * (1 - torch.cos(math.pi * t)) ** 2,
     "increasing-decreasing": lambda interpolant, t: torch.sin(math.pi * t) ** 2,
-    "sbdm": lambda interpolant, t: (
-        interpolant.sigma(t) * interpolant.d_sigma(t)
-        - interpolant.d_alpha(t) / interpolant.alpha(t) * interpolant.sigma(t) ** 2
-    ),
+    "sbdm": lambda interpolant, t: interpolant.drift_variance(t),
 }
 
 
-def sde_times(steps: int, diffusion: str, last_step: str, last_step_size: float) -> Tensor:
-    """The grid of N intervals: linspace(1, last_step_size, N) and then 0, in fp64 on the CPU.
-
-    sbdm, and Tweedie's estimate from pure noise, are singular at t = 1 for the linear and cosine interpolants: there
-    the grid starts at 1 − 1e-3.
-    """
-    singular = diffusion == "sbdm" or (steps == 1 and last_step == "tweedie")
-    start = 1 - 1e-3 if singular else 1.0
+def sde_times(steps: int, start: float, last_step: str, last_step_size: float) -> Tensor:
+    """The grid of N intervals: linspace(start, last_step_size, N) and then 0, in fp64 on the CPU."""
     if last_step == "none":
         return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
     if steps == 1:
@@ -47,54 +41,107 @@ def integrate_sde(
     velocity: Velocity,
     x: Tensor,
     steps: int = 250,
+    method: str = "euler-maruyama",
     *,
     interpolant: Interpolant | None = None,
+    start: float = 1.0,
     diffusion: str = "sigma",
     diffusion_scale: float = 1.0,
     last_step: str = "mean",
     last_step_size: float = 0.04,
     noise: Callable[[int], Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    samples: Sequence[int] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
-    """Euler-Maruyama from t = 1 to t = 0 with N steps and N network calls; returns samples of x's shape and dtype.
+    """Solve the SDE from t = 1 to t = 0 in N steps; returns samples of x's shape and dtype.
 
     Args:
-        velocity: callable of (x, t) with t a scalar tensor; x arrives in its own dtype.
+        velocity: callable of (x, t) with t a scalar tensor of the host; x arrives in its own dtype.
         x: noise at t = 1, (B, ...).
+        method: "euler-maruyama": N network calls, moments err in first order of the step; or "heun": 2N−1, the last
+            step being the other's, and second order.
         interpolant: what the network was trained with, `Linear()` when not given.
+        start: below 1 where a prediction is singular there, `interpolant.time_range(prediction)[1]`. It is lowered to
+            that of the score, 1 − 1e-3 for linear and cosine, for sbdm and for Tweedie's estimate from pure noise.
         diffusion: D(t), a name in `DIFFUSIONS`, times `diffusion_scale`.
         last_step: over [0, last_step_size]: "mean" (the drift without noise; too narrow where D is still large, as
-            the constant one is), "tweedie" (the estimate of the data),
-            "euler" (the ODE's step), or "none" (no special step: N equal ones, all with noise).
+            the constant one is), "tweedie" (the estimate of the data), "euler" (the ODE's step), or "none" (no special
+            step: N equal ones, all with noise).
         noise: step number -> standard normal tensor of x's shape; torch's global generator when not given.
         dtype: of state and time grid; fp64 where the device has it.
+        samples: numbers of the samples, for the message of `NonFiniteError`.
+        on_step: called after every step, may change the state.
 
     Raises:
-        InputError: for unknown names, steps < 1, a negative scale or a last step outside (0, 1).
+        InputError: for unknown names, steps < 1, a negative scale, or unless 0 < last_step_size < start <= 1.
+        NonFiniteError: when states become NaN or infinite.
     """
     interpolant = interpolant or Linear()
+    require_one_of(method, SDE_METHODS, "SDE solver")
     require_one_of(diffusion, DIFFUSIONS, "diffusion")
     require_one_of(last_step, LAST_STEPS, "last step")
     require_steps(steps)
-    if diffusion_scale < 0 or not 0 < last_step_size < 1:
-        raise InputError("The diffusion scale must be >= 0 and the last step's size between 0 and 1.")
+    if diffusion_scale < 0 or not 0 < last_step_size < start <= 1:
+        raise InputError(
+            "The diffusion scale must be >= 0, and the last step's size between 0 and the start, which is at most 1."
+        )
+    if diffusion == "sbdm" or (steps == 1 and last_step == "tweedie"):
+        start = min(start, interpolant.time_range("score")[1])
+    times = sde_times(steps, start, last_step, last_step_size)
+    D = diffusion_scale * DIFFUSIONS[diffusion](interpolant, times)
+
     dtype = dtype or solver_dtype(x.device)
     noise = noise or (lambda step: torch.randn_like(x))
-
-    times = sde_times(steps, diffusion, last_step, last_step_size).to(dtype)
-    on_device = times.to(x.device)
-    state = x.to(dtype)
-    for i, t_start in enumerate(times[:-1].tolist()):
-        t, h = on_device[i], on_device[i] - on_device[i + 1]
-        v = at_step(velocity, t_start)(state.to(x.dtype), t).to(dtype)
-        if i == steps - 1 and last_step == "tweedie":
-            state = interpolant.data_from_velocity(state, v, t)
-            break
-        if i == steps - 1 and last_step == "euler":
-            state = state - h * v
-            break
-        D = diffusion_scale * DIFFUSIONS[diffusion](interpolant, t)
-        state = state - h * (v - D * interpolant.score_from_velocity(state, v, t))
-        if i < steps - 1 or last_step == "none":
-            state = state + (2 * D * h).sqrt() * noise(i).to(state)
+    sde = _DiscreteSde(interpolant, times.to(dtype), D.tolist())
+    guard, state, starts = FiniteGuard(x, samples), x.to(dtype), times[:-1].tolist()
+    for i, t in enumerate(starts):
+        field = widened(at_step(velocity, t), x.dtype, dtype)
+        final = i == steps - 1
+        if final and last_step != "none":
+            state = sde.last_step(field, state, last_step)
+        else:
+            normal = noise(i).to(state.device, dtype, non_blocking=True)
+            state = sde.step(field, state, i, normal, heun=method == "heun" and not final)
+        guard.watch(i, state)
+        if on_step is not None:
+            state = on_step(i, times[i + 1].item(), state)
+    guard.check(starts)
     return state.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _DiscreteSde:
+    """The solvers' steps on a grid of N+1 times, for fields of (x, t).
+
+    `times` and D are the host's: scalars from there never make it wait for the device.
+    """
+
+    interpolant: Interpolant
+    times: Tensor
+    D: list[float]
+
+    def step(self, field: Velocity, x: Tensor, i: int, normal: Tensor, heun: bool) -> Tensor:
+        """Euler-Maruyama's step, or Heun's for additive noise (Kloeden & Platen 1992, §15.1), of weak order 2.
+
+        The noise of Heun's step has the mean of D at its two ends. SiT's Heun adds its noise first, by D at the start,
+        which leaves an error of first order.
+        """
+        h = (self.times[i] - self.times[i + 1]).item()
+        drift = self._drift(field, x, i)
+        if not heun:
+            return x - h * drift + math.sqrt(2 * self.D[i] * h) * normal
+        increment = math.sqrt((self.D[i] + self.D[i + 1]) * h) * normal
+        return x - h / 2 * (drift + self._drift(field, x - h * drift + increment, i + 1)) + increment
+
+    def last_step(self, field: Velocity, x: Tensor, how: str) -> Tensor:
+        h = self.times[-2].item()
+        if how == "mean":
+            return x - h * self._drift(field, x, -2)
+        v = field(x, self.times[-2])
+        return x - h * v if how == "euler" else self.interpolant.data_from_velocity(x, v, self.times[-2])
+
+    def _drift(self, field: Velocity, x: Tensor, i: int) -> Tensor:
+        """v − D·score, by one evaluation of the field."""
+        v = field(x, self.times[i])
+        return v - self.D[i] * self.interpolant.score_from_velocity(x, v, self.times[i])

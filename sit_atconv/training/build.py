@@ -38,6 +38,7 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
         in_channels=channels,
         num_classes=num_classes,
         interpolant=config.flow.interpolant,
+        prediction=config.flow.prediction,
         latents=dataset.latents.to_dict(),
         class_names=dataset.class_names if num_classes == dataset.num_classes else None,
         **options,

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from sit_atconv.alignment.projector import Projector
 from sit_atconv.config import AlignmentConfig, FlowConfig
-from sit_atconv.flow import alignment_loss, create_interpolant, drop_labels, flow_matching_loss, times_from_uniform
+from sit_atconv.flow import (
+    alignment_loss,
+    create_interpolant,
+    drop_labels,
+    flow_matching_loss,
+    require_loss,
+    require_times,
+    times_from_uniform,
+)
 from sit_atconv.models import SiT
 from sit_atconv.randomness import Stream, keyed_normal, keyed_uniform
 
@@ -26,8 +34,9 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
     """Times, noise, posterior noise and label dropout for the samples at `positions` (B,), on the CPU."""
     rows = positions.tolist()
     u = keyed_uniform(seed, Stream.TIME, rows)
+    interpolant = create_interpolant(config.interpolant)
     return Draws(
-        times_from_uniform(u, config.times, create_interpolant(config.interpolant), config.shift).float(),
+        times_from_uniform(u, config.times, interpolant, config.shift, config.prediction).float(),
         keyed_normal(seed, Stream.NOISE, rows, shape),
         keyed_normal(seed, Stream.POSTERIOR, rows, shape),
         keyed_uniform(seed, Stream.LABEL_DROPOUT, rows),
@@ -42,6 +51,9 @@ class Objective(nn.Module):
         flow: the flow-matching objective.
         alignment: None for a plain SiT run.
         teacher_widths: D of each teacher.
+
+    Raises:
+        InputError: for a weighting or a distribution of times that this prediction or interpolant does not have.
     """
 
     def __init__(
@@ -50,6 +62,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.flow, self.alignment = model, flow, alignment
         self.interpolant = create_interpolant(flow.interpolant)
+        require_loss(flow.prediction, flow.weighting)
+        require_times(flow.times, self.interpolant)
         self.projectors = nn.ModuleList(
             Projector(model.config.hidden_size, width, alignment.projector_width) for width in teacher_widths
         )
@@ -64,13 +78,21 @@ class Objective(nn.Module):
             y = drop_labels(labels, draws.dropout, self.flow.label_dropout, self.model.num_classes)
         hidden: dict[int, Tensor] = {}
 
-        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
             blocks = [self.alignment.block] if self.alignment else []
             predicted, tokens = self.model.forward_intermediates(x_t, t, y, blocks)
             hidden.update(tokens)
             return predicted
 
-        flow = flow_matching_loss(velocity, latents, draws.noise, draws.times, self.interpolant).mean()
+        flow = flow_matching_loss(
+            network,
+            latents,
+            draws.noise,
+            draws.times,
+            self.interpolant,
+            prediction=self.flow.prediction,
+            weighting=self.flow.weighting,
+        ).mean()
         if self.alignment is None:
             return {"loss": flow, "flow": flow.detach()}
         tokens = hidden[self.alignment.block]

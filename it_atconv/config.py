@@ -1,0 +1,296 @@
+"""The typed schema of every training configuration, and how a file and command-line overrides become one.
+
+Each field stands in `configs/*.yaml` under its section and on the command line as ``--section.field value``.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from sit_atconv.errors import nearest
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which SiT to build. What is null follows from the name, or from the data.
+
+    Args:
+        name: a registered name, {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}.
+        hidden_size: width, instead of the named size's.
+        depth: number of blocks, instead of the named size's.
+        num_heads: attention heads, instead of the named size's.
+        mlp_ratio: MLP width over hidden_size.
+        num_classes: null for as many as the data has, 0 for an unconditional model.
+        mixer_pattern: instead of the family's: "attention", "atconv", "hybrid" or a list with one mixer a block.
+        kernel_size: K of ATConv.
+        pool: what ATConv pools: "grid" (the paper) or "raster" (the released code).
+        activation: φ of ATConv.
+        position: "sincos", or "none" (the paper's FFHQ runs of pure ATConv).
+    """
+
+    name: str = "SiT-ATConv-XL/2"
+    hidden_size: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    mlp_ratio: PositiveFloat = 4.0
+    num_classes: NonNegativeInt | None = None
+    mixer_pattern: str | list[str] | None = None
+    kernel_size: PositiveInt = 3
+    pool: Literal["grid", "raster"] = "grid"
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    position: Literal["sincos", "none"] = "sincos"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    Args:
+        path: a directory made by `python -m sit_atconv.data.prepare` or prepared for REPA, or "digits:train@16".
+        flip: mirror half of the images (the data must have been prepared with flips).
+        workers: loader processes for each training process.
+    """
+
+    path: str = "data/imagenet256"
+    flip: bool = False
+    workers: NonNegativeInt = 2
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The flow-matching objective.
+
+    Args:
+        interpolant: path between data and noise.
+        prediction: what the network learns to predict; samplers turn it into a velocity.
+        weighting: of the errors of noise and score: "velocity" makes the loss that of the velocity they imply,
+            "likelihood" that of maximum likelihood; "none" for velocity and data.
+        times: distribution of training times.
+        shift: > 1 moves training times towards noise; 1 leaves them.
+        label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
+    """
+
+    interpolant: Literal["linear", "cosine", "vp"] = "linear"
+    prediction: Literal["velocity", "noise", "score", "data"] = "velocity"
+    weighting: Literal["none", "velocity", "likelihood"] = "none"
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    shift: PositiveFloat = 1.0
+    label_dropout: ClosedUnitInterval = 0.1
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A frozen vision encoder from timm.
+
+    Args:
+        name: timm's name of a vision transformer.
+        weights: "hub" to let timm download them, a path to a local file, or "random" (for trying things out).
+    """
+
+    name: str = "vit_base_patch14_dinov2.lvd142m"
+    weights: str = "hub"
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """REPA: align hidden tokens with a teacher's.
+
+    Args:
+        coefficient: weight of the alignment loss.
+        block: tokens after this block are aligned; blocks are counted from 1.
+        projector_width: hidden width of the projectors.
+        teachers: one projector each; their losses are averaged.
+    """
+
+    coefficient: NonNegativeFloat = 0.5
+    block: PositiveInt = 8
+    projector_width: PositiveInt = 2048
+    teachers: list[TeacherConfig] = field(default_factory=lambda: [TeacherConfig()])
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, fused where torch has it.
+
+    Args:
+        lr: learning rate after warm-up.
+        betas: decay of the first and second moment.
+        weight_decay: 0 in all published runs.
+        eps: added to the denominator.
+        clip_norm: gradients of a larger global norm are scaled down to it; null for none.
+        warmup_steps: linear warm-up from 0.
+        schedule: "constant" as in all published runs, or "linear": falling to 0 at the last step, for short runs.
+    """
+
+    lr: PositiveFloat = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = 1.0
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "linear"] = "constant"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, size and precision of a run.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: images a step, over all processes and accumulation.
+        accumulation: micro-batches a step.
+        precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32.
+        ema_decay: decay a step of the averaged weights that checkpoints offer and samples come from.
+        gradient_checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+        compile: torch.compile the repeated block.
+        seed: of initial weights, data order and all noise.
+    """
+
+    steps: PositiveInt = 400_000
+    batch_size: PositiveInt = 256
+    accumulation: PositiveInt = 1
+    precision: Literal["no", "bf16"] = "bf16"
+    ema_decay: OpenUnitInterval = 0.9999
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run leaves behind, and how often.
+
+    Args:
+        every: steps between lines of log.jsonl.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        keep: number of newest checkpoints to keep; null keeps all.
+        trackers: of Accelerate, such as tensorboard or wandb, beside log.jsonl.
+    """
+
+    every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 10_000
+    keep: PositiveInt | None = 3
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Grids of samples drawn during training, from the averaged weights, with the same noise and labels every time.
+
+    Args:
+        every: steps between grids; null for none.
+        classes: rows of the grid, the first classes; an unconditional model draws one row.
+        per_class: columns of the grid.
+        solver: see sample.py.
+        steps: solver steps.
+        guidance: guidance scale; 1 is none.
+        interval: times within which guidance acts.
+    """
+
+    every: PositiveInt | None = 10_000
+    classes: PositiveInt = 8
+    per_class: PositiveInt = 8
+    solver: Literal["euler", "heun", "midpoint", "dopri5", "sde"] = "heun"
+    steps: PositiveInt = 25
+    guidance: NonNegativeFloat = 1.0
+    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. `alignment: null` is a plain SiT run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    alignment: AlignmentConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+    def to_yaml(self) -> str:
+        """The complete configuration as a file that `--config` accepts."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file; `overrides` are command-line words such as ``["--training.steps", "10"]``.
+
+    A misspelt key or a wrong type ends the program with exit code 2, naming the nearest key.
+    """
+    config, _ = parse_command_line(["--config", str(path), *overrides])
+    return config
+
+
+def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path | None]:
+    """The configuration and the run directory that train.py's command line (or `argv`) asks for."""
+    parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/, overridden by what follows it")
+    parser.add_argument("--run", type=str, help="run directory, made or continued")
+    parser.add_class_arguments(Config)
+    parsed = parser.parse_args(argv)
+    for f in fields(Config):
+        if isinstance(parsed[f.name], list | str | int | float):
+            parser.error(f"'{f.name}' is a section and holds keys, not {parsed[f.name]!r}.")
+    namespace = parser.instantiate(parsed)
+    config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
+    return config, Path(namespace.run) if namespace.run else None
+
+
+def config_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """All keys of the schema, dotted: "model.name", …"""
+    keys = []
+    for f in fields(schema):
+        section = AlignmentConfig if f.name == "alignment" else f.type
+        keys += config_keys(section, f"{f.name}.") if is_dataclass(section) else [prefix + f.name]
+    return keys
+
+
+def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines such as "training.steps: 10 -> 20" for every key whose value differs between two plain configurations."""
+    lines = []
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += config_differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+class _Parser(ArgumentParser):
+    """Errors are one paragraph that names the nearest key, not the usage of seventy options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
+        key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None
+        paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else " ".join(message.split())
+        sys.stderr.write(f"error: {paragraph}\n")
+        self.exit(2)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists and restricted numbers to plain ones, recursively: what YAML can hold."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if isinstance(value, float) else int(value)
+    return value

@@ -1,0 +1,227 @@
+"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), mixing tokens by attention or ATConv."""
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from sit_atconv.errors import InputError
+from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
+from sit_atconv.models.mixers import create_mixer
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale tokens x (B, N, C) by one vector (B, C) a sample."""
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def take_rows(table: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows (B,) of a table (U, C): (B, C); the table itself when no rows are named."""
+    return table if rows is None else table[rows]
+
+
+class Block(nn.Module):
+    """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c.
+
+    c is (B, C), or (1, C) for all samples alike, or (U, C) with `rows` (B,) naming each sample's condition.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
+        modulation = take_rows(self.modulation(c), rows)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
+        x = x + gate1.unsqueeze(1) * self.mixer(modulate(self.norm1(x), shift1, scale1), grid)
+        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection of tokens (B, N, C) to patches (B, N, p²·C_out)."""
+
+    def __init__(self, dim: int, patch_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, patch_channels)
+
+    def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
+        shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)
+        return self.proj(modulate(self.norm(x), shift, scale))
+
+
+def expand_mixer_pattern(pattern: str | Sequence[str], depth: int) -> list[str]:
+    """The mixer of each block. "hybrid": blocks are counted from 1, the even ones are ATConv; a list names them all."""
+    if pattern == "hybrid":
+        return ["atconv" if block % 2 == 0 else "attention" for block in range(1, depth + 1)]
+    mixers = [pattern] * depth if isinstance(pattern, str) else list(pattern)
+    if len(mixers) != depth:
+        raise InputError(f"mixer_pattern names {len(mixers)} mixers for {depth} blocks: give one a block.")
+    return mixers
+
+
+class SiT(ModelMixin, ConfigMixin):
+    """Predicts the velocity of a noisy latent (B, C, H, W) at time t in [0, 1] (0 = data, 1 = noise).
+
+    Deterministic: train and eval mode compute the same function. Label dropout belongs to the training step, which
+    replaces labels by the null class `num_classes`. Any height and width that the patch divides are taken.
+
+    Args:
+        input_size: latent height and width at training, an int or a pair; sizes the position table that is kept ready.
+        patch_size: side p of a patch.
+        in_channels: latent channels.
+        hidden_size, depth, num_heads, mlp_ratio: width C (a multiple of 4), blocks, attention heads, MLP width over C.
+        num_classes: 0 for an unconditional model, which has no label table.
+        mixer_pattern: "attention", "atconv", "hybrid" (even blocks ATConv), or a list with one mixer a block.
+        kernel_size, pool, activation: of ATConv, see there.
+        position: "sincos" or "none".
+        interpolant, prediction, latents, class_names: what generation needs to know, carried with the weights: the
+            interpolant trained with, what is predicted ("velocity", "noise", "score" or "data"), how the latents were
+            made (`sit_atconv.autoencoder.LatentSpec` as a dict), names of classes.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _repeated_blocks: ClassVar[list[str]] = ["Block"]  # what `compile_repeated_blocks` compiles, once for all of them
+
+    @register_to_config
+    def __init__(
+        self,
+        input_size: int | Sequence[int] = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        mixer_pattern: str | Sequence[str] = "attention",
+        kernel_size: int = 3,
+        pool: str = "grid",
+        activation: str = "gelu",
+        position: str = "sincos",
+        interpolant: str = "linear",
+        prediction: str = "velocity",
+        latents: dict | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_size % 4:
+            raise InputError(f"hidden_size must be a multiple of 4 for the position embedding, not {hidden_size}.")
+        if position not in ("sincos", "none"):
+            raise InputError(f"Unknown position '{position}': it is 'sincos' or 'none'.")
+        if num_classes < 0 or depth < 1 or patch_size < 1:
+            raise InputError("num_classes must be >= 0, depth and patch_size >= 1.")
+        self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
+        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        self.grid = self._grid(*size)  # tokens along height and width at the training size
+        patch_channels = patch_size**2 * in_channels
+
+        self.patch_embed = nn.Linear(patch_channels, hidden_size)  # the p×p convolution of stride p
+        self.time_embed = TimeEmbedding(hidden_size)
+        self.label_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None  # last row = null
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, create_mixer(name, hidden_size, num_heads, kernel_size, pool, activation), mlp_ratio)
+            for name in expand_mixer_pattern(mixer_pattern, depth)
+        )
+        self.final = FinalLayer(hidden_size, patch_channels)
+        table = sincos_position(hidden_size, self.grid) if position == "sincos" else None
+        self.register_buffer("position_table", table, persistent=False)
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """DiT's initialisation: every block starts as the identity and the velocity as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in (self.label_embed, self.time_embed[0], self.time_embed[2]):
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.02)
+        for linear in (*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj):
+            nn.init.zeros_(linear.weight)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
+
+        What depends on time and label alone is computed once where it is shared: for one scalar t without labels, and
+        for U labels y (and U times, or one) of which `rows` (B,) int64 names each sample's. `t` may also be the times'
+        embeddings (U, C) or (1, C), from `time_embed`.
+
+        Raises `InputError` when the patch does not divide H and W, or labels are missing or not wanted.
+        """
+        return self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        blocks: Iterable[int] = (8,),
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1."""
+        wanted = set(blocks)
+        if not wanted <= set(range(1, len(self.blocks) + 1)):
+            raise InputError(f"Blocks {sorted(wanted)} asked for; the model has blocks 1 to {len(self.blocks)}.")
+        grid = self._grid(*x.shape[-2:])
+        c = nn.functional.silu(self.condition(t.to(x.device), y))
+        tokens = self.embed_patches(x, grid)
+
+        intermediates = {}
+        for number, block in enumerate(self.blocks, start=1):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = self._gradient_checkpointing_func(block, tokens, c, grid, rows)
+            else:
+                tokens = block(tokens, c, grid, rows)
+            if number in wanted:
+                intermediates[number] = tokens
+        return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
+
+    def condition(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels."""
+        if (y is None) != (self.label_embed is None):
+            raise InputError(
+                "This model is unconditional (num_classes = 0) and takes no labels."
+                if self.label_embed is None
+                else f"This model needs labels in [0, {self.num_classes}); the null class is {self.num_classes}."
+            )
+        embedding = t if t.ndim == 2 else self.time_embed(t.reshape(-1))
+        return embedding if y is None else embedding + self.label_embed(y)
+
+    def embed_patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Latents (B, C_in, H, W) to tokens (B, N, C) with their position added."""
+        p = self.patch_size
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        tokens = self.patch_embed(patches).to(x.dtype)  # under autocast the residual stream stays in fp32
+        if self.position_table is None:
+            return tokens
+        if grid == self.grid:
+            return tokens + self.position_table
+        return tokens + sincos_position(tokens.shape[-1], grid, tokens.device).to(self.position_table.dtype)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patches (B, N, p²·C) to latents (B, C, H, W)."""
+        h, w = grid
+        p = self.patch_size
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        p = self.patch_size
+        if height % p or width % p or not height or not width:
+            raise InputError(
+                f"A latent of {height}×{width} cannot be cut into patches of {p}×{p}: "
+                f"choose a resolution whose latent is a multiple of {p}, or a model with a smaller patch."
+            )
+        return height // p, width // p

@@ -1,0 +1,56 @@
+"""Networks that predict noise, score or data instead of the velocity, seen by the solvers as velocity fields."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from sit_atconv.errors import require_one_of
+from sit_atconv.flow.field import at_step, switch_times
+from sit_atconv.flow.interpolants import PREDICTIONS, Interpolant
+
+_CONVERSIONS: dict[str, Callable[[Interpolant, Tensor, Tensor, Tensor], Tensor]] = {
+    "noise": Interpolant.velocity_from_noise,
+    "score": Interpolant.velocity_from_score,
+    "data": Interpolant.velocity_from_data,
+}
+
+
+@dataclass(frozen=True)
+class PredictedVelocity:
+    """See `velocity_from_prediction`."""
+
+    network: Callable[..., Tensor]
+    prediction: str
+    interpolant: Interpolant
+
+    def __call__(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        predicted = self.network(x, t, *labels)
+        # In the solver's precision, which t has: near the singular ends the two terms nearly cancel.
+        return _CONVERSIONS[self.prediction](self.interpolant, x.to(t.dtype), predicted.to(t.dtype), t)
+
+    def at_step(self, t: float) -> "PredictedVelocity":
+        return replace(self, network=at_step(self.network, t))
+
+    @property
+    def switch_times(self) -> tuple[float, ...]:
+        return switch_times(self.network)
+
+
+def velocity_from_prediction(
+    network: Callable[..., Tensor], prediction: str, interpolant: Interpolant
+) -> Callable[..., Tensor]:
+    """The velocity field of a network that predicts `prediction`, one of `PREDICTIONS`.
+
+    Guide first and convert then: `velocity_from_prediction(guided_velocity(model, …), …)`. At fixed (x, t) a conversion
+    is affine in what is predicted and the weights of guidance add up to 1, so either order gives the same field; this
+    one converts once. Only models that predict different things must be converted before they guide one another;
+    hence labels after (x, t) are handed on.
+
+    The conversions are singular at ends of [0, 1]: integrate within `interpolant.time_range(prediction)`.
+
+    Args:
+        network: callable of (x, t) or (x, t, labels), which may decide at a solver's step (`at_step`).
+    """
+    require_one_of(prediction, PREDICTIONS, "prediction")
+    return network if prediction == "velocity" else PredictedVelocity(network, prediction, interpolant)
