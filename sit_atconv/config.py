@@ -76,12 +76,17 @@ class FlowConfig:
 
     Args:
         interpolant: path between data and noise.
+        prediction: what the network learns to predict; samplers turn it into a velocity.
+        weighting: of the errors of noise and score: "velocity" makes the loss that of the velocity they imply,
+            "likelihood" that of maximum likelihood; "none" for velocity and data.
         times: distribution of training times.
         shift: > 1 moves training times towards noise; 1 leaves them.
         label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
     """
 
     interpolant: Literal["linear", "cosine", "vp"] = "linear"
+    prediction: Literal["velocity", "noise", "score", "data"] = "velocity"
+    weighting: Literal["none", "velocity", "likelihood"] = "none"
     times: Literal["uniform", "logit-normal"] = "uniform"
     shift: PositiveFloat = 1.0
     label_dropout: ClosedUnitInterval = 0.1

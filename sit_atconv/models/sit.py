@@ -85,8 +85,9 @@ class SiT(ModelMixin, ConfigMixin):
         mixer_pattern: "attention", "atconv", "hybrid" (even blocks ATConv), or a list with one mixer a block.
         kernel_size, pool, activation: of ATConv, see there.
         position: "sincos" or "none".
-        interpolant, latents, class_names: what generation needs to know, carried with the weights: the interpolant
-            trained with, how the latents were made (`sit_atconv.autoencoder.LatentSpec` as a dict), names of classes.
+        interpolant, prediction, latents, class_names: what generation needs to know, carried with the weights: the
+            interpolant trained with, what is predicted ("velocity", "noise", "score" or "data"), how the latents were
+            made (`sit_atconv.autoencoder.LatentSpec` as a dict), names of classes.
     """
 
     _supports_gradient_checkpointing = True
@@ -110,6 +111,7 @@ class SiT(ModelMixin, ConfigMixin):
         activation: str = "gelu",
         position: str = "sincos",
         interpolant: str = "linear",
+        prediction: str = "velocity",
         latents: dict | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
