@@ -183,6 +183,15 @@ def test_the_training_arguments_are_used() -> None:
     assert (config.num_classes, config.input_size, config.interpolant) == (6, 12, "vp")
 
 
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+def test_noise_and_score_keep_their_sign_when_time_turns(prediction: str) -> None:
+    state = random_state(SIT)
+    model = load_released({"ema": state, "args": argparse.Namespace(prediction=prediction)}, num_heads=4)
+    assert model.config.prediction == prediction
+    x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([0.1, 0.5, 0.8]), torch.tensor([0, 2, 5])
+    torch.testing.assert_close(model(x, t, y), released_forward(SIT, state, x, 1 - t, y), rtol=0, atol=3e-5)
+
+
 def test_a_table_without_a_null_row_gets_the_mean_of_its_classes() -> None:
     state = random_state(SIT)
     model = load_released(state, num_heads=4, num_classes=6)
@@ -251,6 +260,7 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: changed(blocks__1__mlp__fc1__weight=torch.ones(95, 32)), {}, "fc1.weight (95, 32), expected (96, 32)"),
         (lambda: changed(final_layer__linear__weight=torch.ones(33, 32)), {}, "has 33 rows: expected the 16 values"),
         (lambda: changed(final_layer__linear__bias=torch.ones(16)), {}, "bias (16,), expected (32,)"),
+        (lambda: changed(y_embedder__embedding_table__weight=torch.tensor(1.0)), {}, "(), expected (32,)"),
         (lambda: changed(x_embedder__proj__weight=torch.ones(32, 16)), {}, "expected 4 dimensions"),
         (lambda: changed(t_embedder__mlp__0__weight=torch.ones(32, 128)), {}, "(32, 128), expected (32, 256)"),
         (lambda: changed(blocks__0__mlp__fc1__bias=torch.full((96,), torch.nan)), {}, "has 96 values that are NaN"),
@@ -270,7 +280,9 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: random_state(SIT), {"layout": "dit"}, "Unknown layout 'dit'"),
         (lambda: random_state(FFHQ), {"pool": "square"}, "Unknown pool 'square'"),
         (lambda: random_state(replace(REPA, variance=True)), {}, "like REPA (projectors"),
-        (lambda: {"ema": random_state(SIT), "args": {"prediction": "noise"}}, {}, "predict the noise"),
+        (lambda: random_state(SIT), {"prediction": "epsilon"}, "Unknown prediction 'epsilon'"),
+        (lambda: random_state(SIT), {"interpolant": "edm"}, "Unknown interpolant 'edm'"),
+        (lambda: {"ema": random_state(SIT), "args": {"prediction": "x0"}}, {}, "Unknown prediction in the checkpoint"),
         (lambda: {"ema": random_state(SIT), "args": {"path_type": "edm"}}, {}, "Unknown path_type"),
     ],
 )

@@ -15,7 +15,7 @@ from sit_atconv.convert.directory import PROJECTORS_NAME, require_free, save_con
 from sit_atconv.convert.released import convert
 from sit_atconv.convert.structure import LAYOUTS
 from sit_atconv.errors import exit_on_input_error
-from sit_atconv.flow.interpolants import INTERPOLANTS
+from sit_atconv.flow.interpolants import INTERPOLANTS, PREDICTIONS
 from sit_atconv.models.mixers.atconv import ACTIVATIONS, POOLS
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def _parser() -> ArgumentParser:
     add("--position", choices=("sincos", "none"), help="for checkpoints stripped of theirs")
     add("--pool", choices=POOLS, help="of ATConv (default: raster, as the released code)")
     add("--activation", choices=tuple(ACTIVATIONS), help="of ATConv (default: that of the tree it comes from)")
-    add("--interpolant", choices=tuple(INTERPOLANTS), help="(default: what the checkpoint's arguments say, or linear)")
+    add("--interpolant", choices=tuple(INTERPOLANTS), help="default: what the checkpoint's arguments say, or linear")
+    add("--prediction", choices=PREDICTIONS, help="default: what the checkpoint's arguments say, or velocity")
     add("--vae", help="autoencoder of its latents (default: stabilityai/sd-vae-ft-ema at 0.18215, not opened here)")
     return parser
 

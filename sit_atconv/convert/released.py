@@ -1,4 +1,4 @@
-"""From a released checkpoint to a SiT of ours that computes the same velocity."""
+"""From a released checkpoint to a SiT of ours that computes the same function."""
 
 import logging
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from sit_atconv.convert.weights import (
     reverse_time,
 )
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.flow.interpolants import INTERPOLANTS, PREDICTIONS
 from sit_atconv.models import SiT, create_model
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ def load_released(
     """A released checkpoint of SiT, REPA or ATConv (both of its trees) as a SiT of ours: eval mode, fp32, on the CPU.
 
     It computes what the released code does, at our time (t = 0 is data). REPA's projectors are left out. A network with
-    a single label, as for FFHQ, becomes an unconditional one. DiT's checkpoints cannot be told from SiT's: they predict
-    noise, so do not give one.
+    a single label, as for FFHQ, becomes an unconditional one. DiT's checkpoints hold the same tensors, but predict
+    noise at 1000 discrete times: nothing tells them apart, do not give one.
 
     Args:
         source: a .pt or .safetensors file, a state dict, or a dict that holds one as "ema", "model" or "state_dict".
@@ -49,7 +50,8 @@ def load_released(
         weights: "ema" or "model" of a checkpoint that holds both; None prefers the averaged ones.
         layout: "sit" (t = 1 is data) or "repa" (t = 1 is noise), where the tensors do not tell.
         config: arguments of `SiT` that the tensors leave open: num_classes (as many as the table has rows: there is no
-            null class), pool and activation of ATConv, position, input_size, interpolant, latents, class_names.
+            null class), pool and activation of ATConv, position, input_size, interpolant, prediction, latents,
+            class_names. The checkpoint's training arguments answer some of them.
 
     Raises:
         InputError: for what is no such checkpoint, is damaged or incomplete, contradicts `config`, or is beyond ours.
@@ -62,6 +64,8 @@ def convert(released: Released, num_heads: int | None = None, layout: str | None
     require_one_of(layout or "sit", LAYOUTS, "layout")
     given = config if num_heads is None else {**config, "num_heads": num_heads}
     read = read_config(released, given)
+    require_one_of(read["prediction"], PREDICTIONS, "prediction")
+    require_one_of(read["interpolant"], INTERPOLANTS, "interpolant")
     with init_empty_weights(include_buffers=False):
         model = create_model("SiT-XL/2", **read)  # every argument of the size is given: the name decides nothing
 
@@ -76,7 +80,7 @@ def convert(released: Released, num_heads: int | None = None, layout: str | None
     if variance:
         state = drop_variance(state, model.in_channels)
     if (layout or detect_layout(released)) == "sit":
-        state = reverse_time(state)
+        state = reverse_time(state, model.config.prediction)
     if LABELS in state and not model.num_classes:
         state = fold_single_label(state)
     elif LABELS in state and len(state[LABELS]) == model.num_classes:
@@ -92,7 +96,7 @@ def _expected_shapes(state: Mapping[str, Tensor], model: SiT, variance: bool) ->
     if variance:
         shapes |= {key: (2 * shapes[key][0], *shapes[key][1:]) for key in FINAL}
     if LABELS in state:  # checked already: with or without a null row, or a single one
-        shapes[LABELS] = (len(state[LABELS]), model.config.hidden_size)
+        shapes[LABELS] = (*state[LABELS].shape[:1], model.config.hidden_size)
     if "pos_embed" in state:
         shapes["pos_embed"] = (1, model.grid[0] * model.grid[1], model.config.hidden_size)
     return shapes

@@ -25,7 +25,9 @@ LABELS = "y_embedder.embedding_table.weight"
 SD_LATENTS = LatentSpec("stabilityai/sd-vae-ft-ema", None, 4, 8, 0.18215, 0.0)
 
 _HEADS = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
+# SiT's and REPA's words for ours
 _INTERPOLANTS = {"linear": "linear", "gvp": "cosine", "cosine": "cosine", "vp": "vp"}
+_PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "score": "score"}
 
 
 def detect_layout(released: Released) -> str:
@@ -87,7 +89,8 @@ def read_config(released: Released, given: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": partial(_num_classes, _rows(state, LABELS), arguments),
         "position": partial(_position, state, mixers),
         "input_size": partial(_input_size, state, patch, arguments),
-        "interpolant": partial(_interpolant, arguments),
+        "interpolant": partial(_named, arguments, "path_type", _INTERPOLANTS),
+        "prediction": partial(_named, arguments, "prediction", _PREDICTIONS),
     }
     return config | {key: answer() for key, answer in answers.items() if key not in given} | dict(given)
 
@@ -160,13 +163,11 @@ def _input_size(state: Mapping[str, Tensor], patch: int, arguments: Mapping[str,
     return 16 * patch
 
 
-def _interpolant(arguments: Mapping[str, Any]) -> str:
-    prediction = arguments.get("prediction", "velocity")
-    if prediction not in ("velocity", "v"):
-        raise InputError(f"This network was trained to predict the {prediction}: only velocities can be converted.")
-    path = str(arguments.get("path_type", "linear")).lower()
-    require_one_of(path, _INTERPOLANTS, "path_type in the checkpoint's arguments")
-    return _INTERPOLANTS[path]
+def _named(arguments: Mapping[str, Any], argument: str, names: Mapping[str, str]) -> str:
+    """Our word for what an argument of the training scripts says; without it the first one, their default."""
+    value = str(arguments.get(argument, next(iter(names)))).lower()
+    require_one_of(value, names, f"{argument} in the checkpoint's arguments")
+    return names[value]
 
 
 def _rows(state: Mapping[str, Tensor], key: str) -> int:

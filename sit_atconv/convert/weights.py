@@ -42,8 +42,8 @@ def drop_variance(state: dict[str, Tensor], in_channels: int) -> dict[str, Tenso
     return state | kept
 
 
-def reverse_time(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """From SiT's direction of time to ours: v_ours(x, t) = −v_SiT(x, 1 − t).
+def reverse_time(state: dict[str, Tensor], prediction: str) -> dict[str, Tensor]:
+    """From SiT's direction of time to ours: v_ours(x, t) = −v_SiT(x, 1 − t). Noise and score keep their sign.
 
     The sign goes into the final layer. The time MLP reads cos ω(1−t) = cos ω·cos ωt + sin ω·sin ωt and
     sin ω(1−t) = sin ω·cos ωt − cos ω·sin ωt, so its first weights (C, features) rotate by ω; in fp64.
@@ -51,7 +51,8 @@ def reverse_time(state: dict[str, Tensor]) -> dict[str, Tensor]:
     cosines, sines = state[_TIME_IN].double().chunk(2, dim=1)
     cos, sin = time_features(torch.ones(1, dtype=torch.float64), state[_TIME_IN].shape[1])[0].chunk(2)
     rotated = torch.cat([cosines * cos + sines * sin, cosines * sin - sines * cos], dim=1)
-    return state | {key: -state[key] for key in FINAL} | {_TIME_IN: rotated.float()}
+    sign = -1 if prediction == "velocity" else 1
+    return state | {key: sign * state[key] for key in FINAL} | {_TIME_IN: rotated.float()}
 
 
 def fold_single_label(state: dict[str, Tensor]) -> dict[str, Tensor]:
