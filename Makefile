@@ -5,7 +5,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 MODEL  ?= SiT-ATConv-S/4
-STEPS  ?= 1800
+STEPS  ?= 2400
 COUNT  ?= 890
 # The digits are enlarged until the patch cuts them into 4x4 tokens: a step takes the same time for every patch from 2 on.
 SIZE   ?= $(if $(filter %/8,$(MODEL)),32,$(if $(filter %/4,$(MODEL)),16,8))

@@ -155,26 +155,26 @@ class IdentityAutoencoder(Autoencoder):
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """A diffusers `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`, frozen."""
+    """A diffusers `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`, frozen: its `module`."""
 
     def __init__(self, spec: LatentSpec, module: torch.nn.Module) -> None:
         super().__init__(spec)
         # Channels last: a quarter faster for TAESD on a CPU, and what GPUs' convolutions want.
-        self._module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
-        return self._module.device
+        return self.module.device
 
     def _encode(self, images: Tensor) -> Tensor:
-        encoded = self._module.encode(images.to(self._module.device, self._module.dtype))
+        encoded = self.module.encode(images.to(self.module.device, self.module.dtype))
         if hasattr(encoded, "latent_dist"):
             return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1)
         mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent
         return torch.cat([mean, torch.zeros_like(mean)], dim=1)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self._module.decode(latents.to(self._module.device, self._module.dtype)).sample
+        return self.module.decode(latents.to(self.module.device, self.module.dtype)).sample
 
 
 def load_autoencoder(

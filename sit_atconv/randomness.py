@@ -24,6 +24,8 @@ class Stream(IntEnum):
     LABEL = 6  # random labels of samples
     INCREMENT = 7  # Brownian increments of the SDE solvers
     BOOTSTRAP = 8
+    PROBE = 9  # random signs that estimate a divergence
+    DEQUANTISATION = 10
 
 
 def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:

@@ -207,9 +207,10 @@ class SiT(ModelMixin, ConfigMixin):
         tokens = self.patch_embed(patches).to(x.dtype)  # under autocast the residual stream stays in fp32
         if self.position_table is None:
             return tokens
-        if grid == self.grid:
-            return tokens + self.position_table
-        return tokens + sincos_position(tokens.shape[-1], grid, tokens.device).to(self.position_table.dtype)
+        table = self.position_table
+        if grid != self.grid:
+            table = sincos_position(tokens.shape[-1], grid, tokens.device).to(table.dtype)
+        return tokens + table.to(tokens.dtype)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patches (B, N, p²·C) to latents (B, C, H, W)."""

@@ -1,6 +1,6 @@
 """Which class each sample of a run is asked for: a function of (seed, index) alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from sit_atconv.randomness import Stream, keyed_generator
 
 
 def choose_labels(
-    rule: str, indices: Iterable[int], num_classes: int, seed: int, class_names: list[str] | None = None
+    rule: str, indices: Iterable[int], num_classes: int, seed: int, class_names: Sequence[str] | None = None
 ) -> Tensor | None:
     """Labels (n,) int64 for the samples numbered `indices`, or None for an unconditional model.
 
@@ -34,14 +34,15 @@ def choose_labels(
     elif rule == "random":
         labels = [int(keyed_generator(seed, Stream.LABEL, i).integers(num_classes)) for i in indices]
     else:
-        listed = [_parse_label(word.strip(), num_classes, class_names or []) for word in rule.split(",")]
+        listed = [parse_label(word.strip(), num_classes, class_names or []) for word in rule.split(",")]
         labels = [listed[i % len(listed)] for i in indices]
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _parse_label(word: str, num_classes: int, class_names: list[str]) -> int:
+def parse_label(word: str, num_classes: int, class_names: Sequence[str]) -> int:
+    """The label that a class name or a number means. Raises `InputError` for one that the model does not have."""
     if word in class_names:
-        return class_names.index(word)
+        return list(class_names).index(word)
     if not word.isdecimal() or int(word) >= num_classes:
         raise InputError(
             f"Unknown label '{word}': give balanced, random, or labels in [0, {num_classes}) separated by commas"

@@ -12,8 +12,10 @@ from sit_atconv.autoencoder import Autoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.sampling.generate import SamplerSettings, generate, latent_shape
+from sit_atconv.sampling.draw import Drawing, latent_shape
+from sit_atconv.sampling.generate import generate
 from sit_atconv.sampling.labels import choose_labels
+from sit_atconv.sampling.settings import SamplerSettings
 from sit_atconv.sampling.writer import SampleDirectory
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,11 @@ def sample_to_directory(
     batch_size: int = 64,
     vae: str | None = None,
     png: bool = False,
+    weak_checkpoint: Path | None = None,
 ) -> None:
     """Draw samples 0 … num_samples−1 into `out`; the same call again continues or finds them complete.
+
+    `weak_checkpoint` is a model to guide away from (autoguidance), instead of the null class.
 
     Raises `InputError` for a checkpoint, label or directory that cannot be used, before anything is written.
     """
@@ -64,6 +69,8 @@ def sample_to_directory(
         raise InputError("The number of samples and the batch size must be at least 1.")
     state = PartialState(cpu=not torch.accelerator.is_available())  # so that several CPU processes share the work
     model, autoencoder = open_generator(checkpoint, vae, state.device)
+    weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
+    Drawing(model, settings, weak)  # what does not go together is found before anything is written
     num_classes, names = model.config.num_classes, model.config.class_names
     all_labels = choose_labels(labels, range(num_samples), num_classes, seed, names)
     described = {
@@ -71,9 +78,11 @@ def sample_to_directory(
         "labels": labels,
         "seed": seed,
         "vae": vae,
+        "weak_checkpoint": weak_checkpoint and str(weak_checkpoint.resolve()),
         **asdict(settings),
+        "interval": list(settings.interval),
     }
-    directory = SampleDirectory(out, num_samples, {**described, "interval": list(settings.interval)}, png)
+    directory = SampleDirectory(out, num_samples, described, png)
     _, height, width = latent_shape(model)
     downscale = autoencoder.spec.downscale
     if state.is_main_process:
@@ -84,13 +93,15 @@ def sample_to_directory(
         return
 
     missing = directory.missing()
-    if len(missing) < num_samples:
+    state.wait_for_everyone()  # all have looked before anyone adds to what is there
+    if state.is_main_process and 0 < len(missing) < num_samples:
         log.info("Continuing: %d of %d samples are there already.", num_samples - len(missing), num_samples)
     share = missing[state.process_index :: state.num_processes].tolist()
-    batches = generate(model, autoencoder, share, settings, labels=labels, seed=seed, batch_size=batch_size)
-    with tqdm(total=len(share), unit="img", desc="sampling", disable=not state.is_main_process) as progress:
-        for count in directory.write(batches):
-            progress.update(count)
+    batches = generate(model, autoencoder, share, settings, labels=labels, seed=seed, batch_size=batch_size, weak=weak)
+    begun, silent = num_samples - len(missing), not state.is_main_process
+    with tqdm(initial=begun, total=num_samples, unit="img", desc="sampling", disable=silent) as progress:
+        for there in directory.write(batches) if share else ():
+            progress.update(there - progress.n)
     state.wait_for_everyone()
     if state.is_main_process:
         directory.finish(all_labels)

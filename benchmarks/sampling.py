@@ -1,0 +1,123 @@
+"""Sampling beside the loops of SiT and REPA on the same weights: `python -m benchmarks.sampling [--model NAME]`.
+
+Each round runs every contender once, in turns; the table has medians, and what each of our savings is worth: it is
+taken away alone.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines import repa_euler_maruyama, sit_euler_maruyama
+from sit_atconv import SiT, create_model
+from sit_atconv.flow import guided_velocity, integrate_sde
+from sit_atconv.sampling import SamplerSettings
+from sit_atconv.sampling.draw import Drawing
+
+SCALE, INTERVAL = 1.8, (0.0, 0.7)
+
+
+def main() -> None:
+    options = parse()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    contenders = build(options, device)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    with torch.inference_mode():
+        for run in contenders.values():  # the first calls of a device are slower
+            run()
+        for _ in range(options.rounds):
+            for name, run in contenders.items():
+                seconds[name].append(timed(run, device))
+    report(options, device, {name: statistics.median(values) for name, values in seconds.items()})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--model", default="SiT-ATConv-S/2")
+    parser.add_argument("--input-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--labels", type=int, default=8, help="how many different ones a batch holds")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def build(options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Tensor]]:
+    """The contenders by name, each a function without arguments that draws one batch."""
+    torch.manual_seed(0)
+    model = create_model(options.model, input_size=options.input_size).to(device).eval()
+    for parameter in model.parameters():  # a fresh SiT predicts zero
+        nn.init.normal_(parameter, std=0.02)
+    B, steps = options.batch_size, options.steps
+    shape = (B, 4, options.input_size, options.input_size)
+    noise, increments = torch.randn(shape, device=device), torch.randn((steps, *shape), device=device)
+    labels = torch.arange(B) % options.labels
+    on_device = labels.to(device)
+
+    always = SamplerSettings("sde", steps, SCALE, guidance_channels=3)
+    interval = SamplerSettings("sde", steps, SCALE, INTERVAL)
+    return {
+        "SiT's loop": partial(sit_euler_maruyama, model, noise, on_device, 1000, steps, SCALE, increments),
+        "ours, guided as SiT": partial(Drawing(model, always).integrate, noise, labels, increments.__getitem__),
+        "REPA's loop": partial(repa_euler_maruyama, model, noise, on_device, 1000, steps, SCALE, INTERVAL, increments),
+        "ours, guided as REPA": partial(Drawing(model, interval).integrate, noise, labels, increments.__getitem__),
+        "  a condition for every row": partial(plain, model, noise, on_device, steps, increments),
+        "  times embedded at every step": partial(unembedded, model, interval, noise, labels, increments),
+        "  null half outside the interval too": partial(
+            Drawing(model, SamplerSettings("sde", steps, SCALE)).integrate, noise, labels, increments.__getitem__
+        ),
+    }
+
+
+def plain(model: SiT, noise: Tensor, labels: Tensor, steps: int, increments: Tensor) -> Tensor:
+    """Our solver on the model's plain forward, which embeds and modulates for each row."""
+    velocity = guided_velocity(
+        lambda x, t, y: model(x, t.expand(len(x)).to(x), y), labels, SCALE, null_label=1000, interval=INTERVAL
+    )
+    return integrate_sde(velocity, noise, steps, noise=increments.__getitem__)
+
+
+def unembedded(model: SiT, settings: SamplerSettings, noise: Tensor, labels: Tensor, increments: Tensor) -> Tensor:
+    """Ours, as at the start of a run, when no time has been embedded."""
+    return Drawing(model, settings).integrate(noise, labels, increments.__getitem__)
+
+
+def timed(run: Callable[[], Tensor], device: torch.device) -> float:
+    """Seconds until the result is there."""
+    began = time.perf_counter()
+    run().sum().item()
+    return time.perf_counter() - began
+
+
+def report(options: argparse.Namespace, device: torch.device, medians: dict[str, float]) -> None:
+    """The table, and JSON of the same."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{options.model}, latents {options.input_size}x{options.input_size}, batch {options.batch_size} of "
+        f"{options.labels} labels, {options.steps} steps, {name}, torch {torch.__version__}\n"
+    )
+    print(f"{'':38} ms/image   to its reference")
+    reference = 0.0
+    for contender, seconds in medians.items():
+        reference = seconds if contender.endswith("loop") else reference
+        compared = medians["ours, guided as REPA"] if contender.startswith("  ") else reference
+        ratio = "" if contender.endswith("loop") else f"{compared / seconds:8.2f} x as fast"
+        print(f"{contender:38} {1000 * seconds / options.batch_size:8.1f}   {ratio}")
+    print("\nReferences: the loop above for ours; ours as REPA for the indented lines, each with one saving less.")
+    if options.json:
+        settings = {key: str(value) for key, value in vars(options).items()}
+        facts = {"device": name, "machine": platform.platform(), "torch": torch.__version__}
+        options.json.write_text(json.dumps({**facts, "settings": settings, "seconds": medians}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Every solver from the same noise: `python -m benchmarks.solvers --checkpoint MODEL [--png GRID.png]`.
+
+Prints how often the network is asked for one image, counted, and the distance of each solver's images to those of 1,000
+Heun steps; the grid has a row for each solver.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sit_atconv.models import SiT
+from sit_atconv.sampling import SOLVERS, SamplerSettings, generate, open_generator
+from sit_atconv.sampling.grid import save_grid
+
+GUIDED = {
+    "no guidance": {},
+    "guided": {"guidance": 1.5},
+    "guided in [0, 0.7]": {"guidance": 1.5, "interval": (0.0, 0.7)},
+}
+
+
+class Counter:
+    """Counts the rows that a model is handed."""
+
+    def __init__(self, model: SiT) -> None:
+        self.rows = 0
+        model.register_forward_pre_hook(self._count)
+
+    def _count(self, _: SiT, inputs: tuple[Tensor, ...]) -> None:
+        self.rows += len(inputs[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--num-samples", type=int, default=10)
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    model, autoencoder = open_generator(options.checkpoint, device=device)
+    counter, rows = Counter(model), range(options.num_samples)
+    labels = ",".join(map(str, range(model.config.num_classes))) or "balanced"
+
+    def draw(settings: SamplerSettings) -> Tensor:
+        return torch.cat([batch.images for batch in generate(model, autoencoder, rows, settings, labels=labels)])
+
+    exact = draw(SamplerSettings("heun", 1000)).float()
+    calls: dict[str, dict[str, float]] = {}
+    distance: dict[str, float] = {}
+    pictures = []
+    for solver in SOLVERS:
+        calls[solver] = {}
+        for name, guidance in GUIDED.items() if model.config.num_classes else [("no guidance", {})]:
+            counter.rows = 0
+            images = draw(replace(SamplerSettings(), solver=solver, steps=options.steps, **guidance))
+            calls[solver][name] = counter.rows / len(rows)
+            if name == "no guidance":
+                pictures.append(images)
+                distance[solver] = (images.float() - exact).square().mean().sqrt().item()
+
+    columns = list(next(iter(calls.values())))
+    print(f"{'network calls an image':24}" + "".join(f"{column:>20}" for column in columns) + f"{'to exact ODE':>16}")
+    for solver, counted in calls.items():
+        far = f"{distance[solver]:16.2f}" if not SamplerSettings(solver).stochastic else f"{'(other images)':>16}"
+        print(f"{solver:24}" + "".join(f"{counted[column]:20.1f}" for column in columns) + far)
+    print(f"\n{options.steps} steps. The distance is the root mean square of grey levels, of {len(rows)} images.")
+    if options.png:
+        save_grid(torch.cat(pictures), len(rows), options.png)
+    if options.json:
+        options.json.write_text(json.dumps({"calls": calls, "distance": distance}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

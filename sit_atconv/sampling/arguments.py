@@ -1,0 +1,54 @@
+"""The command-line options that say how to draw, shared by sample.py and evaluate_fid.py --checkpoint."""
+
+from argparse import SUPPRESS, ArgumentParser
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
+from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
+
+NUM_SAMPLES = 50_000
+
+
+def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
+    """Add the options of drawing to `parser`, absent from its result unless given; returns their names."""
+    add = parser.add_argument_group("drawing", argument_default=SUPPRESS).add_argument
+    added = [
+        add("--num-samples", type=int, help=f"{NUM_SAMPLES} unless given"),
+        add("--labels", help="balanced (unless given), random, or labels separated by commas, taken in turn"),
+        add("--seed", type=int, help="0 unless given"),
+        add("--vae", help="decode with this autoencoder instead of the one the checkpoint names"),
+        add("--solver", choices=SOLVERS, help=_default("solver")),
+        add("--steps", type=int, help=_default("steps")),
+        add("--guidance", type=float, help="guidance scale; 1 is none, " + _default("guidance")),
+        add("--weak-checkpoint", type=Path, help="guide away from this model (autoguidance), not from the null class"),
+        add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with guidance"),
+        add("--guidance-channels", type=int, help="guide the first so many latent channels only (3: as DiT and SiT)"),
+        add("--shift", type=float, help="timestep shift of euler, heun and midpoint, " + _default("shift")),
+        add("--atol", type=float, help="of dopri5, " + _default("atol")),
+        add("--rtol", type=float, help="of dopri5, " + _default("rtol")),
+        add("--diffusion", choices=DIFFUSIONS, help="of the SDE, " + _default("diffusion")),
+        add("--diffusion-scale", type=float, help="of the SDE, " + _default("diffusion_scale")),
+        add("--last-step", choices=LAST_STEPS, help="of the SDE, " + _default("last_step")),
+        add("--last-step-size", type=float, help="of the SDE, " + _default("last_step_size")),
+        add("--precision", choices=PRECISIONS, help="bf16 runs the network in autocast"),
+    ]
+    return [action.dest for action in added]
+
+
+def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, dict[str, Any]]:
+    """What was given -> how to draw, and the rest.
+
+    The rest holds `num_samples` always; `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's own where given.
+
+    Raises `InputError` for options that do not go together.
+    """
+    names = {field.name for field in fields(SamplerSettings)}
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in names}
+    rest = {name: value for name, value in given.items() if name not in names}
+    return SamplerSettings(**settings), {"num_samples": NUM_SAMPLES, **rest}
+
+
+def _default(name: str) -> str:
+    return f"{getattr(SamplerSettings(), name)} unless given"

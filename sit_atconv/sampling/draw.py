@@ -1,0 +1,144 @@
+"""From keyed noise to latents: the model, guided, under a solver."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.errors import InputError
+from sit_atconv.flow import (
+    create_interpolant,
+    guided_velocity,
+    integrate_ode,
+    integrate_sde,
+    velocity_from_prediction,
+)
+from sit_atconv.flow.field import OnStep, Velocity
+from sit_atconv.models import SiT
+from sit_atconv.randomness import Stream, keyed_normal
+from sit_atconv.sampling.network import LabelTable, StepNetwork
+from sit_atconv.sampling.settings import SDE_SOLVERS, SamplerSettings
+
+
+class Drawing:
+    """Draws latents of one model with one set of settings; what batches share is computed once.
+
+    Raises `InputError` when the model cannot be guided as the settings ask, or by this weak one.
+    """
+
+    def __init__(self, model: SiT, settings: SamplerSettings, weak: SiT | None = None) -> None:
+        self.model, self.settings = model, settings
+        self.interpolant = create_interpolant(model.config.interpolant)
+        if weak is not None:
+            require_same_space(model, weak)
+            if settings.guidance == 1:
+                raise InputError("A weak model without guidance does nothing: give a guidance scale other than 1.")
+        elif settings.guidance != 1 and not model.config.num_classes:
+            raise InputError(
+                f"Guidance {settings.guidance} needs a model with classes, or a weak model: this one is unconditional."
+            )
+        if settings.guidance_channels is not None and not 0 < settings.guidance_channels <= model.config.in_channels:
+            raise InputError(
+                f"{settings.guidance_channels} channels cannot be guided: the model's latents have "
+                f"{model.config.in_channels}."
+            )
+        self._network = StepNetwork(model, settings.precision)
+        self._weak = None if weak is None else StepNetwork(weak, settings.precision)
+
+    def latents(self, indices: list[int], labels: Tensor | None, seed: int) -> Tensor:
+        """Normalised latents (b, C, h, w) fp32 of the samples numbered `indices`, with their labels (b,) on the CPU.
+
+        Raises `NonFiniteError`, which names them, when samples become NaN or infinite.
+        """
+        shape, device = latent_shape(self.model), self.model.device
+        noise = _to_device(keyed_normal(seed, Stream.NOISE, indices, shape), device)
+        return self.integrate(
+            noise,
+            labels,
+            increment=lambda step: _to_device(keyed_normal(seed, Stream.INCREMENT, indices, shape, step), device),
+            samples=indices,
+        )
+
+    def integrate(
+        self,
+        noise: Tensor,
+        labels: Tensor | None,
+        increment: Callable[[int], Tensor] | None = None,
+        samples: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """From noise (b, C, h, w) at t = 1 to latents, for labels (b,) on the CPU.
+
+        `increment` gives the SDE's noise of each step, `samples` the numbers that errors name; `on_step` is the
+        solvers'.
+        """
+        settings = self.settings
+        low, high = self.interpolant.time_range(self.model.config.prediction)
+        velocity = self.velocity(labels, noise.device)
+        if settings.stochastic:
+            return integrate_sde(
+                velocity,
+                noise,
+                settings.steps,
+                SDE_SOLVERS[settings.solver],
+                interpolant=self.interpolant,
+                start=high,
+                diffusion=settings.diffusion,
+                diffusion_scale=settings.diffusion_scale,
+                last_step=settings.last_step,
+                last_step_size=settings.last_step_size,
+                noise=increment,
+                samples=samples,
+                on_step=on_step,
+            )
+        return integrate_ode(
+            velocity,
+            noise,
+            settings.steps,
+            settings.solver,
+            start=high,
+            end=low,
+            shift=settings.shift,
+            atol=settings.atol,
+            rtol=settings.rtol,
+            samples=samples,
+            on_step=on_step,
+        )
+
+    def velocity(self, labels: Tensor | None, device: torch.device) -> Velocity:
+        """The guided field of (x, t) for labels (b,) on the CPU."""
+        config = self.model.config
+        table = None if labels is None else LabelTable.of(labels, config.num_classes, device)
+        guided = guided_velocity(
+            self._network.bind(table),
+            None if table is None else table.rows,
+            self.settings.guidance,
+            null_label=None if table is None else table.null_row,
+            interval=self.settings.interval,
+            channels=self.settings.guidance_channels,
+            weak=None if self._weak is None else self._weak.bind(table),
+        )
+        return velocity_from_prediction(guided, config.prediction, self.interpolant)
+
+
+def latent_shape(model: SiT) -> tuple[int, int, int]:
+    """(channels, height, width) of one latent at the model's training size."""
+    size = model.config.input_size
+    return (model.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+
+def require_same_space(model: SiT, weak: SiT) -> None:
+    """Raise `InputError` unless the weak model predicts the same thing about the same latents and classes."""
+    for key in ("in_channels", "num_classes", "interpolant", "prediction"):
+        mine, other = model.config[key], weak.config[key]
+        if mine != other:
+            raise InputError(f"The weak model cannot guide: its {key} is {other}, the model's {mine}.")
+    if model.config.latents and weak.config.latents:
+        specs = (LatentSpec.from_dict(each.config.latents) for each in (model, weak))
+        next(specs).require_same(next(specs), "the model", "the weak model")
+
+
+def _to_device(noise: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the device: from pinned memory the copy is enqueued."""
+    return noise.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else noise.to(device)

@@ -1,0 +1,51 @@
+"""Latents of a data set, batch by batch, as a checkpoint's model takes them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sit_atconv.autoencoder import LatentSpec, sample_posterior
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.errors import InputError
+from sit_atconv.models import SiT
+from sit_atconv.randomness import Stream, keyed_normal
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Normalised latents (b, C, h, w) fp32 on the model's device, labels (b,) int64 on the CPU or None, and rows."""
+
+    latents: Tensor
+    labels: Tensor | None
+    rows: list[int]
+
+
+def encoded_batches(
+    model: SiT, dataset: LatentDataset, rows: Sequence[int], seed: int, batch_size: int
+) -> Iterator[EncodedBatch]:
+    """The data set's `rows`, each a posterior sample that depends on (seed, row) alone."""
+    for first in range(0, len(rows), batch_size):
+        chunk = list(rows[first : first + batch_size])
+        batch = dataset.read(chunk, [False] * len(chunk))
+        noise = keyed_normal(seed, Stream.POSTERIOR, chunk, dataset.latent_shape)
+        latents = sample_posterior(batch["moments"], noise, dataset.latents).to(model.device)
+        yield EncodedBatch(latents, batch["label"] if model.config.num_classes else None, chunk)
+
+
+def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:
+    """Raise `InputError` unless the model was trained on such latents and classes; `what` names the data set."""
+    config = model.config
+    if config.latents is not None:
+        LatentSpec.from_dict(config.latents).require_same(dataset.latents, "the checkpoint", what)
+    if dataset.latent_shape[0] != config.in_channels:
+        raise InputError(f"{what} has latents of {dataset.latent_shape[0]} channels, the model {config.in_channels}.")
+    if config.num_classes and not 0 < dataset.num_classes <= config.num_classes:
+        raise InputError(f"{what} has {dataset.num_classes} classes, the model {config.num_classes}.")
+
+
+def first_rows(dataset: LatentDataset, count: int | None) -> range:
+    """Rows 0 … count−1, or all. Raises `InputError` when there are not so many."""
+    if count is not None and not 0 < count <= len(dataset):
+        raise InputError(f"{count} images were asked for; the data set has {len(dataset)}.")
+    return range(count or len(dataset))

@@ -1,0 +1,111 @@
+"""The README.md of a published model: what it is, how it was trained, what it scored."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from sit_atconv.errors import InputError
+from sit_atconv.models import SiT
+
+_LICENCE = "mit"
+_TITLES = {"fid": "FID", "sfid": "sFID", "is": "Inception score", "precision": "Precision", "recall": "Recall"}
+
+_USE = """```python
+from sit_atconv import SiTPipeline
+
+pipe = SiTPipeline.from_pretrained("{name}")
+images = pipe({arguments}).images
+```"""
+
+
+def write_model_card(
+    folder: Path, name: str, model: SiT, recipe: str | None = None, scores: str | Path | None = None
+) -> None:
+    """Write folder/README.md.
+
+    Args:
+        name: what `from_pretrained` will be given.
+        recipe: the run's configuration, YAML.
+        scores: JSON that evaluate_fid.py wrote.
+
+    Raises:
+        InputError: when `scores` is not such a file.
+    """
+    report = None if scores is None else _read_scores(Path(scores))
+    data = ModelCardData(
+        license=_LICENCE,
+        library_name="diffusers",
+        tags=["sit", "atconv", "flow-matching", "diffusion-transformer", "image-generation"],
+        model_name="SiT" if report else None,
+        eval_results=_results(report) if report else None,
+    )
+    parts = ["# " + _title(model), _description(model), "## Use", _use(name, model)]
+    if report:
+        parts += ["## Metrics", _metrics(report)]
+    if recipe:
+        parts += [
+            "## Recipe",
+            "The configuration of the run, for `train.py --config`:",
+            f"```yaml\n{recipe.strip()}\n```",
+        ]
+    parts += ["## Licence", "MIT. The training data and the autoencoder have licences of their own."]
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
+
+
+def _title(model: SiT) -> str:
+    pattern = model.config.mixer_pattern
+    family = {"attention": "SiT", "atconv": "SiT-ATConv", "hybrid": "SiT-Hybrid"}.get(str(pattern), "SiT, mixed")
+    return f"{family}, {model.num_parameters() / 1e6:.1f} M parameters"
+
+
+def _description(model: SiT) -> str:
+    config = model.config
+    task = f"{config.num_classes} classes" if config.num_classes else "unconditional"
+    latents = config.latents["autoencoder"] if config.latents else "not stated"
+    return (
+        f"A diffusion transformer (SiT, arXiv 2401.08740): {config.depth} blocks of width {config.hidden_size}, mixers "
+        f"{config.mixer_pattern} (ATConv: arXiv 2510.20092), patch {config.patch_size}, {task}. It predicts the "
+        f"{config.prediction} of the {config.interpolant} interpolant on {config.in_channels}-channel latents of size "
+        f"{config.input_size}. Autoencoder: {latents}."
+    )
+
+
+def _use(name: str, model: SiT) -> str:
+    arguments = "class_labels=[0], guidance_scale=4.0" if model.config.num_classes else "num_images=4"
+    return _USE.format(name=name, arguments=f"{arguments}, num_inference_steps=50")
+
+
+def _metrics(report: dict) -> str:
+    rows = [f"| {_TITLES.get(name, name)} | {value:.4g} |" for name, value in report["metrics"].items()]
+    samples, reference = report["samples"], report["reference"]
+    lines = ["| metric | value |", "|---|---|", *rows, ""]
+    lines.append(f"{samples['count']} samples against {reference['path']}, by evaluate_fid.py of sit-atconv.")
+    lines += [f"* {warning}" for warning in report["warnings"]]
+    return "\n".join(lines)
+
+
+def _results(report: dict) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type=report["reference"]["kind"],
+            dataset_name=report["reference"]["path"],
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in report["metrics"].items()
+    ]
+
+
+def _read_scores(path: Path) -> dict:
+    try:
+        report = json.loads(path.read_text())
+        missing = {"metrics", "samples", "reference", "warnings"} - set(report)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): expected the JSON that evaluate_fid.py --json writes."
+        ) from None
+    if missing:
+        raise InputError(f"{path} has no {', '.join(sorted(missing))}: expected the JSON of evaluate_fid.py --json.")
+    return report

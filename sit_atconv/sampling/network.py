@@ -1,0 +1,67 @@
+"""The network as the solvers call it: what depends on time and label alone is computed once a step and label."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sit_atconv.models import SiT
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A batch's distinct labels (U,) int64, the null class last, and the row of each sample, (B,) int64.
+
+    Where samples share labels U is smaller than B, and both halves of a guided batch share the null class's one row.
+    """
+
+    labels: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, null_label: int, device: torch.device) -> "LabelTable":
+        """The table of labels (B,) that are on the CPU."""
+        distinct, rows = labels.unique(return_inverse=True)
+        table = torch.cat([distinct, torch.tensor([null_label])])
+        return cls(table.to(device, non_blocking=True), rows.to(device, non_blocking=True))
+
+    @property
+    def null_row(self) -> int:
+        return len(self.labels) - 1
+
+
+class StepNetwork:
+    """A SiT in its precision, which embeds every time of a fixed grid once, for all batches of a run.
+
+    Args:
+        model: on its device, in eval mode.
+        precision: "no", or "bf16" for autocast.
+    """
+
+    def __init__(self, model: SiT, precision: str = "no") -> None:
+        self.model, self.precision = model, precision
+        self._embedded: dict[float, Tensor] = {}
+
+    def bind(self, table: LabelTable | None) -> Callable[..., Tensor]:
+        """The network as a callable of (x, t, rows), rows of this table; of (x, t) without labels."""
+        if table is None:
+            return self._call
+        return lambda x, t, rows: self._call(x, t, table.labels, rows)
+
+    def _call(self, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        x = x.to(self.model.dtype)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if t.ndim == 0:
+                return self.model(x, self._embed(t, x.device), labels, rows)
+            # Samples at times of their own (dopri5) share no condition.
+            return self.model(x, t, None if labels is None else labels[rows])
+
+    def _embed(self, t: Tensor, device: torch.device) -> Tensor:
+        """The embedding (1, C) of a scalar time, which is on the CPU: looking at it does not wait for the device."""
+        if hasattr(self.model, "_hf_hook"):  # offloaded: its weights come when all of it is called, not a part
+            return t
+        time = float(t)
+        if time not in self._embedded:
+            self._embedded[time] = self.model.time_embed(t.reshape(1).to(device, non_blocking=True))
+        return self._embedded[time]

@@ -1,0 +1,224 @@
+"""`SiTPipeline`: a SiT and its autoencoder as a diffusers pipeline."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo
+from PIL import Image
+from torch import Tensor
+
+from sit_atconv.autoencoder import DiffusersAutoencoder, LatentSpec, load_autoencoder
+from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.images import to_uint8
+from sit_atconv.models import SiT
+from sit_atconv.models.checkpoint import load_model
+from sit_atconv.sampling.draw import Drawing, latent_shape
+from sit_atconv.sampling.labels import parse_label
+from sit_atconv.sampling.model_card import write_model_card
+from sit_atconv.sampling.settings import SamplerSettings
+
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class SiTPipeline(DiffusionPipeline):
+    """Draws images of a SiT, conditional or not; opens its own directories and the checkpoints of a training run.
+
+    Args:
+        transformer: the model.
+        vae: a diffusers autoencoder, or None for a model of pixels.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components = ["vae"]  # noqa: RUF012, the names are diffusers'
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(self, transformer: SiT, vae: ModelMixin | None = None) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae)
+        self.recipe: str | None = None  # the run's configuration, for the model card
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "SiTPipeline":
+        """Open a directory or hub repository of `save_pretrained`, or a checkpoint of training (RUN/checkpoints/…).
+
+        Args:
+            options: diffusers'. Of a checkpoint, `torch_dtype` and `vae`: an autoencoder in another place than the
+                checkpoint says.
+
+        Raises:
+            InputError: for a checkpoint that cannot be opened.
+        """
+        path = Path(source)
+        if not path.is_dir() or (path / "model_index.json").exists():
+            return super().from_pretrained(source, **options)
+        dtype, location = options.pop("torch_dtype", torch.float32), options.pop("vae", None)
+        if options:
+            raise InputError(f"{source} is a checkpoint, which takes torch_dtype and vae, not {', '.join(options)}.")
+        model = load_model(path)
+        module = None
+        if model.config.latents is not None:
+            spec = LatentSpec.from_dict(model.config.latents)
+            autoencoder = load_autoencoder(spec, location=location)
+            module = autoencoder.module if isinstance(autoencoder, DiffusersAutoencoder) else None
+        pipeline = cls(model, module).to(dtype)
+        # RUN/config.yaml of RUN/checkpoints/step-…/model
+        runs = [folder.parent for folder in path.resolve().parents if folder.name == "checkpoints"]
+        recipe = runs[0] / "config.yaml" if runs else path
+        pipeline.recipe = recipe.read_text() if recipe.is_file() else None
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, *, scores: str | Path | None = None, **options: Any) -> None:
+        """Write all parts and README.md, the model card: recipe, metrics, licence.
+
+        Args:
+            scores: JSON that evaluate_fid.py wrote.
+            options: diffusers', but for `push_to_hub`: that is a method of its own.
+        """
+        self._save(Path(save_directory), Path(save_directory).name, scores, options)
+
+    def _save(self, folder: Path, name: str, scores: str | Path | None, options: dict[str, Any]) -> None:
+        super().save_pretrained(folder, **options)
+        write_model_card(folder, name, self.transformer, self.recipe, scores)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        scores: str | Path | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        **options: Any,
+    ) -> str:
+        """Upload what `save_pretrained` writes, the model card with it, to the Hugging Face hub; returns the address.
+
+        `scores` and `options` are those of `save_pretrained`.
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self._save(Path(folder), repo_id, scores, options)
+            return self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int = 50,
+        *,
+        num_images: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **settings: Any,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            class_labels: one label or several, numbers or class names that the model knows; none if unconditional.
+            guidance_scale: 1 for none; 4 when not given, as in DiT's pipeline, or 1 for an unconditional model.
+            num_inference_steps: N intervals of the solver; dopri5 chooses its own.
+            num_images: how many of an unconditional model, or of each label.
+            height, width: pixels, if not the training size.
+            generator: one for all images, or a list with one each.
+            latents: noise to start from (B, C, h, w), instead of drawing it.
+            output_type: "pil", "pt" (B, 3, H, W) or "np" (B, H, W, 3) in [0, 1], or "latent" (normalised).
+            callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after every step; may return
+                {"latents": …} to go on from. Not with dopri5, where every image has its own steps.
+            settings: further fields of `SamplerSettings`, such as solver="sde" or interval=(0.0, 0.7).
+
+        Raises:
+            InputError: for labels that the model does not have, and settings that do not go together.
+        """
+        require_one_of(output_type, OUTPUT_TYPES, "output type")
+        labels = self._labels(class_labels, num_images)
+        count = num_images if labels is None else len(labels)
+        default_guidance = 1.0 if labels is None else 4.0
+        guidance = default_guidance if guidance_scale is None else guidance_scale
+        drawing = Drawing(self.transformer, SamplerSettings(steps=num_inference_steps, guidance=guidance, **settings))
+        if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
+            raise InputError("Callbacks are handed the latents and nothing else: name ('latents',).")
+
+        # Noise, at the device where a model that is offloaded will run
+        device = self._execution_device
+        shape = (count, *self._latent_shape(height, width))
+        if latents is not None and latents.shape != shape:
+            raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
+        noise = randn_tensor(shape, generator, device) if latents is None else latents.to(device)
+
+        def after_step(step: int, t: float, state: Tensor) -> Tensor:
+            bar.update()
+            if callback_on_step_end is None:
+                return state
+            returned = callback_on_step_end(self, step, t, {"latents": state}) or {}
+            return returned.get("latents", state)
+
+        with self.progress_bar(total=num_inference_steps) as bar:
+            drawn = drawing.integrate(
+                noise.float(),
+                labels,
+                increment=lambda step: randn_tensor(shape, generator, device),
+                on_step=after_step if drawing.settings.solver != "dopri5" or callback_on_step_end else None,
+            )
+        images = drawn if output_type == "latent" else self._decode(drawn, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _labels(self, given: int | str | Sequence[int | str] | None, repeat: int) -> Tensor | None:
+        """Labels (B,) on the CPU, each `repeat` times; None for an unconditional model."""
+        config = self.transformer.config
+        if repeat < 1:
+            raise InputError(f"num_images must be at least 1, not {repeat}.")
+        if (given is None) != (config.num_classes == 0):
+            raise InputError(
+                "This model is unconditional: say num_images, not class_labels."
+                if config.num_classes == 0
+                else f"This model needs class_labels in [0, {config.num_classes}), or class names if it knows them."
+            )
+        if given is None:
+            return None
+        several = [given] if isinstance(given, int | str) else list(given)
+        numbers = [parse_label(str(label), config.num_classes, config.class_names or []) for label in several]
+        return torch.tensor(numbers, dtype=torch.int64).repeat_interleave(repeat)
+
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """(C, h, w) of latents for images of height × width pixels, by default of the training size."""
+        channels, *size = latent_shape(self.transformer)
+        spec = self._spec
+        factor = spec.downscale if spec else 1
+        for i, pixels in enumerate((height, width)):
+            if pixels is not None:
+                if pixels % factor:
+                    raise InputError(f"Height and width must be multiples of {factor}, not {pixels}.")
+                size[i] = pixels // factor
+        return (channels, *size)
+
+    @property
+    def _spec(self) -> LatentSpec | None:
+        latents = self.transformer.config.latents
+        return None if latents is None else LatentSpec.from_dict(latents)
+
+    def _decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | Tensor | Any:
+        spec = self._spec
+        if spec is None:
+            raise InputError("This model does not say what decodes its latents: ask for output_type='latent'.")
+        decoded = spec.denormalise(latents)
+        if self.vae is not None:
+            decoded = self.vae.decode(decoded.to(self.vae.dtype)).sample
+        images = decoded.float().clamp(-1, 1).expand(-1, 3, -1, -1)
+        if output_type == "pil":
+            return [Image.fromarray(array) for array in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+        images = images / 2 + 0.5
+        return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()

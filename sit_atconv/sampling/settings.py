@@ -1,0 +1,72 @@
+"""How to draw: all that decides, beside model, labels and seed, what a sample is."""
+
+from dataclasses import dataclass, fields
+
+from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.flow import DIFFUSIONS, LAST_STEPS, ODE_METHODS
+
+SDE_SOLVERS = {"sde": "euler-maruyama", "sde-heun": "heun"}
+SOLVERS = (*ODE_METHODS, *SDE_SOLVERS)
+PRECISIONS = ("no", "bf16")
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to draw.
+
+    Args:
+        solver: "euler", "heun", "midpoint", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
+        steps: N intervals; dopri5 chooses its own.
+        guidance: guidance scale, 1 for none.
+        interval: times (low, high) within which guidance acts.
+        guidance_channels: guide only the first so many latent channels; None guides all.
+        shift: timestep shift of euler, heun and midpoint.
+        atol, rtol: tolerances of dopri5.
+        diffusion, diffusion_scale, last_step, last_step_size: of the SDE, see `integrate_sde`.
+        precision: "no", or "bf16" to run the network in autocast.
+
+    Raises:
+        InputError: for unknown names, steps < 1, and options that would do nothing: an interval or channels without
+            guidance, options of one kind of solver with another.
+    """
+
+    solver: str = "heun"
+    steps: int = 50
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    guidance_channels: int | None = None
+    shift: float = 1.0
+    atol: float = 1e-6
+    rtol: float = 1e-3
+    diffusion: str = "sigma"
+    diffusion_scale: float = 1.0
+    last_step: str = "mean"
+    last_step_size: float = 0.04
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        require_one_of(self.solver, SOLVERS, "solver")
+        require_one_of(self.precision, PRECISIONS, "precision")
+        require_one_of(self.diffusion, DIFFUSIONS, "diffusion")
+        require_one_of(self.last_step, LAST_STEPS, "last step")
+        if self.steps < 1:
+            raise InputError(f"A solver needs at least one step, not {self.steps}.")
+        if self.guidance == 1:
+            self._refuse(("interval", "guidance_channels"), "without guidance: give a guidance scale other than 1")
+        if not self.stochastic:
+            of_sde = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
+            self._refuse(of_sde, f"with the ODE solver {self.solver}: choose the solver sde or sde-heun")
+        if self.stochastic or self.solver == "dopri5":
+            self._refuse(("shift",), f"with the solver {self.solver}: choose euler, heun or midpoint")
+        if self.solver != "dopri5":
+            self._refuse(("atol", "rtol"), f"with the solver {self.solver}: they are dopri5's")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.solver in SDE_SOLVERS
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name in names if getattr(self, name) != defaults[name]]
+        if given:
+            raise InputError(f"{', '.join(given)} would do nothing {why}.")
