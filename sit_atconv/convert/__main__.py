@@ -17,6 +17,7 @@ from sit_atconv.convert.structure import LAYOUTS
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.flow.interpolants import INTERPOLANTS, PREDICTIONS
 from sit_atconv.models.mixers.atconv import ACTIVATIONS, POOLS
+from sit_atconv.models.sit import POSITIONS
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def _parser() -> ArgumentParser:
     add("--layout", choices=LAYOUTS, help="sit: t = 1 is data; repa: t = 1 is noise; where the tensors do not tell")
     add("--input-size", type=int, help="side of the latents, for networks without a position embedding")
     add("--num-classes", type=int, help="as many as the label table has rows, if it was trained without a null class")
-    add("--position", choices=("sincos", "none"), help="for checkpoints stripped of theirs")
+    add("--position", choices=POSITIONS, help="for checkpoints stripped of theirs; sincos: replace a table like it")
     add("--pool", choices=POOLS, help="of ATConv (default: raster, as the released code)")
     add("--activation", choices=tuple(ACTIVATIONS), help="of ATConv (default: that of the tree it comes from)")
     add("--interpolant", choices=tuple(INTERPOLANTS), help="default: what the checkpoint's arguments say, or linear")

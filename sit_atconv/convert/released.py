@@ -9,7 +9,15 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from sit_atconv.convert.checkpoint import Released, read_released
-from sit_atconv.convert.structure import LABELS, LAYOUTS, detect_layout, predicts_variance, read_config
+from sit_atconv.convert.structure import (
+    LABELS,
+    LAYOUTS,
+    SAME_POSITION,
+    detect_layout,
+    position_difference,
+    predicts_variance,
+    read_config,
+)
 from sit_atconv.convert.weights import (
     FINAL,
     append_null_label,
@@ -25,8 +33,8 @@ from sit_atconv.models import SiT, create_model
 
 log = logging.getLogger(__name__)
 
-# Another table differs from the sine-cosine one by about 1. Averaging weights for long in fp32 moves it by up to 2e-4
-# (the scripts average it too), storing it in bf16 by up to 2e-3.
+# Up to here a table may be replaced on request: another one differs by about 1, averaging in fp32 for long moves it by
+# up to 2e-4 (the scripts average it too), storing it in bf16 by up to 2e-3.
 _POSITION_TOLERANCE = 5e-3
 
 
@@ -74,7 +82,7 @@ def convert(released: Released, num_heads: int | None = None, layout: str | None
     variance = predicts_variance(released.state)
     _require_label_rows(state, model.num_classes)
     _require_tensors(state, _expected_shapes(state, model, variance))
-    _require_position(state.pop("pos_embed", None), model)
+    _require_position(state, model)
 
     # The same function in our parameters
     if variance:
@@ -127,20 +135,23 @@ def _require_label_rows(state: Mapping[str, Tensor], num_classes: int) -> None:
         )
 
 
-def _require_position(table: Tensor | None, model: SiT) -> None:
-    """Ours is computed, not stored: the checkpoint's must be the same."""
-    if table is None:
+def _require_position(state: dict[str, Tensor], model: SiT) -> None:
+    """The checkpoint's table goes into the model, or is as good as what the model computes instead."""
+    if "pos_embed" not in state:
         return
     if model.position_table is None:
         raise InputError("position is 'none', but the checkpoint has a position embedding (pos_embed).")
-    difference = float((table[0] - model.position_table).abs().max())
+    if model.config.position == "table":
+        state["pos_embed"] = state["pos_embed"][0]
+        return
+    difference = position_difference(state.pop("pos_embed"), model.grid)
     if difference > _POSITION_TOLERANCE:
         raise InputError(
-            f"pos_embed is not the sine-cosine embedding that SiT, REPA and ATConv have (it differs by up to "
-            f"{difference:.2g}): a network with a position embedding of its own cannot be converted."
+            f"pos_embed is not the sine-cosine embedding of SiT, REPA and ATConv (it differs by up to "
+            f"{difference:.2g}): leave position to be read, and the table is kept as it is."
         )
-    if difference > 1e-5:
-        log.info("pos_embed carries rounding errors of up to %.1e; the exact embedding takes its place.", difference)
+    if difference > SAME_POSITION:
+        log.info("pos_embed differs by up to %.1e; the sine-cosine embedding takes its place.", difference)
 
 
 def _first(names: list[str], limit: int = 5) -> str:

@@ -14,12 +14,14 @@ from torch import Tensor
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.convert.checkpoint import Released
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.models.embeddings import sincos_position
 from sit_atconv.models.registry import SIZES
 from sit_atconv.models.sit import expand_mixer_pattern
 
 log = logging.getLogger(__name__)
 
 LAYOUTS = ("sit", "repa")
+SAME_POSITION = 1e-5  # what computing it in fp32 or fp64 makes of the same table
 LABELS = "y_embedder.embedding_table.weight"
 # All releases work on latents of Stable Diffusion's autoencoder; "-ema" is the decoder of their samplers.
 SD_LATENTS = LatentSpec("stabilityai/sd-vae-ft-ema", None, 4, 8, 0.18215, 0.0)
@@ -33,8 +35,8 @@ _PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "noise", "scor
 def detect_layout(released: Released) -> str:
     """Which way time runs: "sit" (t = 1 is data) or "repa" (t = 1 is noise, as ours), in either project's tree.
 
-    Only the SiT trees predict a variance, only the REPA trees hold projectors, and ATConv's projections are matrices
-    in the one and 1×1 convolutions in the other. Raises `InputError` when this evidence contradicts itself.
+    All SiT trees predict a variance and no REPA tree does, only those hold projectors, and ATConv's projections are
+    matrices in the one and 1×1 convolutions in the other. Raises `InputError` when this evidence contradicts itself.
     """
     mixers = [tensor for key, tensor in released.state.items() if key.endswith(".attn.kernel_proj.weight")]
     evidence = {"repa" if mixer.ndim == 4 else "sit" for mixer in mixers}
@@ -50,9 +52,10 @@ def detect_layout(released: Released) -> str:
         )
     if not evidence:
         log.warning(
-            "Nothing says which way time runs: taken as in SiT, t = 1 is data (layout 'repa' is the other way)."
+            "No variance and no projectors: taken for a REPA network without its projectors, t = 1 is noise (layout "
+            "'sit' is the other way)."
         )
-    return evidence.pop() if evidence else "sit"
+    return evidence.pop() if evidence else "repa"
 
 
 def predicts_variance(state: Mapping[str, Tensor]) -> bool:
@@ -87,7 +90,7 @@ def read_config(released: Released, given: Mapping[str, Any]) -> dict[str, Any]:
     answers = {  # asked only where the user has not answered: each may fail
         "num_heads": partial(_num_heads, width, mixers),
         "num_classes": partial(_num_classes, _rows(state, LABELS), arguments),
-        "position": partial(_position, state, mixers),
+        "position": partial(_position, state, mixers, patch),
         "input_size": partial(_input_size, state, patch, arguments),
         "interpolant": partial(_named, arguments, "path_type", _INTERPOLANTS),
         "prediction": partial(_named, arguments, "prediction", _PREDICTIONS),
@@ -137,9 +140,17 @@ def _num_classes(rows: int, arguments: Mapping[str, Any]) -> int:
     return rows if rows > 1 and arguments.get("num_classes") == rows else max(rows - 1, 0)
 
 
-def _position(state: Mapping[str, Tensor], mixers: list[str]) -> str:
+def position_difference(table: Tensor, grid: tuple[int, int]) -> float:
+    """By how much a table (1, N, C) differs from the sine-cosine embedding of this grid, at most."""
+    expected = sincos_position(table.shape[-1], grid)
+    return float((table[0] - expected).abs().max()) if expected.shape == table[0].shape else math.inf
+
+
+def _position(state: Mapping[str, Tensor], mixers: list[str], patch: int) -> str:
+    """Ours is computed; a table that is not the same, such as one that averaging has moved, is kept as it is."""
     if "pos_embed" in state:
-        return "sincos"
+        side = _input_size(state, patch, {}) // patch
+        return "sincos" if position_difference(state["pos_embed"], (side, side)) <= SAME_POSITION else "table"
     if "attention" in mixers:
         raise InputError(
             "pos_embed is missing, which every released network with attention has: say with position (--position) "

@@ -21,6 +21,7 @@ _RENAMES = (
     (".value_proj.", ".x_proj."),
     (".out_proj.", ".proj."),
     (".inhibition", ".difference_control"),
+    ("position_table", "pos_embed"),
 )
 
 

@@ -10,9 +10,11 @@ from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from sit_atconv.errors import InputError
+from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
 from sit_atconv.models.mixers import create_mixer
+
+POSITIONS = ("sincos", "table", "none")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -84,7 +86,8 @@ class SiT(ModelMixin, ConfigMixin):
         num_classes: 0 for an unconditional model, which has no label table.
         mixer_pattern: "attention", "atconv", "hybrid" (even blocks ATConv), or a list with one mixer a block.
         kernel_size, pool, activation: of ATConv, see there.
-        position: "sincos" or "none".
+        position: "sincos", computed for any size; "table", a table that is kept with the weights, for the training size
+            alone (converted models whose table is not quite the sine-cosine one); or "none".
         interpolant, prediction, latents, class_names: what generation needs to know, carried with the weights: the
             interpolant trained with, what is predicted ("velocity", "noise", "score" or "data"), how the latents were
             made (`sit_atconv.autoencoder.LatentSpec` as a dict), names of classes.
@@ -118,8 +121,7 @@ class SiT(ModelMixin, ConfigMixin):
         super().__init__()
         if hidden_size % 4:
             raise InputError(f"hidden_size must be a multiple of 4 for the position embedding, not {hidden_size}.")
-        if position not in ("sincos", "none"):
-            raise InputError(f"Unknown position '{position}': it is 'sincos' or 'none'.")
+        require_one_of(position, POSITIONS, "position embedding")
         if num_classes < 0 or depth < 1 or patch_size < 1:
             raise InputError("num_classes must be >= 0, depth and patch_size >= 1.")
         self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
@@ -135,8 +137,8 @@ class SiT(ModelMixin, ConfigMixin):
             for name in expand_mixer_pattern(mixer_pattern, depth)
         )
         self.final = FinalLayer(hidden_size, patch_channels)
-        table = sincos_position(hidden_size, self.grid) if position == "sincos" else None
-        self.register_buffer("position_table", table, persistent=False)
+        table = None if position == "none" else sincos_position(hidden_size, self.grid)
+        self.register_buffer("position_table", table, persistent=position == "table")
         self.gradient_checkpointing = False
         self._initialise()
 
@@ -209,6 +211,11 @@ class SiT(ModelMixin, ConfigMixin):
             return tokens
         table = self.position_table
         if grid != self.grid:
+            if self.config.position == "table":
+                raise InputError(
+                    f"This model holds a position table for {self.grid} tokens and takes no other size, not {grid}. "
+                    "If it was converted from a sine-cosine table that is only rounded, convert with --position sincos."
+                )
             table = sincos_position(tokens.shape[-1], grid, tokens.device).to(table.dtype)
         return tokens + table.to(tokens.dtype)
 
