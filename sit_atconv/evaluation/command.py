@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -53,7 +54,8 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
 def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], SampleStream]) -> None:
     """Do what was asked for. `open_stream` makes the samples of --checkpoint."""
     _check(options)
-    state = PartialState(cpu=options.device == "cpu")
+    on_cpu = options.device == "cpu" or not torch.cuda.is_available()  # several CPU processes share the work too
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # one share may be cached, another take hours
     device = _device(options.device, state)
     with state.main_process_first():  # which may download the weights
         features = create_features(options.features, options.weights, device, options.fast)

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, normalize, r
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import Grouped
-from sit_atconv.evaluation.inception import InceptionFeatures, file_sha256, require_uint8_images
+from sit_atconv.evaluation.inception import InceptionFeatures, file_sha256, last_line, require_uint8_images
 
 _NOT_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError, AttributeError)  # what reading other files ends in
 MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
@@ -134,8 +134,7 @@ def _create_timm(name: str, weights: str | Path | None, size: int | None) -> tor
     try:
         return timm.create_model(name, **options).eval().requires_grad_(False)
     except (OSError, RuntimeError, ValueError, LookupError, *_NOT_WEIGHTS) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"Cannot load {name} from {weights or 'the model hub'}: {reason} "
+            f"Cannot load {name} from {weights or 'the model hub'} ({type(error).__name__}: {last_line(error)}). "
             "Name a local file of its weights (timm's names, num_classes=0) with --weights."
         ) from error

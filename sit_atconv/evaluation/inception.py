@@ -169,7 +169,7 @@ def _load_network(path: Path) -> nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} is not a file of plain weights ({_last_line(error)}). {_where_to_get_weights()}"
+            f"{path} is not a file of plain weights ({last_line(error)}). {_where_to_get_weights()}"
         ) from error
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     checked = io.BytesIO()
@@ -180,7 +180,7 @@ def _load_network(path: Path) -> nn.Module:
     except RuntimeError as error:
         raise InputError(
             f"{path} holds {len(tensors)} tensors that are not those of the FID Inception (566, in torch-fidelity's "
-            f"names): {_last_line(error)}. {_where_to_get_weights()}"
+            f"names): {last_line(error)}. {_where_to_get_weights()}"
         ) from error
 
 
@@ -192,7 +192,7 @@ def _torch_fidelity() -> ModuleType:
     return feature_extractor_inceptionv3
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """What an error says, short enough for a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip().rstrip(".")[:160]

@@ -45,7 +45,8 @@ class FrechetTarget:
         if mu.shape != self._mu.shape:
             raise InputError(f"Features of {len(self._mu)} and {len(mu)} dimensions cannot be compared.")
         cross = torch.linalg.svdvals(self._factor.T @ _factor(sigma)).sum()
-        return float((self._mu - mu).square().sum() + self._sigma.trace() + sigma.trace() - 2 * cross)
+        distance = (self._mu - mu).square().sum() + self._sigma.trace() + sigma.trace() - 2 * cross
+        return float(distance.clamp_min(0))  # of equal Gaussians, rounding may leave less
 
 
 def _factor(sigma: Tensor) -> Tensor:

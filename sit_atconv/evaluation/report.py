@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sit_atconv import __version__
 from sit_atconv.evaluation.features import Features
 from sit_atconv.evaluation.inception import PUBLISHED_WEIGHTS_PREFIX
 from sit_atconv.evaluation.metrics import IS_CHUNK
@@ -93,8 +94,8 @@ def title(name: str) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of what the numbers pass through."""
-    versions = {"python": platform.python_version()}
-    for package in ("sit-atconv", "torch", "torchvision", "torch-fidelity", "timm", "numpy", "pillow", "accelerate"):
+    versions = {"python": platform.python_version(), "sit-atconv": __version__}
+    for package in ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "pillow", "accelerate"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
