@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sampling_fixtures import tiny_model
 
 from sit_atconv.data.digits import load_digits
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import SampleStream
 from sit_atconv.evaluation.command import parse, run
 from sit_atconv.evaluation.digits import describe, score_digits
+from sit_atconv.sampling import SamplerSettings, sample_to_directory
 
 ROOT = Path(__file__).parents[1]
 PIXELS = ["--features", "pixels", "--device", "cpu", "--workers", "0"]
@@ -68,25 +70,37 @@ def test_a_stream_in_place_of_samples(digits, capsys):
     assert streamed.split("\n\n")[1] == stored.split("\n\n")[1]
 
 
-LAUNCH = """
-import sys
-from accelerate import debug_launcher
-from sit_atconv.evaluation.command import parse, run
-for processes in (2, 3):  # 901 and 896 images do not divide evenly
-    out = f"{sys.argv[1]}/{processes}.json"
-    options = parse([*sys.argv[2:], "--json", out], lambda parser: [])
-    debug_launcher(run, (options, None), num_processes=processes)
-"""
+@pytest.mark.slow
+def test_a_checkpoint_scores_as_the_samples_that_are_drawn_from_it(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "reference.npz", arr_0=images, arr_1=np.arange(30) % 3)
+    settings = SamplerSettings("sde", 4, guidance=1.5, diffusion="linear", last_step="tweedie")
+    sample_to_directory(tmp_path / "model", tmp_path / "out", 20, settings, seed=3)
+    scoring = ["--reference", str(tmp_path / "reference.npz"), *PIXELS, "--classes", "per-class", "--json"]
+    evaluate_fid("--samples", str(tmp_path / "out" / "samples.npz"), *scoring, str(tmp_path / "stored.json"))
+
+    drawing = ["--checkpoint", str(tmp_path / "model"), "--num-samples", "20", "--seed", "3", "--solver", "sde"]
+    drawing += ["--steps", "4", "--guidance", "1.5", "--diffusion", "linear", "--last-step", "tweedie"]
+    result = python("evaluate_fid.py", *drawing, *scoring, str(tmp_path / "streamed.json"))
+    assert result.returncode == 0, result.stderr
+    streamed, stored = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("streamed", "stored"))
+    assert streamed["metrics"] == pytest.approx(stored["metrics"], rel=1e-12)
+    assert streamed["per_class"] == stored["per_class"] and len(stored["per_class"]) == 3
+    assert streamed["samples"]["images_sha256"] == stored["samples"]["images_sha256"]
+    assert streamed["samples"]["diffusion"] == "linear"  # what is needed to repeat it
 
 
 @pytest.mark.slow
 def test_one_two_and_three_processes_agree(digits, tmp_path):
-    command = ["--samples", str(digits), "--reference", "digits:heldout@8", *PIXELS, "--kid", "--classes", "1,7"]
-    command += ["--batch-size", "50"]
-    evaluate_fid(*command, "--json", str(tmp_path / "1.json"))
-    result = python("-c", LAUNCH, str(tmp_path), *command)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("FD-pixels") == 2
+    command = ["--samples", str(digits), "--reference", "digits:heldout@8", "--features", "pixels", "--workers", "0"]
+    command += ["--kid", "--classes", "1,7", "--batch-size", "50", "--json"]
+    evaluate_fid(*command, str(tmp_path / "1.json"), "--device", "cpu")
+    for processes in ("2", "3"):  # 901 and 896 images do not divide evenly
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        result = python(*launcher, "evaluate_fid.py", *command, str(tmp_path / f"{processes}.json"))
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("FD-pixels") == 1
     one, *others = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2, 3))
     for processes, scores in enumerate(others, start=2):
         assert scores["settings"]["processes"] == processes
