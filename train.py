@@ -7,13 +7,13 @@ from sit_atconv.errors import InputError, exit_on_input_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, run = parse_command_line(argv)
+    config, run, resume = parse_command_line(argv)
     with exit_on_input_error():
         if run is None:
             raise InputError("Say where the run shall live: --run runs/NAME. The same --run again continues it.")
         from sit_atconv.training import train  # after the flags are known to be right: torch takes seconds to import
 
-        train(config, run)
+        train(config, run, resume)
 
 
 if __name__ == "__main__":

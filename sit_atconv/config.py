@@ -153,8 +153,14 @@ class TrainingConfig:
         steps: optimiser steps.
         batch_size: images a step, over all processes and accumulation.
         accumulation: micro-batches a step.
-        precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32.
+        precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32. "fp16" does so with a
+            loss scaler, for GPUs without bf16.
         ema_decay: decay a step of the averaged weights that checkpoints offer and samples come from.
+        more_ema_decays: of further averages, kept beside it in each checkpoint as model-DECAY/.
+        power_ema: relative widths of EDM2's power-function averages, such as [0.05, 0.1], kept as model-power-WIDTH/;
+            from their snapshots `python -m sit_atconv.training.power_ema` makes any other width afterwards.
+        power_ema_every: steps between these snapshots, which stay in RUN/ema/.
+        max_bad_steps: a step whose loss or gradient is not finite is skipped; so many in a row stop the run.
         gradient_checkpointing: recompute each block in the backward pass: less memory, about a third more time.
         compile: torch.compile the repeated block.
         seed: of initial weights, data order and all noise.
@@ -163,8 +169,12 @@ class TrainingConfig:
     steps: PositiveInt = 400_000
     batch_size: PositiveInt = 256
     accumulation: PositiveInt = 1
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
     ema_decay: OpenUnitInterval = 0.9999
+    more_ema_decays: list[OpenUnitInterval] = field(default_factory=list)
+    power_ema: list[PositiveFloat] = field(default_factory=list)
+    power_ema_every: PositiveInt = 10_000
+    max_bad_steps: PositiveInt = 20
     gradient_checkpointing: bool = False
     compile: bool = False
     seed: NonNegativeInt = 0
@@ -178,12 +188,14 @@ class LogConfig:
         every: steps between lines of log.jsonl.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         keep: number of newest checkpoints to keep; null keeps all.
+        keep_every: checkpoints at multiples of so many steps are kept as well.
         trackers: of Accelerate, such as tensorboard or wandb, beside log.jsonl.
     """
 
     every: PositiveInt = 100
     checkpoint_every: PositiveInt = 10_000
     keep: PositiveInt | None = 3
+    keep_every: PositiveInt | None = None
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
 
 
@@ -211,8 +223,39 @@ class PreviewConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores of samples drawn from the averaged weights during training, by all processes, as evaluate_fid.py does.
+
+    The checkpoint with the lowest Fréchet distance so far is marked as checkpoints/best and kept.
+
+    Args:
+        reference: what to compare with, as of evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8".
+        every: steps between evaluations.
+        samples: how many to draw.
+        features: "inception", "pixels" or "timm:MODEL".
+        weights: local file of the features' weights; null to download them.
+        batch_size: for each process; does not change the scores.
+        solver: see sample.py.
+        steps: solver steps.
+        guidance: guidance scale; 1 is none.
+        interval: times within which guidance acts.
+    """
+
+    reference: str
+    every: PositiveInt = 50_000
+    samples: PositiveInt = 5_000
+    features: str = "inception"
+    weights: str | None = None
+    batch_size: PositiveInt = 64
+    solver: Literal["euler", "heun", "midpoint", "dopri5", "sde"] = "heun"
+    steps: PositiveInt = 25
+    guidance: NonNegativeFloat = 1.0
+    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Config:
-    """A training run. `alignment: null` is a plain SiT run."""
+    """A training run. `alignment: null` is a plain SiT run, `evaluation: null` one that is not scored on the way."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -222,6 +265,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     log: LogConfig = field(default_factory=LogConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    evaluation: EvaluationConfig | None = None
 
     def to_yaml(self) -> str:
         """The complete configuration as a file that `--config` accepts."""
@@ -233,15 +277,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     A misspelt key or a wrong type ends the program with exit code 2, naming the nearest key.
     """
-    config, _ = parse_command_line(["--config", str(path), *overrides])
-    return config
+    return parse_command_line(["--config", str(path), *overrides])[0]
 
 
-def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path | None]:
-    """The configuration and the run directory that train.py's command line (or `argv`) asks for."""
+def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path | None, str | None]:
+    """The configuration, the run directory and the checkpoint that train.py's command line (or `argv`) asks for."""
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/, overridden by what follows it")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
+    parser.add_argument("--resume", type=str, help="go back to this older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
     parsed = parser.parse_args(argv)
     for f in fields(Config):
@@ -249,14 +293,17 @@ def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path 
             parser.error(f"'{f.name}' is a section and holds keys, not {parsed[f.name]!r}.")
     namespace = parser.instantiate(parsed)
     config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
-    return config, Path(namespace.run) if namespace.run else None
+    return config, Path(namespace.run) if namespace.run else None, namespace.resume
+
+
+_OPTIONAL_SECTIONS = {"alignment": AlignmentConfig, "evaluation": EvaluationConfig}
 
 
 def config_keys(schema: type = Config, prefix: str = "") -> list[str]:
     """All keys of the schema, dotted: "model.name", …"""
     keys = []
     for f in fields(schema):
-        section = AlignmentConfig if f.name == "alignment" else f.type
+        section = _OPTIONAL_SECTIONS.get(f.name, f.type)
         keys += config_keys(section, f"{f.name}.") if is_dataclass(section) else [prefix + f.name]
     return keys
 

@@ -38,7 +38,7 @@ def test_the_published_settings() -> None:
 
 
 def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
-    config, run = parse_command_line(
+    config, run, _ = parse_command_line(
         f"--config {CONFIGS}/imagenet256_repa.yaml --run runs/x --training.steps 7 --alignment.coefficient 0.25 "
         "--model.mixer_pattern [atconv,attention]".split()
     )
@@ -47,7 +47,7 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     assert config.alignment.coefficient == 0.25
     assert config.alignment.block == 8
     assert config.model.mixer_pattern == ["atconv", "attention"]
-    config, _ = parse_command_line(["--config", str(CONFIGS / "imagenet256_repa.yaml"), "--alignment", "null"])
+    config = load_config(CONFIGS / "imagenet256_repa.yaml", ["--alignment", "null"])
     assert config.alignment is None
 
 

@@ -1,107 +1,141 @@
-"""Checkpoints: written beside, synced and renamed, so that each is whole or not there at all."""
+"""Checkpoints of a run: which there are, which is the latest, which are kept, and that each is whole or not there."""
 
-import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
+from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
-from sit_atconv.models import SiT
-from sit_atconv.models.checkpoint import load_model
+from sit_atconv.training.run_directory import UNFINISHED
+from sit_atconv.training.stop import TrainingStopped
+
+_SET_ASIDE = "set-aside-"
 
 
 class Checkpoints:
-    """RUN/checkpoints/step-0050000/ and the link `latest` that names the newest complete one.
+    """RUN/checkpoints/step-0050000/, the link `latest` to the newest complete one, and `best` to the best scored one.
 
-    Each holds Accelerate's state (weights, optimiser), `model/` (the averaged weights, for `from_pretrained`) and
-    position.json (what the trainer needs to go on from there).
+    Only the main process changes the directory.
     """
 
-    def __init__(self, directory: Path, keep: int | None) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, settings: LogConfig, accelerator: Accelerator) -> None:
+        self.directory, self._settings, self._accelerator = directory, settings, accelerator
 
-    @property
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-        complete = self._complete()
-        return complete[-1] if complete else None
+    def complete(self) -> list[Path]:
+        """All complete checkpoints, oldest first."""
+        named = (p for p in self.directory.glob("step-*") if p.name.removeprefix("step-").isdecimal())
+        return sorted((p for p in named if (p / "position.json").is_file()), key=step_of)
 
-    def save(self, accelerator: Accelerator, ema: SiT, position: dict[str, Any]) -> Path:
-        """Write the checkpoint of `position["step"]`; all processes call it. Returns where it stands."""
-        final = self.directory / f"step-{position['step']:07d}"
-        unfinished = self.directory / f".unfinished-{final.name}"
-        if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(unfinished))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            ema.save_pretrained(unfinished / "model")
-            (unfinished / "position.json").write_text(json.dumps(position, indent=2))
-            _sync(unfinished)
-            shutil.rmtree(final, ignore_errors=True)  # of an earlier life of this run, overtaken by a resume
-            unfinished.rename(final)
-            self._point_latest_at(final)
-            self._rotate()
-        accelerator.wait_for_everyone()
+    def find(self, wanted: str | None) -> Path | None:
+        """The checkpoint to go on from: the newest one or, if `wanted` names one by step, name or path, that one.
+
+        Raises `InputError` when the wanted one is none of this run's.
+        """
+        complete = self.complete()
+        if wanted is None:
+            return complete[-1] if complete else None
+        for checkpoint in complete:
+            names = (checkpoint.name, str(step_of(checkpoint)))
+            if wanted in names or Path(wanted).resolve() == checkpoint.resolve():
+                return checkpoint
+        there = ", ".join(p.name for p in complete) or "none"
+        raise InputError(f"--resume {wanted}: {self.directory} has no such complete checkpoint. There are: {there}.")
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let the main process `write` the checkpoint of `step` into a folder; all processes call it.
+
+        Raises `TrainingStopped` on all processes when it cannot be written, as on a full disk: what was there stays.
+        """
+        final = self.directory / f"step-{step:07d}"
+        failure = self._write(final, write) if self._accelerator.is_main_process else None
+        (failure,) = broadcast_object_list([failure])
+        if failure is not None:
+            message = self.advice(f"The checkpoint of step {step} could not be written: {failure}")
+            raise TrainingStopped(message if self._accelerator.is_main_process else 1)
         return final
 
-    def restore(self, accelerator: Accelerator, ema: SiT, checkpoint: Path) -> dict[str, Any]:
-        """Load a checkpoint into the prepared objects and the averaged model; returns its position.
+    def advice(self, failure: str) -> str:
+        """What to tell when a `failure` to write stops training."""
+        newest = self.find(None)
+        there = f"{newest} is complete" if newest else "There is no complete checkpoint"
+        return f"{failure}. Training stopped. {there}: make room, and run the same command again to go on from there."
 
-        Raises `InputError` naming the checkpoint when it is damaged.
-        """
+    def mark_best(self, checkpoint: Path) -> None:
+        """Let the link `best` name a checkpoint, which is then kept."""
+        if self._accelerator.is_main_process:
+            self._point("best", checkpoint)
+
+    def begin_after(self, step: int) -> None:
+        """Set aside checkpoints after `step`, and set `latest` right."""
+        for checkpoint in self.complete():
+            if step_of(checkpoint) > step:  # only after --resume: they belong to a future that is given up
+                aside = checkpoint.with_name(_SET_ASIDE + checkpoint.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.rename(aside)
+        newest = self.find(None)
+        if newest is not None:
+            self._point("latest", newest)
+        best = self.directory / "best"
+        if best.is_symlink() and not best.exists():
+            best.unlink()
+
+    def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
+        """Write beside, sync, rename; the reason when that fails."""
+        unfinished = final.with_name(UNFINISHED + final.name)
         try:
-            position = json.loads((checkpoint / "position.json").read_text())
-            accelerator.load_state(str(checkpoint))
-        except InputError:
-            raise
-        except Exception as error:  # torch, safetensors, zip and pickle each have their own
-            raise InputError(
-                f"{checkpoint} is damaged and cannot be continued from ({type(error).__name__}: {error}). "
-                "Remove it to go on from the one before."
-            ) from error
-        ema.load_state_dict(load_model(checkpoint / "model").state_dict())
-        return position
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write(unfinished)
+            _sync(unfinished)
+            unfinished.rename(final)
+            self._point("latest", final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return str(error)
+        self._rotate()
+        return None
 
-    def clean(self) -> None:
-        """Remove what an interrupted save left behind, and make `latest` name the newest complete checkpoint."""
-        for unfinished in self.directory.glob(".unfinished-*"):
-            shutil.rmtree(unfinished)
-        if self.latest is not None:
-            self._point_latest_at(self.latest)
-
-    def _complete(self) -> list[Path]:
-        return sorted(p for p in self.directory.glob("step-*") if (p / "position.json").exists())
-
-    def _point_latest_at(self, checkpoint: Path) -> None:
-        link = self.directory / ".latest"
+    def _point(self, name: str, checkpoint: Path) -> None:
+        if (self.directory / name).is_symlink() and os.readlink(self.directory / name) == checkpoint.name:
+            return
+        link = self.directory / f"{UNFINISHED}{name}"
         link.unlink(missing_ok=True)
         link.symlink_to(checkpoint.name)
-        link.replace(self.directory / "latest")
-        _sync_directory(self.directory)
+        link.replace(self.directory / name)
+        _sync_path(self.directory)
 
     def _rotate(self) -> None:
-        if self.keep is None:
+        keep, every = self._settings.keep, self._settings.keep_every
+        if keep is None:
             return
-        for old in self._complete()[: -self.keep]:
-            doomed = old.with_name(f".unfinished-{old.name}")  # no longer complete before it is partly gone
+        best = (self.directory / "best").resolve()
+        for old in self.complete()[:-keep]:
+            if old.resolve() == best or (every and step_of(old) % every == 0):
+                continue
+            doomed = old.with_name(UNFINISHED + old.name)  # no longer complete before it is partly gone
             old.rename(doomed)
             shutil.rmtree(doomed)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _sync(directory: Path) -> None:
     """Force a tree's files and directories to disk, so that the rename that follows cannot overtake them."""
     for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
+        _sync_path(path)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
         os.fsync(descriptor)
+    finally:
         os.close(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -1,8 +1,7 @@
-"""What a run says: averages over an interval, one line each in log.jsonl, on the progress bar and to the trackers."""
+"""What a run says: averages over an interval, one line each in log.jsonl and to the trackers, and notes."""
 
 import json
-import time
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,69 +9,85 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from sit_atconv.training.run_directory import UNFINISHED
+
 
 class Averages:
-    """Running means of scalars, kept on the device: nothing waits for it until they are read."""
+    """Means of scalars over the finite steps, kept on the device: nothing waits for it until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._clear()
+
+    def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._count = torch.zeros((), device=self._accelerator.device)
 
-    def add(self, values: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Add `weight` times each scalar; the weights of one step sum to 1."""
+    @torch.no_grad()
+    def add(self, values: dict[str, Tensor], finite: Tensor) -> None:
+        """Add the values of one step, unless it was not `finite`, a bool scalar."""
         for name, value in values.items():
-            term = value.detach().float() * weight
+            term = torch.where(finite, value.float(), 0.0)
             self._sums[name] = self._sums[name] + term if name in self._sums else term
+        self._count = self._count + finite
 
-    def step(self) -> None:
-        """Count one step."""
-        self._count += 1
-
-    def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means since the last call; `reduce` averages over processes."""
-        names = list(self._sums)
-        values = (reduce(torch.stack([self._sums[n] for n in names])) / self._count).tolist() if names else []
-        self._sums, self._count = {}, 0
-        return dict(zip(names, values, strict=True))
+    def read(self) -> dict[str, float | None]:
+        """The means over steps and processes since the last call, None without a finite step. All processes call it."""
+        totals = self._accelerator.reduce(self._totals(), "mean").tolist()
+        names, count = list(self._sums), totals.pop()
+        self._clear()
+        return {name: value / count if count else None for name, value in zip(names, totals, strict=True)}
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as plain numbers."""
-        return {"count": self._count, "sums": {name: value.item() for name, value in self._sums.items()}}
+        """What `restore` needs, as plain numbers: a row of sums for each process. All processes call it."""
+        rows = self._accelerator.gather(self._totals().unsqueeze(0)).tolist()
+        return {"names": list(self._sums), "rows": rows}
 
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        self._count = state["count"]
-        self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; of another number of processes, each takes the mean of their sums."""
+        rows, accelerator = torch.tensor(state["rows"], device=self._accelerator.device), self._accelerator
+        row = rows[accelerator.process_index] if len(rows) == accelerator.num_processes else rows.mean(0)
+        *sums, self._count = row.unbind()
+        self._sums = dict(zip(state["names"], sums, strict=True))
+
+    def _totals(self) -> Tensor:
+        return torch.stack([*self._sums.values(), self._count])
 
 
 class RunLog:
-    """log.jsonl and the trackers. Only the main process writes."""
+    """log.jsonl and the trackers. Only the main process writes; the others may call it."""
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
-        self.path, self.accelerator = path, accelerator
-        self._since = time.perf_counter()
+        self.path, self._accelerator = path, accelerator
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, which a resumed run will write again."""
-        if not self.accelerator.is_main_process or not self.path.exists():
+        if not self._accelerator.is_main_process or not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-        rewound = self.path.with_suffix(".rewound")
+        rewound = self.path.with_name(f"{UNFINISHED}{self.path.name}")
         rewound.write_text("".join(line + "\n" for line in kept))
         rewound.replace(self.path)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line."""
-        if self.accelerator.is_main_process:
+        """Append one line of numbers, and send it to the trackers."""
+        self._append(record)
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=record["step"])
+
+    def note(self, step: int, text: str) -> None:
+        """Append a line of words about what happened at `step`."""
+        self._append({"step": step, "note": text})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self._accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        self.accelerator.log(numbers, step=record["step"])
 
-    def seconds(self) -> float:
-        """Wall-clock seconds since the last call, or since the start."""
-        now = time.perf_counter()
-        elapsed, self._since = now - self._since, now
-        return elapsed
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl, but for one that a kill cut short."""
+    return [json.loads(line) for line in path.read_text().splitlines() if math.isfinite(_step_of(line))]
 
 
 def _step_of(line: str) -> float:
@@ -80,4 +95,4 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf

@@ -8,12 +8,16 @@ from sit_atconv.autoencoder import Autoencoder, load_autoencoder
 from sit_atconv.config import PreviewConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.models import SiT
-from sit_atconv.sampling.generate import SamplerSettings, generate
+from sit_atconv.sampling import SamplerSettings, generate
 from sit_atconv.sampling.grid import save_grid
+from sit_atconv.training.run_directory import UNFINISHED
 
 
 class Preview:
-    """Draws RUN/samples/step-0010000.png: a row for each of the first classes, or one row of an unconditional model."""
+    """Draws RUN/samples/step-0010000.png: a row for each of the first classes, or one row of an unconditional model.
+
+    It is what sample.py draws from the checkpoint of that step with the same settings, labels and seed.
+    """
 
     def __init__(self, config: PreviewConfig, dataset: LatentDataset, folder: Path, seed: int) -> None:
         self.config, self.spec, self.folder, self.seed = config, dataset.latents, folder, seed
@@ -29,4 +33,7 @@ class Preview:
         self._autoencoder = self._autoencoder or load_autoencoder(self.spec, device=model.device)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
-        save_grid(images, columns, self.folder / f"step-{step:07d}.png")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f"{UNFINISHED}{step:07d}.png"
+        save_grid(images, columns, unfinished)
+        unfinished.replace(self.folder / f"step-{step:07d}.png")

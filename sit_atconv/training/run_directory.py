@@ -1,34 +1,67 @@
-"""RUN/config.yaml: the configuration a run was begun with, and the refusal to continue it with another."""
+"""RUN/config.yaml: the configuration a run was begun with, and which of its keys may change when it goes on."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sit_atconv.config import Config, config_differences
+from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
 
-_UNFINISHED = "config.yaml.unfinished"
+UNFINISHED = ".unfinished-"  # how the names of files and folders begin that are not whole yet
+# Sections and keys that decide nothing about the steps taken so far, nor about the weights to come but for rounding.
+_FREE = (
+    "log.",
+    "preview.",
+    "evaluation",
+    "data.workers",
+    "training.max_bad_steps",
+    "training.compile",
+    "training.gradient_checkpointing",
+    "training.accumulation",
+    "training.power_ema_every",
+)
 
 
-def check_run_directory(run: Path, config: Config) -> None:
-    """Raise `InputError` unless `run` is new, empty, or was begun with this configuration. Reads only."""
+def check_run_directory(run: Path, config: Config) -> list[str]:
+    """What changed since the run was begun, as lines "key: old -> new", all of it allowed. Reads only.
+
+    Raises `InputError` unless `run` is new, empty, or was begun with a configuration that this one continues.
+    """
     path = run / "config.yaml"
     if path.exists():
-        changed = config_differences(yaml.safe_load(path.read_text()) or {}, yaml.safe_load(config.to_yaml()))
-        if changed:
+        begun = load_config(path)
+        changed = config_differences(_plain(begun), _plain(config))
+        free = (*_FREE, "training.steps") if begun.optimizer.schedule == "constant" else _FREE
+        refused = [line for line in changed if not line.startswith(free)]
+        if refused:
             raise InputError(
-                f"{run} was begun with another configuration ({'; '.join(changed)}). Nothing was changed: "
+                f"{run} was begun with another configuration ({'; '.join(refused)}). Nothing was changed: "
                 "give the configuration it was begun with to continue it, or choose another --run."
             )
-    elif run.exists() and (not run.is_dir() or any(p.name != _UNFINISHED for p in run.iterdir())):
+        return changed
+    if run.exists() and (not run.is_dir() or any(not p.name.startswith(UNFINISHED) for p in run.iterdir())):
         raise InputError(f"{run} exists and is not a training run: choose another --run.")
+    return []
 
 
-def begin_run_directory(run: Path, config: Config) -> None:
-    """Make the directory and its config.yaml, unless they are there."""
-    path = run / "config.yaml"
-    if not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
-        unfinished = run / _UNFINISHED
-        unfinished.write_text(config.to_yaml())
-        unfinished.replace(path)
+def write_configuration(run: Path, config: Config) -> None:
+    """Make the directory and its config.yaml, or renew it, whole or not at all."""
+    run.mkdir(parents=True, exist_ok=True)
+    unfinished = run / f"{UNFINISHED}config.yaml"
+    unfinished.write_text(config.to_yaml())
+    unfinished.replace(run / "config.yaml")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what an interrupted run did not finish writing."""
+    for leftover in [*run.glob(f"{UNFINISHED}*"), *run.glob(f"*/{UNFINISHED}*")]:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return yaml.safe_load(config.to_yaml())

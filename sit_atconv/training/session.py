@@ -1,41 +1,48 @@
 """Everything a run works with, built whole and checked before the first step and before anything is written."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 from torch import nn
-from torch.optim import Optimizer
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from sit_atconv.alignment.teacher import Teacher
 from sit_atconv.config import Config
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
-from sit_atconv.data.sampler import training_loader
+from sit_atconv.data.sampler import index_at, training_loader
+from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.training.build import build_model, build_teachers, require_trackers
-from sit_atconv.training.ema import Ema
+from sit_atconv.training.ema import WeightAverages, profiles
 from sit_atconv.training.objective import Objective
+from sit_atconv.training.stop import ignore_termination
 
 
 @dataclass
 class Session:
-    """`model` is the bare network inside `objective`, which Accelerate has prepared, as it has the optimiser."""
+    """`objective` and `optimizer` are what Accelerate made of `bare` and `adam`; `model` is the network in `bare`."""
 
     config: Config
     accelerator: Accelerator
     dataset: LatentDataset
     model: SiT
+    bare: Objective
     objective: nn.Module
+    adam: AdamW
     optimizer: Optimizer
-    ema: Ema
+    averages: WeightAverages
     teachers: list[Teacher]
 
     def loader(self, start_step: int) -> DataLoader:
         """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch does not divide."""
-        return training_loader(
+        loader = training_loader(
             self.dataset,
             batch_size=self.config.training.batch_size,
             micro_batches=self.config.training.accumulation,
@@ -48,18 +55,20 @@ class Session:
             images=bool(self.teachers),
             pin_memory=self.accelerator.device.type == "cuda",
         )
+        loader.worker_init_fn = ignore_termination
+        return loader
+
+    def batch_indices(self, step: int) -> list[int]:
+        """The samples of the whole batch of step 1, 2, …, over all processes and micro-batches."""
+        settings = self.config.training
+        positions = range((step - 1) * settings.batch_size, step * settings.batch_size)
+        return [index_at(position, len(self.dataset), settings.seed) for position in positions]
 
 
 def build_session(config: Config, run: Path) -> Session:
     """Open data and teachers, build the model, hand it to Accelerate; raises `InputError` where they do not agree."""
     require_trackers(config.log.trackers)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without it, several CPU processes would not know of one another
-        mixed_precision=config.training.precision,
-        gradient_accumulation_steps=config.training.accumulation,
-        log_with=list(config.log.trackers) or None,
-        project_dir=run,
-    )
+    accelerator = _accelerator(config, run)
     device = accelerator.device
     dataset = open_dataset(config.data.path, images=config.alignment is not None)
 
@@ -67,16 +76,38 @@ def build_session(config: Config, run: Path) -> Session:
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset)
     teachers = build_teachers(config, device)
-    objective = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
-    ema = Ema(model, config.training.ema_decay)
+    bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
+    twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.training.compile:
         model.compile_repeated_blocks()
 
-    adam = config.optimizer
-    optimizer = torch.optim.AdamW(
-        objective.parameters(), adam.lr, tuple(adam.betas), adam.eps, adam.weight_decay, fused=True
+    settings = config.optimizer
+    adam = AdamW(bare.parameters(), settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay, fused=True)
+    objective, optimizer = accelerator.prepare(bare, adam)
+    averages = WeightAverages(model, twin, profiles(config.training))
+    return Session(config, accelerator, dataset, model, bare, objective, adam, optimizer, averages, teachers)
+
+
+def _accelerator(config: Config, run: Path) -> Accelerator:
+    """Processes, devices and precision, as the launcher and the configuration say.
+
+    Raises `InputError` for a precision that the device does not have.
+    """
+    cpu = not torch.accelerator.is_available()
+    if config.training.precision == "fp16" and cpu:
+        raise InputError("training.precision fp16 needs a GPU: take bf16 or no on a CPU.")
+    accelerator = Accelerator(
+        cpu=cpu,  # without it, several CPU processes would not know of one another
+        mixed_precision=config.training.precision,
+        gradient_accumulation_steps=config.training.accumulation,
+        log_with=list(config.log.trackers) or None,
+        project_dir=run,
+        # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
+        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)],
     )
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    return Session(config, accelerator, dataset, model, objective, optimizer, ema, teachers)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # Weights travel in fp32 and autocast chooses the precision of each operation, as without splitting them.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return accelerator

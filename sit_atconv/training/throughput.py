@@ -1,15 +1,21 @@
-"""What a training step costs and how much of the device's peak it uses."""
+"""Speed and memory between two lines of the log."""
 
+import contextlib
 import resource
 import sys
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from accelerate.utils import gather_object
+from torch import Tensor
 
-from sit_atconv.models import SiT
+from sit_atconv.training.flops import training_flops
+from sit_atconv.training.session import Session
 
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendor's data sheets, by a part of the device's name.
-_BF16_PEAKS = {
+# Dense tensor-core peaks of bf16 and fp16 in FLOP/s, from the vendor's data sheets, by a part of the device's name.
+_HALF_PRECISION_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -20,31 +26,70 @@ _BF16_PEAKS = {
 }
 
 
-def training_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one training step for one image: three times the forward pass, counted by torch.
+class Interval:
+    """Time since the last line of the log: in all, for data, and what was no training at all."""
 
-    The teacher's and the projectors' are not counted.
-    """
-    with torch.device("meta"):
-        twin = SiT.from_config(model.config)
-        x, t = torch.empty(1, *latent_shape), torch.empty(1)
-        y = torch.empty(1, dtype=torch.int64) if model.config.num_classes else None
-        with FlopCounterMode(display=False) as counter:
-            twin(x, t, y)
-    return 3 * counter.get_total_flops()
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._flops = training_flops(session.model, session.dataset.latent_shape)
+        self._start()
+
+    def _start(self) -> None:
+        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def fetch(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The next micro-batch, and a note of how long it took to come."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        return batch
+
+    def step(self) -> None:
+        """Count one step."""
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For checkpoints, previews and scores: their time is not the steps'."""
+        if self._session.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()  # what is still computing is the steps'
+        stopped = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - stopped
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Speed since the last call, of the slowest process; the device must have finished. All processes call it."""
+        config, accelerator = self._session.config, self._session.accelerator
+        mine = (self._waited / self._steps, peak_memory_gib(accelerator.device))
+        wait, memory = (max(values) for values in zip(*gather_object([mine]), strict=True))
+        seconds = (time.perf_counter() - self._began) / self._steps
+        images_per_second = config.training.batch_size / seconds
+        peak = peak_flops(accelerator.device, config.training.precision)
+        self._start()
+        return {
+            "images_per_second": images_per_second,
+            "seconds_per_step": seconds,
+            "data_seconds": wait,
+            "compute_seconds": seconds - wait,
+            "mfu": images_per_second * self._flops / (peak * accelerator.num_processes) if peak else None,
+            "memory_gib": memory,
+            "hours_left": seconds * (config.training.steps - step) / 3600,
+        }
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """The device's peak at this precision in FLOP/s; None where it is not known (CPUs, fp32)."""
-    if device.type != "cuda" or precision != "bf16":
+    if device.type != "cuda" or precision == "no":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _BF16_PEAKS.items() if part in name), None)
+    return next((peak for part, peak in _HALF_PRECISION_PEAKS.items() if part in name), None)
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory used so far, in GiB: allocated on the GPU, or resident in this process."""
+    """Most memory used, in GiB: allocated on the GPU since the last call, or ever resident in this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

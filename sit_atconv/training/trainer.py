@@ -1,7 +1,9 @@
 """The training loop. All randomness is keyed by (seed, position): a run continued is the run uninterrupted."""
 
+import contextlib
+import errno
 import logging
-import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,84 +14,197 @@ from tqdm import tqdm
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.training.checkpoint import Checkpoints
-from sit_atconv.training.log import Averages, RunLog
+from sit_atconv.training.evaluation import Evaluation
+from sit_atconv.training.guard import poisoned, step_unless_bad
+from sit_atconv.training.log import RunLog
 from sit_atconv.training.objective import Draws, draw
+from sit_atconv.training.position import Position
+from sit_atconv.training.power_ema import save_snapshot
 from sit_atconv.training.preview import Preview
-from sit_atconv.training.run_directory import begin_run_directory, check_run_directory
+from sit_atconv.training.run_directory import check_run_directory, remove_leftovers, write_configuration
+from sit_atconv.training.schedule import learning_rate
 from sit_atconv.training.session import Session, build_session
-from sit_atconv.training.throughput import peak_flops, peak_memory_gib, training_flops
+from sit_atconv.training.sharding import whole
+from sit_atconv.training.state import gather_state, restore_state
+from sit_atconv.training.stop import TERMINATED, Termination, TrainingStopped
+from sit_atconv.training.throughput import Interval
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, run: Path) -> None:
+def train(config: Config, run: Path, resume: str | None = None) -> None:
     """Train as `config` says into the directory `run`, or continue what is there; returns when all steps are done.
 
-    Raises `InputError` when configuration, data and run directory do not agree; nothing is written then.
+    `resume` names an older checkpoint of the run to go back to, by its step, name or path.
+
+    Raises:
+        InputError: when configuration, data and run directory do not agree; nothing is written then.
+        SystemExit: after SIGTERM, with code 143 and a checkpoint of the last step; with code 1 when training cannot go
+            on (`TrainingStopped`).
     """
     # Check, build, and go back to where the run stands
-    check_run_directory(run, config)
+    notes = check_run_directory(run, config)
     session = build_session(config, run)
-    accelerator, settings = session.accelerator, config.training
-    checkpoints, averages = Checkpoints(run / "checkpoints", config.log.keep), Averages()
-    step = _restore(session, checkpoints, averages)
-    batches = iter(session.loader(step))
-    if step >= settings.steps:
-        logger.info("%s is complete: all %d steps are done.", run, step)
+    checkpoints = Checkpoints(run / "checkpoints", config.log, session.accelerator)
+    position = Position(session, run)
+    checkpoint = checkpoints.find(resume)
+    if checkpoint is not None:
+        notes += position.restore(restore_state(session, checkpoint))
+        logger.info("Continuing %s from step %d.", run, position.step)
+    if position.step >= config.training.steps:
+        logger.info("%s is complete: all %d steps are done.", run, position.step)
         return
+    trainer = Trainer(session, run, checkpoints, position)
+    trainer.open(notes)
+    with Termination(session.accelerator.num_processes) as termination, contextlib.closing(trainer.batches):
+        try:
+            trainer.run(termination)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
+    session.accelerator.end_training()
 
-    # Open the run directory for writing
-    log = RunLog(run / "log.jsonl", accelerator)
-    if accelerator.is_main_process:
-        begin_run_directory(run, config)
-        checkpoints.clean()
-        log.rewind(step)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
-    preview = Preview(config.preview, session.dataset, run / "samples", settings.seed)
-    interval = _Interval(session)
-    silent = not accelerator.is_main_process
-    progress = tqdm(initial=step, total=settings.steps, unit="step", desc="training", mininterval=1, disable=silent)
 
-    while step < settings.steps:
-        # One optimiser step, over all micro-batches
+class Trainer:
+    """The loop and what is due between its steps.
+
+    Raises `InputError` where data, preview, evaluation and processes do not agree.
+    """
+
+    def __init__(self, session: Session, run: Path, checkpoints: Checkpoints, position: Position) -> None:
+        config, accelerator = session.config, session.accelerator
+        self.session, self.directory, self.checkpoints, self.position = session, run, checkpoints, position
+        self.batches = iter(session.loader(position.step))
+        self.log = RunLog(run / "log.jsonl", accelerator)
+        self.preview = Preview(config.preview, session.dataset, run / "samples", config.training.seed)
+        scored = config.evaluation is not None
+        seed = config.training.seed
+        self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator) if scored else None
+
+    def open(self, notes: list[str]) -> None:
+        """Open the run directory for writing, and note there what is not as it was."""
+        config, accelerator, step = self.session.config, self.session.accelerator, self.position.step
+        accelerator.wait_for_everyone()  # until all have found everything in order
+        if accelerator.is_main_process:
+            remove_leftovers(self.directory)
+            write_configuration(self.directory, config)
+            self.checkpoints.begin_after(step)
+            self.log.rewind(step)
+        for note in notes:
+            logger.info("%s", note)
+            self.log.note(step, note)
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
+
+    def run(self, termination: Termination) -> None:
+        """Train until all steps are done, or SIGTERM."""
+        steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
+        self.interval = Interval(self.session)
+        with tqdm(initial=self.position.step, total=steps, unit="step", desc="training", disable=silent) as progress:
+            while self.position.step < steps:
+                self.step()
+                progress.update()
+                if shown := self.after_step():
+                    progress.set_postfix(shown, refresh=False)
+                if termination.requested():
+                    logger.info("Stopping as asked: %s is written, the same command goes on from it.", self.save())
+                    raise SystemExit(TERMINATED)
+
+    def step(self) -> None:
+        """One optimiser step, over all micro-batches; skipped on the device when loss or gradient are not finite."""
+        session, position = self.session, self.position
+        position.step += 1
         for group in session.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step + 1)
-        for _ in range(settings.accumulation):
-            train_micro_batch(session, interval.fetch(batches), averages)
-        session.ema.update(session.model)
-        averages.step()
-        step += 1
-        progress.update()
+            group["lr"] = learning_rate(session.config, position.step)
+        terms = train_step(session, lambda: self.interval.fetch(self.batches))
+        finite = terms["grad_norm"].isfinite()
+        session.averages.update(position.step, finite)
+        position.averages.add(terms, finite)
+        position.guard.note(position.step, finite, terms)
+        self.interval.step()
 
-        # What is due after it; the last step is always logged and kept
-        last = step == settings.steps
-        if last or step % config.log.every == 0:
-            record = interval.record(step, averages)
-            log.write(record)
-            progress.set_postfix(loss=f"{record['loss']:.4f}", img_per_s=f"{record['images_per_second']:.0f}")
-        if config.preview.every and (last or step % config.preview.every == 0) and accelerator.is_main_process:
-            preview.save(session.ema.model, step)
-        if last or step % config.log.checkpoint_every == 0:
-            position = {"step": step, "images": step * settings.batch_size, "averages": averages.state()}
-            checkpoints.save(accelerator, session.ema.model, position)
-    progress.close()
-    accelerator.end_training()
+    def after_step(self) -> dict[str, str]:
+        """What is due after a step; returns what the progress bar shows. The last step is always logged and kept."""
+        config, step = self.session.config, self.position.step
+        last = step == config.training.steps
+
+        def due(every: int | None) -> bool:
+            return bool(every) and (last or step % every == 0)
+
+        shown = self.write_line() if due(config.log.every) else {}
+        if due(config.preview.every):
+            with self.interval.paused():
+                self.draw_preview()
+        if config.training.power_ema and due(config.training.power_ema_every):
+            with self.interval.paused():
+                save_snapshot(self.session, self.directory / "ema", step)
+        best = config.evaluation is not None and due(config.evaluation.every) and self.evaluate()
+        if best or due(config.log.checkpoint_every):
+            checkpoint = self.save()
+            if best:
+                self.checkpoints.mark_best(checkpoint)
+        return shown
+
+    def write_line(self) -> dict[str, str]:
+        """Write the log's line of this step, and return a part of it for the progress bar. Waits for the device."""
+        session, position = self.session, self.position
+        images = position.step * session.config.training.batch_size
+        record = {
+            "step": position.step,
+            "images": images,
+            "epoch": images / len(session.dataset),
+            **position.averages.read(),
+            "lr": learning_rate(session.config, position.step),
+            "skipped": position.guard.check(),
+            **self.interval.read(position.step),
+        }
+        self.log.write(record)
+        shown = ("loss", "grad_norm", "images_per_second", "data_seconds", "mfu", "skipped")
+        return {name: f"{record[name]:.4g}" for name in shown if record[name] is not None}
+
+    def draw_preview(self) -> None:
+        """Draw the grid of this step from the averaged weights."""
+        model = self.session.averages.model()
+        if self.session.accelerator.is_main_process:
+            self.preview.save(model, self.position.step)
+
+    def evaluate(self) -> bool:
+        """Score the averaged weights, log the scores, and say whether they are the best so far."""
+        with self.interval.paused():
+            scores = self.evaluation.scores(self.session.averages.model())
+        self.log.write({"step": self.position.step, **scores})
+        return self.position.note_score(next(iter(scores.values())))
+
+    def save(self) -> Path:
+        """Write the checkpoint of this step, unless it is there."""
+        with self.interval.paused():
+            self.position.guard.check()
+            write = gather_state(self.session, self.position.state())
+            return self.checkpoints.save(self.position.step, write)
 
 
-def train_micro_batch(session: Session, batch: dict[str, Tensor], averages: Averages) -> None:
-    """Forward and backward pass of one micro-batch; the optimiser moves after the last one of a step."""
-    accelerator = session.accelerator
-    latents, labels, draws, targets = prepare_inputs(session, batch)
-    with accelerator.accumulate(session.objective):
-        losses = session.objective(latents, labels, draws, targets)
-        accelerator.backward(losses["loss"])
-        if accelerator.sync_gradients:
-            limit = session.config.optimizer.clip_norm or float("inf")
-            averages.add({"grad_norm": accelerator.clip_grad_norm_(session.objective.parameters(), limit)})
-        session.optimizer.step()
-        session.optimizer.zero_grad()
-    averages.add(losses, 1 / session.config.training.accumulation)
+def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Forward and backward passes of all micro-batches, and the optimiser's step unless something is not finite.
+
+    Returns this process's loss terms, means over its micro-batches, and "grad_norm", all scalars on the device.
+    """
+    accelerator, micro_batches, terms = session.accelerator, session.config.training.accumulation, {}
+    for _ in range(micro_batches):
+        latents, labels, draws, targets = prepare_inputs(session, fetch())
+        with accelerator.accumulate(session.objective):
+            losses = session.objective(latents, labels, draws, targets)
+            accelerator.backward(poisoned(losses["loss"]))
+            if accelerator.sync_gradients:
+                limit = session.config.optimizer.clip_norm or float("inf")
+                norm = whole(accelerator.clip_grad_norm_(session.objective.parameters(), limit))
+                if accelerator.scaler is None:  # which would do the same
+                    step_unless_bad(session.adam, norm.isfinite())
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+        for name, value in losses.items():
+            terms[name] = terms.get(name, 0) + value.detach().float() / micro_batches
+    return {**terms, "grad_norm": norm}
 
 
 def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Draws, list[Tensor]]:
@@ -103,70 +218,6 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     images = batch["image"].to(device, non_blocking=True) if session.teachers else None
     targets = [teacher.tokens(images, session.model.grid) for teacher in session.teachers]
     return latents, labels, draws, targets
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Rate of step 1, 2, …, N: a function of the step alone, so that nothing needs saving."""
-    rates, steps = config.optimizer, config.training.steps
-    warm = min(1.0, step / rates.warmup_steps) if rates.warmup_steps else 1.0
-    remaining = (steps - step + 1) / steps if rates.schedule == "linear" else 1.0
-    return rates.lr * min(warm, remaining)
-
-
-class _Interval:
-    """Time and data wait between two lines of the log."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flops = training_flops(session.model, session.dataset.latent_shape)
-        self._start()
-
-    def _start(self) -> None:
-        self.began, self.waited, self.fetches = time.perf_counter(), 0.0, 0
-
-    def fetch(self, batches: Any) -> dict[str, Tensor]:
-        """The next micro-batch, and a note of how long it took to come."""
-        asked = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - asked
-        self.fetches += 1
-        return batch
-
-    def record(self, step: int, averages: Averages) -> dict[str, Any]:
-        """The line of `step`: means over the interval, speed, memory. All processes call it."""
-        config, accelerator = self.session.config, self.session.accelerator
-        means = averages.read(lambda values: accelerator.reduce(values, "mean"))  # waits for the device
-        steps = self.fetches / config.training.accumulation
-        seconds = (time.perf_counter() - self.began) / steps
-        images_per_second = config.training.batch_size / seconds
-        peak = peak_flops(accelerator.device, config.training.precision)
-        mfu = images_per_second * self.flops / (peak * accelerator.num_processes) if peak else None
-        images = step * config.training.batch_size
-        record = {
-            "step": step,
-            "images": images,
-            "epoch": images / len(self.session.dataset),
-            **means,
-            "lr": learning_rate(config, step),
-            "images_per_second": images_per_second,
-            "seconds_per_step": seconds,
-            "data_wait": self.waited / steps,
-            "mfu": mfu,
-            "memory_gib": peak_memory_gib(accelerator.device),
-        }
-        self._start()
-        return record
-
-
-def _restore(session: Session, checkpoints: Checkpoints, averages: Averages) -> int:
-    """Go back to the newest checkpoint, if there is one; returns the number of steps done."""
-    latest = checkpoints.latest
-    if latest is None:
-        return 0
-    position = checkpoints.restore(session.accelerator, session.ema.model, latest)
-    averages.restore(position["averages"], session.accelerator.device)
-    logger.info("Continuing %s from step %d.", checkpoints.directory.parent, position["step"])
-    return position["step"]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Scores during training: samples of the averaged weights, drawn and compared with a reference by all processes."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from sit_atconv.autoencoder import load_autoencoder
+from sit_atconv.config import EvaluationConfig
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.sources import open_source
+from sit_atconv.evaluation import Options, SampleStream, create_features, evaluate
+from sit_atconv.evaluation.loading import share
+from sit_atconv.models import SiT
+from sit_atconv.sampling import SamplerSettings, generate
+
+
+class Evaluation:
+    """Draws samples 0 … n − 1 of the run's seed, balanced over classes, and scores them.
+
+    Raises `InputError` for features, a reference or settings that cannot be used.
+    """
+
+    def __init__(self, config: EvaluationConfig, dataset: LatentDataset, seed: int, accelerator: Accelerator) -> None:
+        self._config, self._spec, self._seed, self._accelerator = config, dataset.latents, seed, accelerator
+        if not Path(config.reference).is_file():  # a file of statistics, or else pictures: a typo is found now
+            open_source(config.reference)
+        interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
+        self._settings = SamplerSettings(config.solver, config.steps, config.guidance, interval)
+        with accelerator.main_process_first():  # which may download the weights
+            self._features = create_features(config.features, config.weights, accelerator.device)
+        self._autoencoder = load_autoencoder(self._spec, device=accelerator.device)
+
+    def scores(self, model: SiT) -> dict[str, float]:
+        """The metrics by name, the first of them the Fréchet distance. All processes call it; all get the result."""
+        config, state = self._config, self._accelerator
+        mine = share(config.samples, state.process_index, state.num_processes)
+        batches = generate(
+            model, self._autoencoder, mine, self._settings, seed=self._seed, batch_size=config.batch_size
+        )
+        stream = SampleStream(batches, mine.start, len(mine))
+        report = evaluate(stream, config.reference, self._features, Options())
+        found: list[Any] = [None if report is None else report.metrics]
+        return broadcast_object_list(found)[0]

@@ -1,0 +1,55 @@
+"""Where a run stands: all of its state that is not of the model's size, as plain numbers."""
+
+from pathlib import Path
+from typing import Any
+
+from sit_atconv.training.guard import Guard
+from sit_atconv.training.log import Averages
+from sit_atconv.training.session import Session
+
+
+class Position:
+    """`step` optimiser steps done, the means since the last line of the log, skipped steps, and the best score."""
+
+    def __init__(self, session: Session, run: Path) -> None:
+        self._session, accelerator = session, session.accelerator
+        self.step = 0
+        self.averages = Averages(accelerator)
+        self.guard = Guard(session.config.training.max_bad_steps, session.batch_indices, run, accelerator)
+        self.best: float | None = None
+
+    def note_score(self, score: float) -> bool:
+        """Whether a score, of which less is better, is the best so far."""
+        if self.best is not None and score >= self.best:
+            return False
+        self.best = score
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs. All processes call it."""
+        scaler = self._session.accelerator.scaler
+        return {
+            "step": self.step,
+            "images": self.step * self._session.config.training.batch_size,
+            "processes": self._session.accelerator.num_processes,
+            "averages": self.averages.state(),
+            "guard": self.guard.state(),
+            "best": self.best,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> list[str]:
+        """Go on from a state; returns notes about what will not be exactly as it was."""
+        accelerator = self._session.accelerator
+        self.step, self.best = state["step"], state["best"]
+        self.averages.restore(state["averages"])
+        self.guard.restore(state["guard"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        before, now = state["processes"], accelerator.num_processes
+        if before == now:
+            return []
+        return [
+            f"Continued on {now} processes instead of {before}: the order of the data and all noise stay the same, "
+            "sums are rounded in another order."
+        ]

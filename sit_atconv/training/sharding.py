@@ -1,0 +1,29 @@
+"""Tensors that may be split among processes (DTensors of FSDP2), seen as a shard or as a whole."""
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: a view of its shard, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The complete tensor. All processes call it when the tensor is split."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def split_like(values: Tensor, model: Tensor) -> Tensor:
+    """A complete tensor, placed and split as `model` is. All processes call it, with the same values."""
+    values = values.to(local(model).device)
+    if not isinstance(model, DTensor):
+        return values
+    return distribute_tensor(values, model.device_mesh, model.placements)
+
+
+@torch.no_grad()
+def copy_whole(target: Tensor, values: Tensor) -> None:
+    """Fill `target`, split or not, with a complete tensor of its shape."""
+    local(target).copy_(local(split_like(values, target)))

@@ -1,0 +1,103 @@
+"""What a checkpoint holds, and how it comes back: tensors as safetensors, numbers as JSON, each file with its digest.
+
+Tensors are stored whole and under the model's own names, so that a run continues on any number of processes, split
+among them or not. Nothing is pickled.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sit_atconv.errors import InputError
+from sit_atconv.training.integrity import read_position, write_position
+from sit_atconv.training.session import Session
+from sit_atconv.training.sharding import copy_whole, local, split_like, whole
+
+_WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "diffusion_pytorch_model.safetensors"
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path], None]:
+    """Collect everything from all processes, which all call it; returns what writes it into a folder."""
+    main, parameters = session.accelerator.is_main_process, dict(session.bare.named_parameters())
+    optimizer = session.adam.state
+    weights = _collect(parameters.items(), main)
+    moments = _collect(((f"{name}/{k}", optimizer[p][k]) for name, p in parameters.items() for k in _ADAM), main)
+    averages = {name: _collect(session.averages.tensors(name), main) for name in session.averages.profiles}
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / _WEIGHTS)
+        save_file(moments, folder / _OPTIMIZER)
+        for name, tensors in averages.items():
+            write_model(session, tensors, folder / model_folder(session, name))
+        write_position(folder, position)
+
+    return write
+
+
+def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
+    """Set weights, optimizer and averages to a checkpoint's; returns its position. All processes call it.
+
+    Raises `InputError` naming the file when something is missing or damaged, or is of another model.
+    """
+    position = _read_position(session, checkpoint)
+    weights, moments = load_file(checkpoint / _WEIGHTS), load_file(checkpoint / _OPTIMIZER)
+    parameters = dict(session.bare.named_parameters())
+    _require_shapes(weights, parameters, checkpoint)
+    for name, parameter in parameters.items():
+        copy_whole(parameter, weights[name])
+        step, *state = (moments[f"{name}/{key}"] for key in _ADAM)
+        state = [step.to(local(parameter).device), *(split_like(tensor, parameter) for tensor in state)]
+        session.adam.state[parameter] = dict(zip(_ADAM, state, strict=True))
+    for name in session.averages.profiles:
+        session.averages.restore(name, load_file(checkpoint / model_folder(session, name) / _AVERAGE))
+    return position
+
+
+def model_folder(session: Session, name: str) -> str:
+    """Where in a checkpoint the average called `name` stands: "model" for the one that samples come from."""
+    return "model" if name == session.averages.main else f"model-{name}"
+
+
+def write_model(session: Session, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write an average as a folder for `SiT.from_pretrained`."""
+    session.model.save_config(folder)
+    save_file(tensors, folder / _AVERAGE, metadata={"format": "pt"})
+
+
+def _collect(tensors: Iterable[tuple[str, Tensor]], main: bool) -> dict[str, Tensor]:
+    """Whole tensors on the main process, nothing on the others; tensors that were split go to the CPU one by one."""
+    collected = {}
+    for name, tensor in tensors:
+        complete = whole(tensor)
+        if main:
+            collected[name] = complete if local(tensor) is tensor else complete.cpu()
+    return collected
+
+
+def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:
+    """The position, read and checked by the main process for all."""
+    found: list[Any] = [None, None]
+    if session.accelerator.is_main_process:
+        try:
+            found[0] = read_position(checkpoint)
+        except InputError as error:
+            found[1] = str(error)
+    position, mistake = broadcast_object_list(found)
+    if mistake is not None:
+        raise InputError(mistake)
+    return position
+
+
+def _require_shapes(weights: dict[str, Tensor], parameters: dict[str, Tensor], checkpoint: Path) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    if shapes != expected:
+        name = sorted(shapes.items() ^ expected.items())[0][0]
+        raise InputError(
+            f"{checkpoint / _WEIGHTS} is of another model: {name} is {shapes.get(name)}, not {expected.get(name)}."
+        )

@@ -1,0 +1,67 @@
+"""The ways in which training ends before its last step, each with its exit code."""
+
+import signal
+from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+class TrainingStopped(SystemExit):
+    """Training cannot go on. Python prints the message to standard error and exits with code 1."""
+
+
+class Termination:
+    """Notices SIGTERM, which schedulers send some time before they kill, and lets all processes stop at one step.
+
+    They tell one another beside the training: by a reduction between hosts, begun at one step and read at the next,
+    so that no device is waited for. Use it as a context: outside it, SIGTERM does what it did before.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._received = False
+        self._group = dist.new_group(backend="gloo") if processes > 1 else None
+        self._asked: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __enter__(self) -> "Termination":
+        self._previous = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+        if kind is None:
+            self._answer()
+
+    def requested(self) -> bool:
+        """Whether to stop: the same answer on all processes. Each calls it once a step."""
+        if self._group is None:
+            return self._received
+        if self._answer():
+            return True
+        flag = torch.tensor(int(self._received))
+        self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True), flag
+        return False
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def _answer(self) -> bool:
+        """What the last question found; False before the first."""
+        if self._asked is None:
+            return False
+        work, flag = self._asked
+        work.wait()
+        self._asked = None
+        return bool(flag)
+
+
+def ignore_termination(worker: int) -> None:
+    """For data loading processes: a SIGTERM to the whole group must not kill them while the trainer finishes.
+
+    They leave when their loader is closed, or when the trainer is gone.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
