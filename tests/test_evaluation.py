@@ -11,6 +11,7 @@ import torch
 from evaluation_fixtures import StandIn, random_weights  # noqa: F401
 from PIL import Image
 
+from sit_atconv.data import prepare
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import (
     InceptionFeatures,
@@ -94,6 +95,17 @@ def test_all_five_numbers(tmp_path, random_weights):  # noqa: F811
     assert (report.metrics["precision"], report.metrics["recall"]) == precision_recall(theirs["pool"], ours["pool"])
     text = report.table()
     assert all(name in text for name in ("FID", "sFID", "IS", "precision", "recall", "weights", "warning"))
+
+
+def test_a_prepared_data_set_on_either_side(sets, tmp_path):
+    prepare.main([sets["folder"], str(tmp_path / "set"), "--resolution", "8", "--vae", "identity", "--images"])
+    features = create_features("pixels")
+    expected = evaluate(sets["folder"], sets["reference.npz"], features)
+    samples = evaluate(str(tmp_path / "set"), sets["reference.npz"], features)
+    assert samples.metrics == pytest.approx(expected.metrics, rel=1e-12)
+    assert samples.samples["images_sha256"] == expected.samples["images_sha256"]
+    same = evaluate(sets["samples.zip"], str(tmp_path / "set"), features)
+    assert same.warnings == ["Samples and reference are the same images."]
 
 
 # --- reports
@@ -268,13 +280,17 @@ def test_truncated_npz_and_a_bomb(sets, tmp_path):
     with pytest.raises(InputError, match=r"Cannot open .*cut\.npz"):
         evaluate(str(tmp_path / "cut.npz"), sets["folder"], create_features("pixels"))
 
-    archive = zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED)
-    with archive, archive.open("arr_0.npy", "w") as member:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 256, 256, 3)}
-        np.lib.format.write_array_header_1_0(member, header)
-        member.write(bytes(10**6))
-    with pytest.raises(InputError, match=r"declares uint8 \(1000000000, 256, 256, 3\)"):
-        evaluate(str(tmp_path / "bomb.npz"), sets["folder"], create_features("pixels"))
+    declared = 10**9 * 256 * 256 * 3
+    for said, message in ((0, r"declares uint8 \(1000000000, 256, 256, 3\)"), (declared, r"needs 183105\.5 GiB")):
+        with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("arr_0.npy", "w") as member:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 256, 256, 3)}
+                np.lib.format.write_array_header_1_0(member, header)
+                member.write(bytes(10**6))
+            archive.filelist[0].file_size += said and said - 10**6  # the archive's own list tells the same lie
+        for samples, reference in ((tmp_path / "bomb.npz", sets["folder"]), (sets["folder"], tmp_path / "bomb.npz")):
+            with pytest.raises(InputError, match=message):
+                evaluate(str(samples), str(reference), create_features("pixels"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
