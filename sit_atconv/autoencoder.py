@@ -4,7 +4,6 @@ A `LatentSpec` says which autoencoder made some latents and how they are normali
 every checkpoint, so that latents of one autoencoder are never decoded by another.
 """
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
+from sit_atconv.files import sha256_of_file
 
 IDENTITY = "identity"
 WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -225,7 +225,7 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
         raise InputError(f"Cannot load autoencoder {name}: {error}") from error
     finally:
         diffusers.logging.set_verbosity(verbosity)
-    return DiffusersAutoencoder(_spec_from_config(name, _sha256(weights), module.config), module.to(device))
+    return DiffusersAutoencoder(_spec_from_config(name, sha256_of_file(weights), module.config), module.to(device))
 
 
 def _spec_from_config(name: str, weights_hash: str, config: Mapping) -> LatentSpec:
@@ -274,14 +274,6 @@ def _download(name: str) -> tuple[Path, Path]:
             f"{WEIGHT_FILES[0]}."
         ) from error
     return Path(config).parent, Path(weights)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _is_safe(weights: Path) -> bool:

@@ -40,6 +40,7 @@ class ModelConfig:
         pool: what ATConv pools: "grid" (the paper) or "raster" (the released code).
         activation: φ of ATConv.
         position: "sincos", or "none" (the paper's FFHQ runs of pure ATConv).
+        init_from: fine-tune: begin with the weights of this `model/` directory, of a run or of sit_atconv.convert.
     """
 
     name: str = "SiT-ATConv-XL/2"
@@ -53,6 +54,7 @@ class ModelConfig:
     pool: Literal["grid", "raster"] = "grid"
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     position: Literal["sincos", "none"] = "sincos"
+    init_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,12 @@ class TeacherConfig:
     Args:
         name: timm's name of a vision transformer.
         weights: "hub" to let timm download them, a path to a local file, or "random" (for trying things out).
+        cached: read its tokens from the data, prepared with this --teacher, instead of running it in every step.
     """
 
     name: str = "vit_base_patch14_dinov2.lvd142m"
     weights: str = "hub"
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,17 @@ class AlignmentConfig:
     Args:
         coefficient: weight of the alignment loss.
         block: tokens after this block are aligned; blocks are counted from 1.
-        projector_width: hidden width of the projectors.
+        variant: "repa", or "irepa": 3×3 convolutions as projectors, and teacher tokens normalised over each picture.
+        projector_width: hidden width of REPA's projectors.
+        stop_after: steps after which the alignment ends and no teacher runs; null for never.
         teachers: one projector each; their losses are averaged.
     """
 
     coefficient: NonNegativeFloat = 0.5
     block: PositiveInt = 8
+    variant: Literal["repa", "irepa"] = "repa"
     projector_width: PositiveInt = 2048
+    stop_after: PositiveInt | None = None
     teachers: list[TeacherConfig] = field(default_factory=lambda: [TeacherConfig()])
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from sit_atconv.alignment import Projector, Teacher
+from sit_atconv.alignment import ConvProjector, Projector, Teacher, normalise_spatially
 from sit_atconv.errors import InputError
 from sit_atconv.flow import alignment_loss
 
@@ -165,6 +165,22 @@ def test_hub_out_of_reach(monkeypatch):
 def test_float_pictures_are_refused():
     with pytest.raises(InputError, match=r"uint8 \(B, 3, H, W\), not torch.float32"):
         Teacher("test_vit", "random").tokens(torch.rand(1, 3, 32, 32), (2, 2))
+
+
+def test_spatial_normalisation_removes_what_all_tokens_share():
+    tokens = torch.randn(3, 20, 5) * torch.tensor([1.0, 2, 3, 4, 5]) + torch.randn(3, 1, 5) * 100
+    normalised = normalise_spatially(tokens)
+    torch.testing.assert_close(normalised.mean(1), torch.zeros(3, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalised.var(1, correction=0), torch.ones(3, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalise_spatially(tokens * 7 + 3), normalised, atol=1e-4, rtol=0)
+    assert torch.equal(normalise_spatially(torch.full((1, 4, 2), 3.0)), torch.zeros(1, 4, 2))
+
+
+def test_convolutional_projector_sees_a_token_and_its_eight_neighbours():
+    projector, tokens = ConvProjector(6, 4, (4, 5)), torch.randn(1, 20, 6, requires_grad=True)
+    projector(tokens)[0, 5 * 1 + 3].sum().backward()
+    touched = {divmod(int(n), 5) for n in tokens.grad[0].abs().sum(1).nonzero()}
+    assert touched == {(row, column) for row in (0, 1, 2) for column in (2, 3, 4)}
 
 
 def test_projector_reaches_the_teacher_and_learns():

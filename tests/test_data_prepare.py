@@ -251,7 +251,7 @@ def test_verify_names_every_fault(photos, vae, tmp_path, capsys):
     for expected in (
         "shard-00000.safetensors: the checksum differs",
         "shard-00000.safetensors row 1: label 7 is outside 0…1",
-        "shard-00000.safetensors row 2: the mirrored latent holds NaN",
+        "shard-00000.safetensors row 2: moments_flip holds NaN",
         "shard-00001.safetensors: the checksum differs",
         "shard-00002.safetensors: missing",
     ):

@@ -1,6 +1,17 @@
-"""Alignment with pretrained vision encoders (REPA, arXiv 2410.06940): teachers and projectors."""
+"""Alignment with pretrained vision encoders (REPA, arXiv 2410.06940): teachers, their cached tokens, and projectors."""
 
-from sit_atconv.alignment.projector import Projector
+from sit_atconv.alignment.cached import CachedTeacher, TeacherSpec, find_tokens
+from sit_atconv.alignment.projector import ConvProjector, Projector
 from sit_atconv.alignment.teacher import Teacher
+from sit_atconv.alignment.tokens import normalise_spatially, resample_tokens
 
-__all__ = ["Projector", "Teacher"]
+__all__ = [
+    "CachedTeacher",
+    "ConvProjector",
+    "Projector",
+    "Teacher",
+    "TeacherSpec",
+    "find_tokens",
+    "normalise_spatially",
+    "resample_tokens",
+]

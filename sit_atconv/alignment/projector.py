@@ -18,3 +18,15 @@ class Projector(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.layers(tokens)
+
+
+class ConvProjector(nn.Module):
+    """One 3×3 convolution over the tokens' `grid` (h, w) (iREPA): tokens (B, h·w, dim) -> (B, h·w, teacher_dim)."""
+
+    def __init__(self, dim: int, teacher_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid, self.conv = tuple(grid), nn.Conv2d(dim, teacher_dim, 3, padding=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = tokens.transpose(1, 2).unflatten(2, self.grid)
+        return self.conv(maps).flatten(2).transpose(1, 2)

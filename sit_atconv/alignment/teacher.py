@@ -11,7 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sit_atconv.alignment.cached import TeacherSpec
+from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.errors import InputError, nearest
+from sit_atconv.files import sha256_of_file
 
 # Of every 16 pixels' width, teachers see one patch: patch 14 means 224 px of 256, patch 16 the picture as it is.
 _PIXELS_PER_TOKEN = 16
@@ -19,12 +22,14 @@ _RANDOM_SEED = 0
 
 
 class Teacher:
-    """A timm vision transformer that turns pictures into patch tokens, frozen.
+    """A timm vision transformer that turns pictures into patch tokens, frozen; run in every training step.
 
     `weights` is "hub" (downloaded by timm), "random" (the same everywhere; for trying things out) or a local file
     (.safetensors, or a torch checkpoint holding tensors only). Runs in bf16 on CUDA. `dim` is the tokens' width.
     Raises `InputError` for an unknown name, a model without patch tokens, or weights that do not fit.
     """
+
+    key = "image"  # what it needs of a batch
 
     def __init__(
         self,
@@ -32,7 +37,7 @@ class Teacher:
         weights: str = "hub",
         device: str | torch.device = "cpu",
     ) -> None:
-        self.name, self.device = name, torch.device(device)
+        self.name, self.weights, self.device = name, weights, torch.device(device)
         self._model = _create(name, weights).eval().requires_grad_(False).to(self.device)
         self._patch: int = self._model.patch_embed.patch_size[0]
         self.dim: int = self._model.embed_dim
@@ -50,26 +55,40 @@ class Teacher:
         size = self.input_size(*images.shape[-2:])
         return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bicubic")
 
-    @torch.no_grad()
-    def tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patch tokens after the final norm: uint8 pictures (B, 3, H, W) -> (B, h·w, dim) fp32 for `grid` (h, w).
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of its own tokens for pictures of this size."""
+        rows, columns = self.input_size(height, width)
+        return rows // self._patch, columns // self._patch
 
-        Class and register tokens are dropped; a teacher's grid of another size is resampled bilinearly.
+    def spec(self, height: int, width: int, flip: bool) -> TeacherSpec:
+        """What is to be written beside its tokens of pictures of this size, of their mirror images too if `flip`."""
+        is_file = self.weights not in ("hub", "random")
+        digest = sha256_of_file(Path(self.weights)) if is_file else None
+        return TeacherSpec(self.name, self.weights, digest, self.dim, self.grid(height, width), flip)
+
+    @torch.no_grad()
+    def own_tokens(self, images: Tensor) -> Tensor:
+        """Patch tokens after the final norm, on the teacher's own grid; class and register tokens are dropped.
+
+        uint8 pictures (B, 3, H, W) -> (B, N, dim) fp32.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"A teacher sees uint8 (B, 3, H, W), not {images.dtype} {tuple(images.shape)}.")
         x = self.preprocess(images)
-        rows, columns = x.shape[-2] // self._patch, x.shape[-1] // self._patch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             tokens = self._model.forward_features(x)[:, self._model.num_prefix_tokens :]
             # Models that pool before the last norm (timm's fc_norm) leave their tokens unnormalised.
             if isinstance(self._model.norm, nn.Identity):
                 tokens = self._model.fc_norm(tokens)
-        tokens = tokens.float()
-        if (rows, columns) == tuple(grid):
-            return tokens
-        maps = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        return F.interpolate(maps, tuple(grid), mode="bilinear").flatten(2).transpose(1, 2)
+        return tokens.float()
+
+    def tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`own_tokens`, resampled bilinearly for `grid` (h, w): (B, h·w, dim) fp32."""
+        return resample_tokens(self.own_tokens(images), self.grid(*images.shape[-2:]), grid)
+
+    def targets(self, batch: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, h·w, dim) fp32 for `grid` (h, w) of batch[key], pictures (B, 3, H, W) uint8."""
+        return self.tokens(batch[self.key], grid)
 
 
 def _create(name: str, weights: str) -> nn.Module:

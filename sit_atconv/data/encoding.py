@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sit_atconv.alignment import Teacher
+from sit_atconv.alignment.cached import tokens_name
 from sit_atconv.autoencoder import Autoencoder
 from sit_atconv.data.crop import center_crop
-from sit_atconv.data.manifest import Manifest, ShardInfo, SkippedImage, read_json, write_json
+from sit_atconv.data.manifest import Manifest, ShardInfo, SkippedImage, read_json, versions, write_json
 from sit_atconv.data.protocol import ImageSource
 from sit_atconv.data.shards import encode_png, join_images, pack_images, shard_name, write_shard
 from sit_atconv.errors import InputError
@@ -70,6 +72,7 @@ class _CroppedBatches(Dataset):
 def write_shards(
     source: ImageSource,
     autoencoder: Autoencoder,
+    teachers: Sequence[Teacher],
     manifest: Manifest,
     directory: Path,
     numbers: Iterable[int],
@@ -80,6 +83,7 @@ def write_shards(
 ) -> None:
     """Encode and write the shards of these numbers, each with a note beside it that says it is complete.
 
+    `teachers` are those of `manifest.teachers`, in their order.
     Shard k holds positions [k·S, (k + 1)·S) of the source, less those that cannot be decoded, so that it is the same
     whoever writes it.
     """
@@ -92,11 +96,11 @@ def write_shards(
     batches = DataLoader(_CroppedBatches(source, manifest), batch_size=None, sampler=keys, num_workers=workers)
     total = sum(len(positions) for positions in ranges.values())
     bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05)
-    with bar, _encoder(autoencoder) as encode:
+    with bar, _grouping(autoencoder.device) as in_groups:
         for number, shard in _by_shard(batches):
             parts = []
             for batch in shard:
-                parts.append((batch, _encode(encode, batch.images, manifest.has_flip)))
+                parts.append((batch, _encode(in_groups, autoencoder, teachers, manifest, batch.images)))
                 bar.update(len(batch.index) + len(batch.skipped))
             _write(directory, number, manifest, parts)
 
@@ -140,41 +144,56 @@ def _by_shard(batches: Iterable[CroppedBatch]) -> Iterator[tuple[int, Iterator[C
 
 
 @contextlib.contextmanager
-def _encoder(autoencoder: Autoencoder) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Pictures in [-1, 1] -> moments, the same bits from any number of processes.
+def _grouping(device: torch.device) -> Iterator[Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]]:
+    """(function, batch) -> the function of the batch, the same bits from any number of processes.
 
-    On a CPU, small groups are encoded by one thread each, as many at a time as there are threads; small ones also stay
+    On a CPU, small groups are computed by one thread each, as many at a time as there are threads; small ones also stay
     in the caches.
     """
-    if autoencoder.device.type != "cpu":
-        yield autoencoder.encode
+    if device.type != "cpu":
+        yield lambda function, batch: function(batch)
         return
     with single_threaded_pool(torch.get_num_threads()) as pool:
-        yield lambda images: torch.cat(list(pool.map(autoencoder.encode, images.split(_CPU_GROUP))))
+        yield lambda function, batch: torch.cat(list(pool.map(function, batch.split(_CPU_GROUP))))
 
 
-def _encode(encode: Callable[[Tensor], Tensor], images: Tensor, flip: bool) -> dict[str, Tensor]:
-    """Moments in fp16 on the CPU, of the pictures (n, H, W, 3) uint8 and, if `flip`, of their mirror images."""
+def _encode(
+    in_groups: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
+    autoencoder: Autoencoder,
+    teachers: Sequence[Teacher],
+    manifest: Manifest,
+    images: Tensor,
+) -> dict[str, Tensor]:
+    """What a shard holds in fp16 of pictures (n, H, W, 3) uint8: latents and tokens, of the mirror images too."""
     if len(images) == 0:
         return {}
-    x = to_float(images.permute(0, 3, 1, 2))
-    encoded = {"moments": encode(x).half().cpu()}
-    return encoded | ({"moments_flip": encode(x.flip(-1)).half().cpu()} if flip else {})
+    pictures = images.permute(0, 3, 1, 2)
+
+    def encode(pixels: Tensor) -> Tensor:
+        return autoencoder.encode(to_float(pixels))
+
+    work = [("moments", encode, manifest.has_flip)]
+    work += [(tokens_name(k), teacher.own_tokens, manifest.teachers[k].flip) for k, teacher in enumerate(teachers)]
+    encoded = {}
+    for name, function, flip in work:
+        for version, pixels in zip(versions(name, flip), (pictures, pictures.flip(-1)), strict=False):
+            encoded[version] = in_groups(function, pixels).half().cpu()
+    return encoded
 
 
 def _write(directory: Path, number: int, manifest: Manifest, parts: list[tuple[CroppedBatch, dict]]) -> None:
-    channels, height, width = manifest.latent_shape
     index = [i for batch, _ in parts for i in batch.index]
     tensors = {
         "labels": torch.tensor([label for batch, _ in parts for label in batch.labels], dtype=torch.int64),
         "index": torch.tensor(index, dtype=torch.int64),
     }
-    for name in ("moments", "moments_flip") if manifest.has_flip else ("moments",):
-        encoded = [moments[name] for _, moments in parts if moments]
-        tensors[name] = torch.cat(encoded) if encoded else torch.empty(0, 2 * channels, height, width).half()
-        if not torch.isfinite(tensors[name]).all():
-            row = int((~torch.isfinite(tensors[name]).flatten(1).all(1)).int().argmax())
-            raise InputError(f"The autoencoder made NaN or infinity of picture {index[row]} of {manifest.source}.")
+    for name, shape in manifest.row_shapes.items():
+        encoded = [tensors_of[name] for _, tensors_of in parts if tensors_of]
+        tensors[name] = torch.cat(encoded) if encoded else torch.empty(0, *shape).half()
+        finite = torch.isfinite(tensors[name]).flatten(1).all(1)
+        if not finite.all():
+            picture = index[int((~finite).int().argmax())]
+            raise InputError(f"The {name} of picture {picture} of {manifest.source} are NaN or too large for fp16.")
     if manifest.has_images:
         tensors |= join_images([batch.packed for batch, _ in parts])
     info = write_shard(directory / shard_name(number), tensors)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import IDENTITY, LatentSpec
 from sit_atconv.errors import InputError
 from sit_atconv.images import to_uint8
@@ -16,7 +17,7 @@ class LatentDataset(ABC):
     """Rows of latents. Picklable; workers open files for themselves, when they first need them.
 
     `latents` says what the latents are; `latent_shape` is (C, h, w); `num_classes` 0 means unlabelled (labels are then
-    -1); `has_flip` and `has_images` say whether mirrored latents and pictures can be read.
+    -1); `has_flip` and `has_images` say whether mirrored latents and pictures can be read; `teachers` whose tokens.
     """
 
     latents: LatentSpec
@@ -25,6 +26,7 @@ class LatentDataset(ABC):
     class_names: list[str] | None
     has_flip: bool
     has_images: bool
+    teachers: Sequence[TeacherSpec] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -33,11 +35,18 @@ class LatentDataset(ABC):
     def where(self, index: int) -> str:
         """File and row of a sample, for messages."""
 
-    def read(self, indices: Sequence[int], flips: Sequence[bool], images: bool = False) -> dict[str, Tensor]:
+    def read(
+        self,
+        indices: Sequence[int],
+        flips: Sequence[bool],
+        images: bool = False,
+        teachers: Sequence[int] = (),
+    ) -> dict[str, Tensor]:
         """Samples by index, mirrored where `flips` says so.
 
-        Returns "moments" (n, 2C, h, w) fp16 or fp32 (mean, standard deviation), "label" (n,) int64 and, if `images`,
-        "image" (n, 3, H, W) uint8. Raises `InputError` naming file and row for damaged samples.
+        Returns "moments" (n, 2C, h, w) fp16 or fp32 (mean, standard deviation), "label" (n,) int64, "image"
+        (n, 3, H, W) uint8 if `images`, and "tokens_k" (n, N, D) fp16 for each k in `teachers`, a place in
+        `self.teachers`. Raises `InputError` naming file and row for damaged samples.
         """
         if any(flips) and not self.has_flip:
             raise InputError("This data set holds no mirrored latents: prepare it with --flip, or train without flips.")
@@ -45,13 +54,16 @@ class LatentDataset(ABC):
         self._check(batch, indices)
         if images:
             batch["image"] = self._images(indices, flips, batch["moments"])
-        return batch
+        return batch | {tokens_name(number): self._tokens(number, indices, flips) for number in teachers}
 
     @abstractmethod
     def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor: ...
 
     @abstractmethod
     def _labels(self, indices: Sequence[int]) -> Tensor: ...
+
+    def _tokens(self, number: int, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} holds no teacher's tokens.")
 
     @abstractmethod
     def _image(self, index: int) -> np.ndarray:

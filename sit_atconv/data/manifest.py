@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO
 
+from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
 
@@ -37,7 +38,8 @@ class SkippedImage:
 class Manifest:
     """Contents of dataset.json. `resolution` is (height, width) in pixels; `num_classes` 0 means unlabelled.
 
-    `complete` is False while preparation runs; `shards` and `skipped` are filled in when it ends.
+    `teachers` says whose tokens are kept beside the latents. `complete` is False while preparation runs; `shards` and
+    `skipped` are filled in when it ends.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Manifest:
     complete: bool = False
     shards: list[ShardInfo] = field(default_factory=list)
     skipped: list[SkippedImage] = field(default_factory=list)
+    teachers: list[TeacherSpec] = field(default_factory=list)
     version: int = VERSION
 
     @property
@@ -61,6 +64,16 @@ class Manifest:
         height, width = self.resolution
         return self.latents.channels, height // self.latents.downscale, width // self.latents.downscale
 
+    @property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a shard holds of every sample in fp16, by the tensors' names."""
+        channels, height, width = self.latent_shape
+        shapes = {name: (2 * channels, height, width) for name in versions("moments", self.has_flip)}
+        for number, spec in enumerate(self.teachers):
+            size = (spec.grid[0] * spec.grid[1], spec.dim)
+            shapes |= {name: size for name in versions(tokens_name(number), spec.flip)}
+        return shapes
+
     def settings(self) -> dict:
         """What preparation was asked for: two runs with equal settings write equal shards."""
         outcome = ("count", "complete", "shards", "skipped")
@@ -68,7 +81,12 @@ class Manifest:
 
     def to_dict(self) -> dict:
         """A JSON-able dictionary; `from_dict` undoes it."""
-        return {**asdict(self), "latents": self.latents.to_dict(), "resolution": list(self.resolution)}
+        return {
+            **asdict(self),
+            "latents": self.latents.to_dict(),
+            "resolution": list(self.resolution),
+            "teachers": [teacher.to_dict() for teacher in self.teachers],
+        }
 
     @classmethod
     def from_dict(cls, values: dict, path: str | Path) -> "Manifest":
@@ -85,10 +103,16 @@ class Manifest:
                     "latents": LatentSpec.from_dict(values["latents"]),
                     "shards": [ShardInfo(**shard) for shard in values["shards"]],
                     "skipped": [SkippedImage(**skipped) for skipped in values["skipped"]],
+                    "teachers": [TeacherSpec.from_dict(teacher) for teacher in values.get("teachers", [])],
                 }
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}): prepare the data set again.") from error
+
+
+def versions(name: str, flip: bool) -> list[str]:
+    """Names of a tensor of the pictures and, if `flip`, of the one of their mirror images."""
+    return [name, f"{name}_flip"] if flip else [name]
 
 
 def load_manifest(directory: str | Path) -> Manifest:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from sit_atconv.alignment import Teacher
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, load_autoencoder
 from sit_atconv.data.encoding import read_note, remove_notes, shard_count, write_shards
 from sit_atconv.data.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 class PrepareOptions:
     """What to prepare. `resolution` is (height, width); `channels` chooses grey (1) for the identity autoencoder.
 
-    `flip` also encodes mirror images; `images` keeps the crops beside their latents; `unconditional` drops the labels;
-    more than `max_bad` pictures that cannot be decoded are an error.
+    `flip` also encodes mirror images; `images` keeps the crops beside their latents, and `teachers` the tokens of these
+    (name, weights); `unconditional` drops the labels; more than `max_bad` pictures that cannot be decoded are an error.
     """
 
     source: str
@@ -42,6 +43,7 @@ class PrepareOptions:
     channels: int | None = None
     flip: bool = False
     images: bool = False
+    teachers: tuple[tuple[str, str], ...] = ()
     unconditional: bool = False
     batch_size: int = 32
     shard_size: int = MAX_SHARD_SIZE
@@ -52,13 +54,14 @@ class PrepareOptions:
 def prepare(options: PrepareOptions) -> Manifest:
     """Prepare a data set, or finish one that was interrupted, and return its manifest.
 
-    Raises `InputError` when the source or the autoencoder cannot be used, when `out` holds something else or was begun
-    with other settings, when the disk is full, or when more than `max_bad` pictures cannot be decoded.
+    Raises `InputError` when the source, the autoencoder or a teacher cannot be used, when `out` holds something else or
+    was begun with other settings, when the disk is full, or when more than `max_bad` pictures cannot be decoded.
     """
     state = process_state()
     source = open_source(options.source, convert=True)
     autoencoder = load_autoencoder(options.vae, channels=options.channels, device=state.device)
-    manifest = _describe(options, source, autoencoder)
+    teachers = [Teacher(name, weights, state.device) for name, weights in options.teachers]
+    manifest = _describe(options, source, autoencoder, teachers)
     out = Path(options.out)
     if _is_complete(out, manifest):
         if state.is_main_process:
@@ -77,6 +80,7 @@ def prepare(options: PrepareOptions) -> Manifest:
     write_shards(
         source,
         autoencoder,
+        teachers,
         manifest,
         out,
         [number for number in mine if read_note(out, number) is None],
@@ -97,7 +101,12 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
-def _describe(options: PrepareOptions, source: ImageSource, autoencoder: Autoencoder) -> Manifest:
+def _describe(
+    options: PrepareOptions, source: ImageSource, autoencoder: Autoencoder, teachers: Sequence[Teacher]
+) -> Manifest:
+    names = [teacher.name for teacher in teachers]
+    if len(set(names)) < len(names):
+        raise InputError(f"The teachers {', '.join(names)} name one twice: give each once.")
     spec = autoencoder.spec
     autoencoder.require_divisible(*options.resolution)
     # Latents that are pixels are mirrored exactly as they are read, and are their own pictures.
@@ -116,6 +125,7 @@ def _describe(options: PrepareOptions, source: ImageSource, autoencoder: Autoenc
         has_images=options.images and not is_pixels,
         shard_size=options.shard_size,
         source_count=len(source),
+        teachers=[teacher.spec(*options.resolution, options.flip) for teacher in teachers],
     )
 
 
@@ -169,6 +179,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--channels", type=int, choices=(1, 3), help="of the identity: 1 for grey, 3 for RGB (default)")
     add("--flip", action="store_true", help="also encode the mirror image of every picture")
     add("--images", action="store_true", help="keep the crops, losslessly, beside their latents (a teacher needs them)")
+    add("--teacher", action="append", default=[], metavar="NAME", help="keep this timm model's tokens; repeatable")
+    add(
+        "--teacher-weights",
+        action="append",
+        default=[],
+        metavar="W",
+        help="hub (default), random or a file, for each",
+    )
     add("--unconditional", action="store_true", help="drop the labels, e.g. of folders that are not classes")
     add("--batch-size", type=_positive, default=32, help="pictures encoded at a time (default 32)")
     add(
@@ -213,6 +231,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--resolution and --vae are required")
     if given["shard_size"] > MAX_SHARD_SIZE:
         parser.error(f"--shard-size is at most {MAX_SHARD_SIZE}")
+    names, weights = given.pop("teacher"), given.pop("teacher_weights")
+    if weights and len(weights) != len(names):
+        parser.error(f"--teacher-weights is given {len(weights)} times for {len(names)} teachers: give one for each")
+    given["teachers"] = tuple(zip(names, weights or ["hub"] * len(names), strict=True))
     with exit_on_input_error():
         if not only_verify:
             prepare(PrepareOptions(**given))

@@ -5,7 +5,7 @@ for G samples an optimizer step, whatever the number of processes and of micro-b
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ class PositionSampler(Sampler[list[int]]):
 class _PositionDataset(Dataset):
     """Whole micro-batches by their positions."""
 
-    def __init__(self, dataset: LatentDataset, seed: int, flip: bool, images: bool) -> None:
-        self._dataset, self._seed, self._flip, self._images = dataset, seed, flip, images
+    def __init__(self, dataset: LatentDataset, seed: int, flip: bool, images: bool, teachers: Sequence[int]) -> None:
+        self._dataset, self._seed, self._flip, self._images, self._teachers = dataset, seed, flip, images, teachers
 
     def __getitem__(self, positions: list[int]) -> "dict[str, Tensor] | InputError":
         indices = [index_at(position, len(self._dataset), self._seed) for position in positions]
@@ -67,7 +67,7 @@ class _PositionDataset(Dataset):
         if self._flip:
             flips = keyed_uniform(self._seed, Stream.FLIP, positions) < 0.5
         try:
-            batch = self._dataset.read(indices, flips.tolist(), self._images)
+            batch = self._dataset.read(indices, flips.tolist(), self._images, self._teachers)
         except InputError as error:
             # Handed over as a value: raised in a worker, it would arrive wrapped in that worker's traceback.
             return error
@@ -96,14 +96,17 @@ def training_loader(
     workers: int = 0,
     flip: bool = False,
     images: bool = False,
+    teachers: Sequence[int] = (),
     pin_memory: bool = False,
 ) -> DataLoader:
     """Endless micro-batches of this process, from global step `start_step` on; `batch_size` is one optimizer step's.
 
     A micro-batch of b = batch_size / (micro_batches · world_size) samples is a dictionary: "position" (b,) and "index"
-    (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, and "image" (b, 3, H, W) uint8 if `images`. Samples are
-    mirrored with probability ½ if `flip`, keyed by their position. Not to be handed to `accelerator.prepare`, which
-    would shuffle and split it again.
+    (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, "image" (b, 3, H, W) uint8 if `images`, and the cached
+    tokens "tokens_k" (b, N, D) fp16 of each place k in `teachers`. Samples are mirrored with probability ½ if `flip`,
+    keyed by their position. Not to be handed to `accelerator.prepare`, which would shuffle and split it again.
+
+    Raises `InputError` when the batch does not divide, or the data do not hold what is asked for.
     """
     if batch_size < 1 or batch_size % (micro_batches * world_size):
         raise InputError(
@@ -114,8 +117,14 @@ def training_loader(
         raise InputError("The data set holds no mirrored latents: prepare it with --flip, or train without flips.")
     if images and not dataset.has_images:
         raise InputError("The data set holds no pictures, which a teacher needs: prepare it with --images.")
+    unmirrored = next((number for number in teachers if flip and not dataset.teachers[number].flip), None)
+    if unmirrored is not None:
+        raise InputError(
+            f"The tokens of {dataset.teachers[unmirrored].name} are those of unmirrored pictures only: prepare the "
+            "data with --flip, or train without flips."
+        )
     return _TrainingLoader(
-        _PositionDataset(dataset, seed, flip, images),
+        _PositionDataset(dataset, seed, flip, images, teachers),
         batch_size=None,
         sampler=PositionSampler(start_step, batch_size, micro_batches, rank, world_size),
         num_workers=workers,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sit_atconv.alignment.cached import tokens_name
 from sit_atconv.autoencoder import IDENTITY
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.manifest import ShardInfo, load_manifest
@@ -26,6 +27,7 @@ class ShardDataset(LatentDataset):
             raise InputError(f"{directory} is not complete: run its preparation again to finish it.")
         _check_sizes(self._directory, manifest.shards)
         self._shards, self._stored_flip = manifest.shards, manifest.has_flip
+        self._row_shapes, self.teachers = manifest.row_shapes, tuple(manifest.teachers)
         self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
         self._readers: dict[int, ShardReader] = {}
         self.latents, self.latent_shape = manifest.latents, manifest.latent_shape
@@ -53,15 +55,22 @@ class ShardDataset(LatentDataset):
         return torch.cat(parts).numpy()
 
     def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
-        channels, height, width = self.latent_shape
-        moments = torch.empty(len(indices), 2 * channels, height, width, dtype=torch.float16)
-        for out, index, flip in zip(moments, indices, flips, strict=True):
-            shard, row = self._locate(index)
-            if flip and not self._stored_flip:
-                out.copy_(self._reader(shard).moments(row).flip(-1))
-            else:
-                out.copy_(self._reader(shard).moments(row, flip))
+        moments = self._rows("moments", indices, flips if self._stored_flip else [False] * len(flips))
+        if self._is_pixels and any(flips):
+            mirrored = torch.as_tensor(flips)
+            moments[mirrored] = moments[mirrored].flip(-1)
         return moments
+
+    def _tokens(self, number: int, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        return self._rows(tokens_name(number), indices, flips)
+
+    def _rows(self, name: str, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        """Rows of a stored tensor or, where `flips` says so, of its mirrored version: (n, …) fp16, copied once."""
+        rows = torch.empty(len(indices), *self._row_shapes[name], dtype=torch.float16)
+        for out, index, flip in zip(rows, indices, flips, strict=True):
+            shard, row = self._locate(index)
+            out.copy_(self._reader(shard).row(f"{name}_flip" if flip else name, row))
+        return rows
 
     def _labels(self, indices: Sequence[int]) -> Tensor:
         located = [self._locate(index) for index in indices]
@@ -81,8 +90,7 @@ class ShardDataset(LatentDataset):
         if shard not in self._readers:
             info = self._shards[shard]
             path = self._directory / info.name
-            reader = ShardReader(path, info.count, self.latent_shape, self._stored_flip, self._stored_images)
-            self._readers[shard] = reader
+            self._readers[shard] = ShardReader(path, info.count, self._row_shapes, self._stored_images)
         return self._readers[shard]
 
     def __getstate__(self) -> dict:

@@ -3,6 +3,7 @@
 Tensors of a shard with n samples:
     moments        (n, 2C, h, w) fp16   posterior mean and standard deviation
     moments_flip   (n, 2C, h, w) fp16   of the mirrored pictures (optional)
+    tokens_0, …    (n, N, D) fp16       of a teacher each, and tokens_0_flip of the mirrored pictures (optional)
     labels         (n,) int64           -1 where there are none
     index          (n,) int64           position in the sorted source
     images         (bytes,) uint8       the cropped pictures, PNG files one after the other (optional)
@@ -65,15 +66,14 @@ def join_images(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 class ShardReader:
     """A shard opened for reading rows. Tensors are views of the file's memory map: nothing is read before it is used.
 
-    Raises `InputError` naming the file when it is missing, truncated or holds other tensors than expected.
+    `row_shapes` are those of its manifest, `images` says whether it holds pictures. Raises `InputError` naming the file
+    when it is missing, truncated or holds other tensors than expected.
     """
 
-    def __init__(self, path: Path, count: int, latent_shape: tuple[int, int, int], flip: bool, images: bool) -> None:
+    def __init__(self, path: Path, count: int, row_shapes: dict[str, tuple[int, ...]], images: bool) -> None:
         self.path = path
-        channels, height, width = latent_shape
-        moments = (torch.float16, (count, 2 * channels, height, width))
-        expected = {"moments": moments, "labels": (torch.int64, (count,)), "index": (torch.int64, (count,))}
-        expected |= {"moments_flip": moments} if flip else {}
+        expected = {name: (torch.float16, (count, *shape)) for name, shape in row_shapes.items()}
+        expected |= {"labels": (torch.int64, (count,)), "index": (torch.int64, (count,))}
         expected |= {"images": (torch.uint8, None), "image_offsets": (torch.int64, (count + 1,))} if images else {}
         self._tensors = _map_tensors(path)
         for name, (dtype, shape) in expected.items():
@@ -83,9 +83,9 @@ class ShardReader:
                 raise InputError(f"{path}: '{name}' is {found}, expected {dtype} {shape}. Prepare the data set again.")
         self.labels, self.index = self._tensors["labels"], self._tensors["index"]
 
-    def moments(self, row: int, flip: bool = False) -> Tensor:
-        """Moments (2C, h, w) fp16 of a row, of the mirrored picture if `flip`: a view."""
-        return self._tensors["moments_flip" if flip else "moments"][row]
+    def row(self, name: str, row: int) -> Tensor:
+        """A row of one of the fp16 tensors: a view."""
+        return self._tensors[name][row]
 
     def image(self, row: int) -> np.ndarray:
         """The picture of a row, uint8 (H, W, 3)."""

@@ -1,6 +1,5 @@
 """Check every byte of a prepared data set: sizes, checksums, shapes, labels, latents and pictures."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from sit_atconv.data.manifest import Manifest, ShardInfo, load_manifest
 from sit_atconv.data.shards import ShardReader
 from sit_atconv.errors import InputError
+from sit_atconv.files import sha256_of_file
 
 log = logging.getLogger(__name__)
 _SHOWN = 20
@@ -40,14 +40,10 @@ def _shard_faults(path: Path, info: ShardInfo, manifest: Manifest) -> Iterator[s
     if path.stat().st_size != info.bytes:
         yield f": {path.stat().st_size:,} bytes instead of {info.bytes:,} (truncated?)"
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != info.sha256:
+    if sha256_of_file(path) != info.sha256:
         yield ": the checksum differs, so bytes have changed since it was written"
     try:
-        reader = ShardReader(path, info.count, manifest.latent_shape, manifest.has_flip, manifest.has_images)
+        reader = ShardReader(path, info.count, manifest.row_shapes, manifest.has_images)
     except InputError as error:
         yield f": {error}"
         return
@@ -61,9 +57,9 @@ def _row_faults(reader: ShardReader, row: int, manifest: Manifest) -> Iterator[s
     label = int(reader.labels[row])
     if manifest.num_classes and not 0 <= label < manifest.num_classes:
         yield f" row {row}: label {label} is outside 0…{manifest.num_classes - 1}"
-    for flip in (False, True) if manifest.has_flip else (False,):
-        if not torch.isfinite(reader.moments(row, flip)).all():
-            yield f" row {row}: the {'mirrored ' if flip else ''}latent holds NaN or infinity"
+    for name in manifest.row_shapes:
+        if not torch.isfinite(reader.row(name, row)).all():
+            yield f" row {row}: {name} holds NaN or infinity"
     if manifest.has_images:
         try:
             shape = reader.image(row).shape

@@ -5,11 +5,12 @@ from dataclasses import asdict
 
 import torch
 
-from sit_atconv.alignment.teacher import Teacher
-from sit_atconv.config import Config
-from sit_atconv.data.dataset import LatentDataset
+from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
+from sit_atconv.config import Config, TeacherConfig
+from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
+from sit_atconv.training.finetune import begin_with
 
 
 def require_trackers(names: list[str]) -> None:
@@ -22,7 +23,7 @@ def require_trackers(names: list[str]) -> None:
 def build_model(config: Config, dataset: LatentDataset) -> SiT:
     """The model, sized by the data. Raises `InputError` when the data have classes that the model would not."""
     options = {name: value for name, value in asdict(config.model).items() if value is not None}
-    name, wanted = options.pop("name"), options.pop("num_classes", None)
+    name, wanted, begin = options.pop("name"), options.pop("num_classes", None), options.pop("init_from", None)
     if wanted and dataset.num_classes > wanted:
         raise InputError(
             f"{config.data.path} has {dataset.num_classes} classes, the model {wanted}: set model.num_classes to "
@@ -48,11 +49,21 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
             f"alignment.block is {config.alignment.block}, but {name} has {len(model.blocks)} blocks: "
             "choose one of them, counted from 1."
         )
+    if begin is not None:
+        begin_with(model, begin)
     return model
 
 
-def build_teachers(config: Config, device: torch.device) -> list[Teacher]:
-    """The frozen teachers of the alignment; none when it is null."""
-    if config.alignment is None:
-        return []
-    return [Teacher(t.name, t.weights, device) for t in config.alignment.teachers]
+def build_teachers(config: Config, dataset: LatentDataset, device: torch.device) -> list[Teacher | CachedTeacher]:
+    """The frozen teachers of the alignment, or what stands for them in the data; none when it is null.
+
+    Raises `InputError` when a teacher cannot be had, or the data do not hold the tokens that stand for it.
+    """
+
+    def build(teacher: TeacherConfig) -> Teacher | CachedTeacher:
+        if not teacher.cached:
+            return Teacher(teacher.name, teacher.weights, device)
+        number = find_tokens(teacher.name, teacher.weights, dataset.teachers, config.data.path)
+        return CachedTeacher(dataset.teachers[number], number)
+
+    return [build(teacher) for teacher in config.alignment.teachers] if config.alignment else []

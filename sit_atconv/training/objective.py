@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sit_atconv.alignment.projector import Projector
+from sit_atconv.alignment import ConvProjector, Projector, normalise_spatially
 from sit_atconv.config import AlignmentConfig, FlowConfig
 from sit_atconv.flow import (
     alignment_loss,
@@ -64,14 +64,14 @@ class Objective(nn.Module):
         self.interpolant = create_interpolant(flow.interpolant)
         require_loss(flow.prediction, flow.weighting)
         require_times(flow.times, self.interpolant)
-        self.projectors = nn.ModuleList(
-            Projector(model.config.hidden_size, width, alignment.projector_width) for width in teacher_widths
-        )
+        self.projectors = nn.ModuleList(self._projector(width) for width in teacher_widths)
 
-    def forward(self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor] | None
+    ) -> dict[str, Tensor]:
         """Loss terms of latents (B, C, H, W) with labels (B,), each a scalar; "loss" is what to minimise.
 
-        `teachers` holds the tokens (B, N, D) of each teacher.
+        `teachers` holds the tokens (B, N, D) of each teacher; None when the alignment has stopped.
         """
         y = None
         if self.model.num_classes:
@@ -95,11 +95,21 @@ class Objective(nn.Module):
         ).mean()
         if self.alignment is None:
             return {"loss": flow, "flow": flow.detach()}
-        tokens = hidden[self.alignment.block]
-        terms = [
-            alignment_loss(project(tokens), target).mean()
-            for project, target in zip(self.projectors, teachers, strict=True)
-        ]
-        alignment = torch.stack(terms).mean()
+        alignment = self._alignment(hidden[self.alignment.block], teachers)
         loss = flow + self.alignment.coefficient * alignment
         return {"loss": loss, "flow": flow.detach(), "alignment": alignment.detach()}
+
+    def _alignment(self, tokens: Tensor, teachers: list[Tensor] | None) -> Tensor:
+        projected = [project(tokens) for project in self.projectors]
+        if teachers is None:  # zero, with zero gradients: wrappers for many processes expect the same graph every step
+            return 0 * torch.stack([each.float().mean() for each in projected]).sum()
+        if self.alignment.variant == "irepa":
+            teachers = [normalise_spatially(target) for target in teachers]
+        terms = [alignment_loss(each, target).mean() for each, target in zip(projected, teachers, strict=True)]
+        return torch.stack(terms).mean()
+
+    def _projector(self, width: int) -> nn.Module:
+        dim = self.model.config.hidden_size
+        if self.alignment.variant == "irepa":
+            return ConvProjector(dim, width, self.model.grid)
+        return Projector(dim, width, self.alignment.projector_width)

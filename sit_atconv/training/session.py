@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from sit_atconv.alignment.teacher import Teacher
+from sit_atconv.alignment import CachedTeacher, Teacher
 from sit_atconv.config import Config
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
@@ -38,7 +38,7 @@ class Session:
     adam: AdamW
     optimizer: Optimizer
     averages: WeightAverages
-    teachers: list[Teacher]
+    teachers: list[Teacher | CachedTeacher]
 
     def loader(self, start_step: int) -> DataLoader:
         """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch does not divide."""
@@ -52,7 +52,8 @@ class Session:
             world_size=self.accelerator.num_processes,
             workers=self.config.data.workers,
             flip=self.config.data.flip,
-            images=bool(self.teachers),
+            images=any(isinstance(teacher, Teacher) for teacher in self.teachers),
+            teachers=[teacher.number for teacher in self.teachers if isinstance(teacher, CachedTeacher)],
             pin_memory=self.accelerator.device.type == "cuda",
         )
         loader.worker_init_fn = ignore_termination
@@ -70,12 +71,13 @@ def build_session(config: Config, run: Path) -> Session:
     require_trackers(config.log.trackers)
     accelerator = _accelerator(config, run)
     device = accelerator.device
-    dataset = open_dataset(config.data.path, images=config.alignment is not None)
+    live = config.alignment is not None and any(not teacher.cached for teacher in config.alignment.teachers)
+    dataset = open_dataset(config.data.path, images=live)
 
     # Initial weights are drawn on the CPU: the same ones on every process and device.
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset)
-    teachers = build_teachers(config, device)
+    teachers = build_teachers(config, dataset, device)
     bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
     twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
     if config.training.gradient_checkpointing:

@@ -207,16 +207,22 @@ def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict
     return {**terms, "grad_norm": norm}
 
 
-def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Draws, list[Tensor]]:
-    """What the objective takes, on the device: normalised latents, labels, draws, and each teacher's tokens."""
+def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Draws, list[Tensor] | None]:
+    """What the objective takes, on the device: normalised latents, labels, draws, and each teacher's tokens.
+
+    The tokens are None when the alignment has stopped.
+    """
     config, dataset, device = session.config, session.dataset, session.accelerator.device
     drawn = draw(batch["position"], dataset.latent_shape, config.flow, config.training.seed)
     draws = Draws(*(value.to(device, non_blocking=True) for value in vars(drawn).values()))
     moments = batch["moments"].to(device, non_blocking=True)
     latents = sample_posterior(moments, draws.posterior_noise, dataset.latents)
     labels = batch["label"].to(device, non_blocking=True)
-    images = batch["image"].to(device, non_blocking=True) if session.teachers else None
-    targets = [teacher.tokens(images, session.model.grid) for teacher in session.teachers]
+    # Positions are those of the data order, so that they say which step this is.
+    stop = config.alignment.stop_after if config.alignment else None
+    over = stop is not None and int(batch["position"][0]) >= stop * config.training.batch_size
+    shown = {name: batch[name].to(device, non_blocking=True) for name in {t.key for t in session.teachers}}
+    targets = None if over else [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
     return latents, labels, draws, targets
 
 

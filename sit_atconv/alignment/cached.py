@@ -1,0 +1,81 @@
+"""Teacher tokens that were computed once, when the data were prepared: training then never runs the teacher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from sit_atconv.alignment.tokens import resample_tokens
+from sit_atconv.errors import InputError
+from sit_atconv.files import sha256_of_file
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Which tokens these are: `grid` (h, w) of them a picture, in raster order, each `dim` wide.
+
+    `flip` says whether those of the mirrored pictures are there too. `weights` is "hub", "random" or a path, as it was
+    given; `weights_hash` the sha256 of a local file, else None.
+    """
+
+    name: str
+    weights: str
+    weights_hash: str | None
+    dim: int
+    grid: tuple[int, int]
+    flip: bool
+
+    def to_dict(self) -> dict:
+        """A JSON-able dictionary; `from_dict` undoes it."""
+        return {**asdict(self), "grid": list(self.grid)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "TeacherSpec":
+        """Undo `to_dict`. Raises `InputError` when keys are missing or unknown."""
+        try:
+            return cls(**{**values, "grid": tuple(values["grid"])})
+        except (TypeError, KeyError) as error:
+            expected = ", ".join(field.name for field in fields(cls))
+            raise InputError(f"Not a description of teacher tokens ({error}). Expected the keys {expected}.") from error
+
+
+def tokens_name(number: int) -> str:
+    """What tokens are called in shards and batches, by their place among those that the data hold."""
+    return f"tokens_{number}"
+
+
+class CachedTeacher:
+    """Stands where a `Teacher` stands, for tokens that are `number` of those the data hold."""
+
+    def __init__(self, spec: TeacherSpec, number: int) -> None:
+        self.dim, self.number, self._grid = spec.dim, number, spec.grid
+        self.key = tokens_name(number)
+
+    def targets(self, batch: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, h·w, dim) fp32 for `grid` (h, w) from batch[key] (B, N, dim), where that is."""
+        return resample_tokens(batch[self.key].float(), self._grid, grid)
+
+
+def find_tokens(name: str, weights: str, cached: Sequence[TeacherSpec], where: str) -> int:
+    """Which of the `cached` tokens of the data set `where` are this teacher's.
+
+    A weights file that is here is compared by its contents, one that is not by its path. Raises `InputError` when the
+    data hold tokens of other teachers only, or of this one with other weights.
+    """
+    held = ", ".join(spec.name for spec in cached) or "none"
+    matches = [position for position, spec in enumerate(cached) if spec.name == name]
+    if not matches:
+        raise InputError(
+            f"{where} holds no tokens of the teacher {name} (of others: {held}): prepare it with --teacher {name}, or "
+            "set cached: false to run the teacher in every step."
+        )
+    spec = cached[matches[0]]
+    digest = sha256_of_file(Path(weights)) if Path(weights).is_file() else None
+    same = digest == spec.weights_hash if digest and spec.weights_hash else weights == spec.weights
+    if not same:
+        raise InputError(
+            f"{where} holds tokens of {name} with the weights '{spec.weights}' (sha256 {spec.weights_hash}), not "
+            f"'{weights}' (sha256 {digest}). Give the weights that made them, or prepare the data anew."
+        )
+    return matches[0]

@@ -1,0 +1,157 @@
+"""Teacher tokens kept beside the latents: the same training as with the teacher itself, without running it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_autoencoder import small_kl
+from training_runs import losses, run_tiny
+
+from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
+from sit_atconv.data.dataset import open_dataset
+from sit_atconv.data.manifest import load_manifest
+from sit_atconv.data.prepare import PrepareOptions, main, prepare
+from sit_atconv.data.sampler import training_loader
+from sit_atconv.data.verify import verify_dataset
+from sit_atconv.errors import InputError
+from sit_atconv.files import sha256_of_file
+
+# A class token; a class token and four registers, seen at patch 14: grids of 2 x 3 tokens for pictures of 32 x 48.
+TEACHERS = (("test_vit", "random"), ("vit_small_patch14_reg4_dinov2.lvd142m", "random"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("photos")
+    for number in range(10):
+        path = root / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def prepared(photos, tmp_path_factory) -> dict[str, str]:
+    """The photographs as latents of a small autoencoder and as pixels, with mirror images and both teachers' tokens."""
+    folder = tmp_path_factory.mktemp("prepared")
+    vaes = {"latents": str(small_kl(folder / "vae")), "pixels": "identity"}
+    for name, vae in vaes.items():
+        shapes = {"resolution": (32, 48), "shard_size": 4, "workers": 0}
+        prepare(
+            PrepareOptions(photos, str(folder / name), vae=vae, flip=True, images=True, teachers=TEACHERS, **shapes)
+        )
+    return {name: str(folder / name) for name in vaes}
+
+
+def aligned(path: str, cached: bool, **options) -> str:
+    teachers = [{"name": name, "weights": weights, "cached": cached} for name, weights in TEACHERS]
+    alignment = {"block": 1, "projector_width": 16, "teachers": teachers, **options}
+    return f"--data.path {path} --data.flip true --alignment {json.dumps(alignment, separators=(',', ':'))}"
+
+
+@pytest.mark.parametrize("kind", ["latents", "pixels"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_cached_tokens_are_the_teachers_own(prepared, kind, flip):
+    """But for fp16: half a unit in its last place is at most 2⁻¹¹ of the value."""
+    dataset = open_dataset(prepared[kind], images=True)
+    batch = dataset.read(range(10), [flip] * 10, images=True, teachers=[0, 1])
+    for number, (name, weights) in enumerate(TEACHERS):
+        teacher, cached = Teacher(name, weights), CachedTeacher(dataset.teachers[number], number)
+        assert dataset.teachers[number] == teacher.spec(32, 48, flip=True)
+        for grid in ((2, 3), (4, 6), (1, 2), (5, 3)):
+            expected = teacher.targets(batch, grid)
+            rounding = float(expected.abs().max()) * 2**-11
+            torch.testing.assert_close(cached.targets(batch, grid), expected, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("kind", ["latents", "pixels"])
+@pytest.mark.parametrize("options", [{}, {"variant": "irepa"}])
+def test_training_is_the_same_and_runs_no_teacher(prepared, tmp_path, monkeypatch, kind, options):
+    run_tiny(tmp_path / "live", f"{aligned(prepared[kind], False, **options)} --preview.every null")
+    monkeypatch.setattr("sit_atconv.training.build.Teacher", None)  # nobody makes one
+    run_tiny(tmp_path / "cached", f"{aligned(prepared[kind], True, **options)} --preview.every null")
+    live, cached = (np.array(losses(tmp_path / name), dtype=float) for name in ("live", "cached"))
+    assert np.abs(live[:, 3]).max() > 5e-3  # the alignment term is there
+    np.testing.assert_allclose(cached, live, rtol=1e-3, atol=1e-4)
+
+
+def test_alignment_stops_when_it_is_to(prepared, tmp_path, monkeypatch):
+    extra = "--training.accumulation 2 --preview.every null --log.every 1"
+    seen, tokens = [], Teacher.own_tokens
+    monkeypatch.setattr(Teacher, "own_tokens", lambda self, images: seen.append(len(images)) or tokens(self, images))
+    run_tiny(tmp_path / "run", f"{aligned(prepared['latents'], False, stop_after=2)} {extra}")
+    terms = [line[3] for line in losses(tmp_path / "run")]
+    assert len(seen) == 2 * 2 * 2  # steps, micro-batches, teachers
+    assert all(terms[:2]) and terms[2:] == [0] * 4
+
+
+def test_command_line_and_verification(photos, tmp_path, capsys):
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "out"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    common = [photos, str(out), "--resolution", "32", "--vae", "identity", "--workers", "0"]
+    main([*common, "--teacher", "test_vit", "--teacher-weights", str(weights), "--verify"])
+    (spec,) = load_manifest(out).teachers
+    assert (spec.weights, len(spec.weights_hash), spec.grid, spec.flip) == (str(weights), 64, (2, 2), False)
+    with pytest.raises(InputError, match="unmirrored pictures only"):
+        training_loader(open_dataset(str(out)), batch_size=2, seed=0, flip=True, teachers=[0])
+
+    shard = out / "shard-00000.safetensors"
+    tensors = load_file(shard)
+    tensors["tokens_0"][3, 2, 1] = float("nan")
+    save_file(tensors, shard)
+    with pytest.raises(InputError, match=r"shard-00000.safetensors row 3: tokens_0 holds NaN"):
+        verify_dataset(str(out))
+
+    mistakes = (
+        (["--teacher", "test_vit"], "begun with other settings (teachers"),
+        (["--teacher", "test_vit", "--teacher", "test_vit", *["--teacher-weights", "random"] * 2], "name one twice"),
+        (["--teacher", "resnet18", "--teacher-weights", "random"], "not a vision transformer"),
+        (["--teacher", "test_vit", *["--teacher-weights", "random"] * 2], "2 times for 1 teachers"),
+    )
+    for words, message in mistakes:
+        words = words if "--teacher-weights" in words else [*words, "--teacher-weights", "random"]
+        with pytest.raises(SystemExit) as caught:
+            main([*common, *words])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and message in error and "Traceback" not in error
+
+
+def test_tokens_of_another_teacher_are_refused(prepared, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
+    spec = Teacher("test_vit", "random").spec(32, 32, flip=False)
+    hashed = dataclasses.replace(spec, weights="gone", weights_hash=sha256_of_file(tmp_path / "a.safetensors"))
+    assert find_tokens("test_vit", str(tmp_path / "a.safetensors"), [hashed], "data") == 0
+    assert find_tokens("test_vit", "gone", [hashed], "data") == 0
+    for cached, name, weights, message in (
+        ([spec], "test_vit2", "random", r"no tokens of the teacher test_vit2 .of others: test_vit"),
+        ([], "test_vit", "random", r"of others: none"),
+        ([spec], "test_vit", "hub", "with the weights 'random'"),
+        ([hashed], "test_vit", str(tmp_path / "b.safetensors"), "with the weights 'gone'"),
+        ([hashed], "test_vit", "elsewhere", "with the weights 'gone'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_tokens(name, weights, cached, "data")
+    with pytest.raises(InputError, match=r"no tokens of the teacher test_vit2.*--teacher test_vit2"):
+        run_tiny(tmp_path / "run", aligned(prepared["latents"], True).replace('"test_vit"', '"test_vit2"'))
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_whose_tokens_have_another_grid_are_refused(prepared, tmp_path):
+    manifest = json.loads((open_dataset(prepared["latents"])._directory / "dataset.json").read_text())
+    manifest["teachers"][0]["grid"] = [3, 3]
+    for shard in manifest["shards"]:
+        (tmp_path / shard["name"]).symlink_to(open_dataset(prepared["latents"])._directory / shard["name"])
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"'tokens_0' is torch.float16 \(4, 6, 64\), expected .*\(4, 9, 64\)"):
+        open_dataset(str(tmp_path)).read([0], [False], teachers=[0])
+    manifest["teachers"][0].pop("grid")
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="Not a description of teacher tokens"):
+        open_dataset(str(tmp_path))
