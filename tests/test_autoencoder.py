@@ -17,10 +17,11 @@ from sit_atconv.images import to_float, to_uint8
 finite = st.floats(0.01, 10)
 
 
-def small_kl(folder: Path, seed: int = 0, **config) -> Path:
+def small_kl(folder: Path, seed: int = 0, stages: int = 2, **config) -> Path:
+    """A random autoencoder with 2^(stages - 1) pixels to a latent."""
     torch.manual_seed(seed)
-    stages = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **stages, **config).save_pretrained(folder)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * stages, "up_block_types": ("UpDecoderBlock2D",) * stages}
+    AutoencoderKL(block_out_channels=(8,) * stages, norm_num_groups=4, **blocks, **config).save_pretrained(folder)
     return folder
 
 
