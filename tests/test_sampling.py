@@ -80,6 +80,19 @@ def test_a_condition_is_computed_once_a_step_and_label_and_a_time_once_a_run() -
     assert times == [1] * 3  # 1, 2/3, 1/3
 
 
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s.solver != "dopri5"], ids=lambda s: s.solver)
+def test_no_step_waits_for_the_device(settings: SamplerSettings, monkeypatch) -> None:
+    # On the meta device a tensor has no values: whatever asked for one would fail.
+    monkeypatch.setattr("sit_atconv.flow.finite.FiniteGuard.check", lambda *_: None)  # asks once, at the end
+    model, noise = tiny_model().to("meta"), torch.empty(3, 1, 8, 6, device="meta")
+    drawing = Drawing(model, settings)
+    with torch.inference_mode():
+        drawn = drawing.integrate(noise, torch.tensor([2, 0, 2]), lambda _: noise)
+    assert drawn.shape == noise.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        drawn.sum().item()
+
+
 def test_autoguidance_pushes_away_from_the_weak_model() -> None:
     model, weak = tiny_model(), tiny_model()
     nn.init.normal_(weak.final.proj.weight, std=0.3)

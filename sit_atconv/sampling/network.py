@@ -1,6 +1,7 @@
 """The network as the solvers call it: what depends on time and label alone is computed once a step and label."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,7 @@ class StepNetwork:
 
     def _call(self, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         x = x.to(self.model.dtype)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
             if t.ndim == 0:
                 return self.model(x, self._embed(t, x.device), labels, rows)
             # Samples at times of their own (dopri5) share no condition.
