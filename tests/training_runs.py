@@ -75,24 +75,28 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
 
 
 def start_run(
-    run: Path, extra: str = "", prepare: Callable[..., None] | None = None, *arguments: object
+    run: Path,
+    extra: str = "",
+    prepare: Callable[..., None] | None = None,
+    *arguments: object,
+    stderr: str | None = None,
 ) -> BaseProcess:
     """Train a tiny run by train.py's command line in a process of its own, forked from one that has it all imported.
 
-    `prepare(*arguments)` is called first in that process; both must be importable.
+    `prepare(*arguments)` is called first in that process; both must be importable. `stderr`: by default RUN.stderr.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # of the process that is forked from, which must not have threads
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_runs", "sklearn.datasets", "timm"])
-    process = context.Process(target=_run_quietly, args=(run, extra, prepare, arguments))
+    process = context.Process(target=_run_quietly, args=(run, extra, prepare, arguments, stderr or f"{run}.stderr"))
     process.start()
     return process
 
 
-def _run_quietly(run: Path, extra: str, prepare: Callable[..., None] | None, arguments: tuple) -> None:
+def _run_quietly(run: Path, extra: str, prepare: Callable[..., None] | None, arguments: tuple, stderr: str) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process started by hand
-    with open(f"{run}.stderr", "a") as file:
+    with open(stderr, "a") as file:
         os.dup2(file.fileno(), 2)
     if prepare:
         prepare(*arguments)

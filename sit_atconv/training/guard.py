@@ -44,7 +44,7 @@ class Guard:
     def __init__(self, limit: int, indices: Callable[[int], list[int]], folder: Path, accelerator: Accelerator) -> None:
         self._limit, self._indices, self._folder, self._accelerator = limit, indices, folder, accelerator
         self._row, self._longest, self._skipped = torch.zeros(3, dtype=torch.int64, device=accelerator.device).unbind()
-        self._steps: list[tuple[int, Tensor, dict[str, Tensor]]] = []  # since the last look
+        self._steps: list[tuple[int, Tensor, dict[str, Tensor]]] = []  # since the last look, and bad ones before
 
     @torch.no_grad()
     def note(self, step: int, finite: Tensor, terms: dict[str, Tensor]) -> None:
@@ -59,7 +59,7 @@ class Guard:
 
         Raises `TrainingStopped` when too many in a row were, after writing which they are.
         """
-        skipped, longest = torch.stack([self._skipped, self._longest]).tolist()
+        skipped, longest, row = torch.stack([self._skipped, self._longest, self._row]).tolist()
         if longest >= self._limit:
             path = self._write()
             message = (
@@ -67,7 +67,7 @@ class Guard:
                 "them, their losses and their samples. Training stopped; its checkpoints are from before them."
             )
             raise TrainingStopped(message if self._accelerator.is_main_process else 1)
-        self._longest, self._steps = self._row, []
+        self._longest, self._steps = self._row, self._steps[-row:] if row else []
         return skipped
 
     def state(self) -> dict[str, int]:
