@@ -1,0 +1,127 @@
+"""What the published recipes need: ``python -m benchmarks.recipes`` prints the tables of docs/recipes.md.
+
+Parameters, operations and disk are counted from shapes. Activations are what autograd keeps of an image in bf16
+autocast, two images' less one's; compiling keeps less. Times are arithmetic, not measurements: operations over an
+assumed share of a GPU's peak.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sit_atconv.alignment import Projector
+from sit_atconv.config import Config, load_config
+from sit_atconv.models import create_model
+from sit_atconv.training.flops import training_flops
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODELS = [f"{family}-{size}/2" for size in ("B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
+RECIPES = {
+    "ffhq512": {"images": 70_000, "side": 64, "pixels": 512, "classes": 0, "copies": 2},
+    "imagenet256_repa": {"images": 1_281_167, "side": 32, "pixels": 256, "classes": 1000, "copies": 1},
+}
+# fp32 weights, gradients, Adam's two moments and the averaged weights, and the bf16 weights that autocast keeps.
+BYTES_PER_PARAMETER = 4 + 4 + 8 + 4 + 2
+PEAK, SHARE = 312e12, 0.4  # an A100's bf16 FLOP/s, and what a well-compiled transformer is assumed to reach
+
+
+def kept_bytes(name: str, side: int, classes: int, batch: int) -> int:
+    """Bytes of all tensors that a training step's forward pass keeps for its backward pass, weights included."""
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that its address is not given to another
+        return tensor
+
+    # Fake tensors have shapes and storage, but are not computed.
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model = create_model(name, input_size=side, num_classes=classes)
+        y = torch.zeros(batch, dtype=torch.int64) if classes else None
+        with torch.autocast("cpu", torch.bfloat16):
+            model(torch.randn(batch, 4, side, side), torch.rand(batch), y)
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+def teacher_flops(config: Config, pixels: int) -> int:
+    """Of all teachers for one picture, forward only."""
+    total = 0
+    for teacher in config.alignment.teachers if config.alignment else ():
+        with torch.device("meta"):
+            model = timm.create_model(teacher.name.split(".")[0], num_classes=0, dynamic_img_size=True)
+            side = model.patch_embed.patch_size[0] * pixels // 16
+            with FlopCounterMode(display=False) as counter:
+                model.forward_features(torch.empty(1, 3, side, side))
+        total += counter.get_total_flops()
+    return total
+
+
+def row(recipe: str, name: str) -> dict[str, str | float]:
+    """One line of the table."""
+    facts, config = RECIPES[recipe], load_config(CONFIGS / f"{recipe}.yaml")
+    side, batch = facts["side"], config.training.batch_size
+    with torch.device("meta"):
+        model = create_model(name, input_size=side, num_classes=facts["classes"])
+        width = model.config.hidden_size
+        aligned = [Projector(width, 768, config.alignment.projector_width)] if config.alignment else []
+    parameters = sum(p.numel() for module in (model, *aligned) for p in module.parameters())
+    projector_flops = sum(2 * p.numel() for module in aligned for p in module.parameters() if p.ndim == 2)
+    flops = training_flops(model, (4, side, side)) + 3 * projector_flops * (side // 2) ** 2
+    teacher = teacher_flops(config, facts["pixels"])
+    one, two = (kept_bytes(name, side, facts["classes"], images) for images in (1, 2))
+    kept = two - one
+    return {
+        "model": name,
+        "parameters": parameters,
+        "gflop_per_image": round((flops + teacher) / 1e9, 1),
+        "teacher_share": round(teacher / (flops + teacher), 3),
+        "state_gib": round(parameters * BYTES_PER_PARAMETER / 2**30, 1),
+        "activation_mib_per_image": round(kept / 2**20),
+        "gib_on_8_gpus": round((parameters * BYTES_PER_PARAMETER + kept * batch // 8) / 2**30, 1),
+        "seconds_per_step_on_8_gpus": round((flops + teacher) * batch / 8 / (PEAK * SHARE), 3),
+    }
+
+
+def disk(recipe: str) -> dict[str, str | float]:
+    """GB of a prepared data set: latents, pictures at most, one teacher's tokens."""
+    facts = RECIPES[recipe]
+    each = {"latents": 2 * 4 * facts["side"] ** 2 * 2, "tokens": (facts["pixels"] // 16) ** 2 * 768 * 2}
+    gigabytes = {name: round(size * facts["images"] * facts["copies"] / 1e9, 1) for name, size in each.items()}
+    pictures = round(facts["images"] * facts["pixels"] ** 2 * 3 / 1e9, 1)
+    return {
+        "data": recipe,
+        "latents_gb": gigabytes["latents"],
+        "pictures_gb_at_most": pictures,
+        "tokens_gb": gigabytes["tokens"],
+    }
+
+
+def table(rows: list[dict[str, str | float]]) -> str:
+    """The rows in Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    shown = [[f"{value:,}" if isinstance(value, int) else str(value) for value in each.values()] for each in rows]
+    return "\n".join([*lines, *("| " + " | ".join(each) + " |" for each in shown)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the tables here")
+    options = parser.parse_args(argv)
+    torch.manual_seed(0)
+    tables = {recipe: [row(recipe, name) for name in MODELS] for recipe in RECIPES}
+    tables["disk"] = [disk(recipe) for recipe in RECIPES]
+    for name, rows in tables.items():
+        print(f"\n{name}\n\n{table(rows)}")
+    if options.json:
+        options.json.write_text(json.dumps(tables, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
