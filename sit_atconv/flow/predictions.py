@@ -47,8 +47,8 @@ def velocity_from_prediction(
     one converts once. Only models that predict different things must be converted before they guide one another;
     hence labels after (x, t) are handed on.
 
-    The conversions are singular at ends of [0, 1]: integrate within `interpolant.time_range(prediction)`. Near them they
-    amplify a network's error: where α is small that of noise and of the score by σ' − (α'/α)σ, for the linear
+    The conversions are singular at ends of [0, 1]: integrate within `interpolant.time_range(prediction)`. They also
+    amplify errors of the network: where α is small, those of noise and of the score by σ' − (α'/α)σ, for the linear
     interpolant 1/(1 − t), up to 1000 where sampling starts. Such a network must have learnt the times near noise well,
     which logit-normal times hardly visit. Data are harmless there, and near t = 0 errors have no time left to grow.
 
