@@ -84,7 +84,10 @@ def names_in(run: Path) -> list[str]:
     [
         "--training.accumulation 2 --log.every 3 --training.more_ema_decays [0.9] --training.power_ema [0.1]",
         f"--training.precision bf16 --data.workers 1 {ALIGNED} --training.batch_size 4",
-        pytest.param("--training.compile true --preview.every null", marks=pytest.mark.slow),
+        pytest.param(
+            "--training.compile true --preview.every null --model.name SiT-ATConv-S/2 --model.depth 1",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["accumulation-averages", "bf16-alignment-workers", "compile"],
 )
@@ -105,12 +108,12 @@ def test_a_killed_run_continued_equals_the_uninterrupted_run(tmp_path: Path, ext
 
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_at_most_one_checkpoint_interval(tmp_path: Path) -> None:
-    extra = f"--training.steps 60 --log.checkpoint_every 2 --log.keep 2 {NO_PREVIEW}"
+    extra = f"--training.steps 50 --log.checkpoint_every 2 --log.keep 2 {NO_PREVIEW}"
     run, moments, codes = tmp_path / "run", random.Random(0), []
-    for attempt in range(40):
+    for attempt in range(20):
         process = start_run(run, extra)
         before = newest_step(run)
-        if attempt < 12:  # from before the first file is written to whole steps later
+        if attempt < 9:  # from before the first file is written to whole steps later
             deadline = time.monotonic() + 60
             while not (run / "config.yaml").exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -132,7 +135,7 @@ def test_kills_at_random_moments_lose_at_most_one_checkpoint_interval(tmp_path: 
     assert losses(run) == losses(tmp_path / "whole")
     assert_same_checkpoint(*(path / "checkpoints" / "latest" for path in (run, tmp_path / "whole")))
     assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.yaml", "log.jsonl"]
-    assert names_in(run) == ["latest", "step-0000058", "step-0000060"]
+    assert names_in(run) == ["latest", "step-0000048", "step-0000050"]
 
 
 def newest_step(run: Path) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError
+from sit_atconv.files import sha256_of_file
 
 _NAME = "position.json"
 
@@ -13,7 +14,7 @@ _NAME = "position.json"
 def write_position(folder: Path, position: dict[str, Any]) -> None:
     """Write the position and the digests of everything in `folder`; the last file of a checkpoint."""
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -29,7 +30,7 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
     try:
         content = json.loads((checkpoint / _NAME).read_bytes())
         expected = content.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(checkpoint, _NAME, "cannot be read") from None
     if _digest(content) != expected:
         raise _damaged(checkpoint, _NAME, "was changed")
@@ -39,7 +40,7 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
             raise _damaged(checkpoint, name, "is missing")
         if path.stat().st_size != facts["bytes"]:
             raise _damaged(checkpoint, name, f"has {path.stat().st_size:,} bytes instead of {facts['bytes']:,}")
-        if _sha256(path) != facts["sha256"]:
+        if sha256_of_file(path) != facts["sha256"]:
             raise _damaged(checkpoint, name, "was changed (its SHA-256 differs)")
     return content
 
@@ -53,11 +54,3 @@ def _damaged(checkpoint: Path, name: str, how: str) -> InputError:
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -63,6 +63,7 @@ def train(config: Config, run: Path, resume: str | None = None) -> None:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
+    session.accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
     session.accelerator.end_training()
 
 
