@@ -10,7 +10,8 @@ from evaluation_fixtures import random_network, random_weights  # noqa: F401
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import inception
-from sit_atconv.evaluation.inception import InceptionFeatures, file_sha256, resize_tf1
+from sit_atconv.evaluation.inception import InceptionFeatures, resize_tf1
+from sit_atconv.files import sha256_of_file
 
 
 def images(count: int, height: int = 40, width: int = 40, seed: int = 0) -> torch.Tensor:
@@ -112,7 +113,7 @@ def test_the_hubs_copy_is_found_without_a_download(monkeypatch, tmp_path, random
     copy = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     copy.symlink_to(random_weights)
     assert inception._find_weights(None) == copy
-    assert file_sha256(copy) == file_sha256(random_weights)
+    assert sha256_of_file(copy) == sha256_of_file(random_weights)
 
 
 class Malicious:

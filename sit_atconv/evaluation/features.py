@@ -14,7 +14,8 @@ from torchvision.transforms.v2.functional import InterpolationMode, normalize, r
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import Grouped
-from sit_atconv.evaluation.inception import InceptionFeatures, file_sha256, last_line, require_uint8_images
+from sit_atconv.evaluation.inception import InceptionFeatures, last_line, require_uint8_images
+from sit_atconv.files import sha256_of_file
 
 _NOT_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError, AttributeError)  # what reading other files ends in
 MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
@@ -105,7 +106,7 @@ class TimmFeatures:
         self._size = (224, 224) if "dinov2" in model else config["input_size"][1:]
         self._mean, self._std = list(config["mean"]), list(config["std"])
         self.weights_path = None if weights is None else str(weights)
-        self.weights_sha256 = None if weights is None else file_sha256(weights)
+        self.weights_sha256 = None if weights is None else sha256_of_file(weights)
         self._grouped = Grouped(self._forward, self.device, 8 if self.device.type == "cpu" else 64)
         source = self.weights_sha256 or self._model.pretrained_cfg.get("tag")
         self.identity = f"{self.name} {source} {self._size} {'bf16' if fast else 'fp32'}"

@@ -6,7 +6,6 @@ the first layers in still smaller ones.
 """
 
 import copy
-import hashlib
 import io
 import pickle
 import zipfile
@@ -19,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import Grouped
+from sit_atconv.files import sha256_of_file
 
 PUBLISHED_WEIGHTS_PREFIX = "6726825d"  # of the SHA-256 of the file that torch-fidelity publishes
 _INPUT_SIZE = 299
@@ -56,7 +56,7 @@ class InceptionFeatures:
     ) -> None:
         path = _find_weights(weights)
         network = _load_network(path)
-        self.weights_path, self.weights_sha256 = str(path), file_sha256(path)
+        self.weights_path, self.weights_sha256 = str(path), sha256_of_file(path)
         self.device, self.fast = torch.device(device), fast
         self.identity = f"inception {self.weights_sha256} {'bf16' if fast else 'fp32'}"
         for module in network.modules():
@@ -128,15 +128,6 @@ def _taps(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]
     position = torch.arange(size, dtype=torch.float32, device=like.device) * scale
     low = position.long()
     return low, (low + 1).clamp_max(length - 1), (position - low).to(like.dtype)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _find_weights(weights: str | Path | None) -> Path:

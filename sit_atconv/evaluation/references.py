@@ -20,8 +20,8 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation.cache import FeatureCache
 from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features
-from sit_atconv.evaluation.inception import file_sha256
 from sit_atconv.evaluation.loading import load_batches, require_classes, share
+from sit_atconv.files import sha256_of_file
 from sit_atconv.randomness import Stream, keyed_generator
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,9 @@ def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
-    reference = Reference(facts={"path": path, "kind": "statistics", "lossy": False, "file_sha256": file_sha256(path)})
+    reference = Reference(
+        facts={"path": path, "kind": "statistics", "lossy": False, "file_sha256": sha256_of_file(path)}
+    )
     for kind, (mu, sigma) in STORED.items():
         if mu in members and sigma in members:
             reference.gaussians[kind] = _stored(path, mu, sigma, features.dimensions[kind])
