@@ -19,7 +19,8 @@ from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.data.crop import center_crop
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.manifest import load_manifest
-from sit_atconv.data.prepare import PrepareOptions, main, prepare
+from sit_atconv.data.preparation import PrepareOptions, prepare
+from sit_atconv.data.prepare import main
 from sit_atconv.data.sources import open_source
 from sit_atconv.data.verify import verify_dataset
 from sit_atconv.errors import InputError
@@ -127,9 +128,10 @@ def test_shards_without_a_decodable_picture_stay_empty(photos, vae, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(photos, vae, tmp_path):
-    prepare(options(photos, tmp_path / "one", vae))
+    prepare(options(photos, tmp_path / "one", vae, teachers=(("test_vit", "random"),)))
     arguments = [photos, str(tmp_path / "two"), "--resolution", "16x12", "--vae", vae, "--flip", "--images"]
     arguments += ["--batch-size", "2", "--shard-size", "4", "--max-bad", "2", "--workers", "0"]
+    arguments += ["--teacher", "test_vit", "--teacher-weights", "random"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([*launcher, "-m", "sit_atconv.data.prepare", *arguments], check=True, env=environment)

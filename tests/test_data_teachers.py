@@ -15,7 +15,8 @@ from training_runs import losses, run_tiny
 from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.manifest import load_manifest
-from sit_atconv.data.prepare import PrepareOptions, main, prepare
+from sit_atconv.data.preparation import PrepareOptions, prepare
+from sit_atconv.data.prepare import main
 from sit_atconv.data.sampler import training_loader
 from sit_atconv.data.verify import verify_dataset
 from sit_atconv.errors import InputError

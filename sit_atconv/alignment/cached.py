@@ -75,7 +75,11 @@ def find_tokens(name: str, weights: str, cached: Sequence[TeacherSpec], where: s
     same = digest == spec.weights_hash if digest and spec.weights_hash else weights == spec.weights
     if not same:
         raise InputError(
-            f"{where} holds tokens of {name} with the weights '{spec.weights}' (sha256 {spec.weights_hash}), not "
-            f"'{weights}' (sha256 {digest}). Give the weights that made them, or prepare the data anew."
+            f"{where} holds tokens of {name} with the weights {_described(spec.weights, spec.weights_hash)}, not "
+            f"{_described(weights, digest)}. Give the weights that made them, or prepare the data anew."
         )
     return matches[0]
+
+
+def _described(weights: str, digest: str | None) -> str:
+    return f"'{weights}' (sha256 {digest})" if digest else f"'{weights}'"
