@@ -56,10 +56,19 @@ class PositionSampler(Sampler[list[int]]):
 
 
 class _PositionDataset(Dataset):
-    """Whole micro-batches by their positions."""
+    """Whole micro-batches by their positions; from position `taught` on without images and tokens."""
 
-    def __init__(self, dataset: LatentDataset, seed: int, flip: bool, images: bool, teachers: Sequence[int]) -> None:
-        self._dataset, self._seed, self._flip, self._images, self._teachers = dataset, seed, flip, images, teachers
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        seed: int,
+        flip: bool,
+        images: bool,
+        teachers: Sequence[int],
+        taught: float,
+    ) -> None:
+        self._dataset, self._seed, self._flip = dataset, seed, flip
+        self._images, self._teachers, self._taught = images, teachers, taught
 
     def __getitem__(self, positions: list[int]) -> "dict[str, Tensor] | InputError":
         indices = [index_at(position, len(self._dataset), self._seed) for position in positions]
@@ -67,7 +76,9 @@ class _PositionDataset(Dataset):
         if self._flip:
             flips = keyed_uniform(self._seed, Stream.FLIP, positions) < 0.5
         try:
-            batch = self._dataset.read(indices, flips.tolist(), self._images, self._teachers)
+            taught = positions[0] < self._taught
+            images, teachers = self._images and taught, self._teachers if taught else ()
+            batch = self._dataset.read(indices, flips.tolist(), images, teachers)
         except InputError as error:
             # Handed over as a value: raised in a worker, it would arrive wrapped in that worker's traceback.
             return error
@@ -97,14 +108,16 @@ def training_loader(
     flip: bool = False,
     images: bool = False,
     teachers: Sequence[int] = (),
+    taught_steps: int | None = None,
     pin_memory: bool = False,
 ) -> DataLoader:
     """Endless micro-batches of this process, from global step `start_step` on; `batch_size` is one optimizer step's.
 
     A micro-batch of b = batch_size / (micro_batches · world_size) samples is a dictionary: "position" (b,) and "index"
     (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, "image" (b, 3, H, W) uint8 if `images`, and the cached
-    tokens "tokens_k" (b, N, D) fp16 of each place k in `teachers`. Samples are mirrored with probability ½ if `flip`,
-    keyed by their position. Not to be handed to `accelerator.prepare`, which would shuffle and split it again.
+    tokens "tokens_k" (b, N, D) fp16 of each place k in `teachers`; no images and tokens after `taught_steps` steps.
+    Samples are mirrored with probability ½ if `flip`, keyed by their position. Not to be handed to
+    `accelerator.prepare`, which would shuffle and split it again.
 
     Raises `InputError` when the batch does not divide, or the data do not hold what is asked for.
     """
@@ -123,8 +136,9 @@ def training_loader(
             f"The tokens of {dataset.teachers[unmirrored].name} are those of unmirrored pictures only: prepare the "
             "data with --flip, or train without flips."
         )
+    taught = float("inf") if taught_steps is None else taught_steps * batch_size
     return _TrainingLoader(
-        _PositionDataset(dataset, seed, flip, images, teachers),
+        _PositionDataset(dataset, seed, flip, images, teachers, taught),
         batch_size=None,
         sampler=PositionSampler(start_step, batch_size, micro_batches, rank, world_size),
         num_workers=workers,

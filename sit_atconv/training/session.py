@@ -54,6 +54,7 @@ class Session:
             flip=self.config.data.flip,
             images=any(isinstance(teacher, Teacher) for teacher in self.teachers),
             teachers=[teacher.number for teacher in self.teachers if isinstance(teacher, CachedTeacher)],
+            taught_steps=self.config.alignment.stop_after if self.config.alignment else None,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         loader.worker_init_fn = ignore_termination

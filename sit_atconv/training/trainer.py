@@ -2,12 +2,12 @@
 
 import contextlib
 import errno
-import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.logging import get_logger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from sit_atconv.training.state import gather_state, restore_state
 from sit_atconv.training.stop import TERMINATED, Termination, TrainingStopped
 from sit_atconv.training.throughput import Interval
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)  # of the main process
 
 
 def train(config: Config, run: Path, resume: str | None = None) -> None:
@@ -219,11 +219,10 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     moments = batch["moments"].to(device, non_blocking=True)
     latents = sample_posterior(moments, draws.posterior_noise, dataset.latents)
     labels = batch["label"].to(device, non_blocking=True)
-    # Positions are those of the data order, so that they say which step this is.
-    stop = config.alignment.stop_after if config.alignment else None
-    over = stop is not None and int(batch["position"][0]) >= stop * config.training.batch_size
-    shown = {name: batch[name].to(device, non_blocking=True) for name in {t.key for t in session.teachers}}
-    targets = None if over else [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
+    # Once the alignment has stopped, the loader brings nothing for teachers.
+    shown = {t.key: batch[t.key].to(device, non_blocking=True) for t in session.teachers if t.key in batch}
+    stopped = bool(session.teachers) and not shown
+    targets = None if stopped else [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
     return latents, labels, draws, targets
 
 
