@@ -35,7 +35,7 @@ def test_operations_counted_from_shapes_are_those_that_torch_sees(name: str, opt
 
 @pytest.mark.parametrize("name", ["SiT-B/2", "SiT-ATConv-B/2"])
 def test_a_training_step_takes_three_forward_passes(name: str) -> None:
-    """But for the first layers' inputs, which need no gradient. Torch takes a depthwise backward pass for a dense one."""
+    """But for the first layers' inputs, which need no gradient. Torch counts a depthwise backward pass as a dense."""
     with torch.device("meta"):
         model = create_model(name, num_classes=0, depth=12)
         with FlopCounterMode(display=False) as counter:
