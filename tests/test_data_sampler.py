@@ -93,6 +93,11 @@ def test_image_and_latent_are_mirrored_together(digits):
     assert torch.equal(batch["moments"][0].flip(-1), batch["moments"][1])
 
 
+def test_nothing_is_read_for_teachers_after_their_last_step(digits):
+    batches = take(digits, 8, images=True, taught_steps=3, start_step=1, micro_batches=2)
+    assert ["image" in batch for batch in batches] == [True] * 4 + [False] * 4
+
+
 @pytest.mark.parametrize(("batch_size", "micro_batches", "world_size"), [(12, 5, 1), (12, 2, 4), (0, 1, 1)])
 def test_batches_that_do_not_divide(digits, batch_size, micro_batches, world_size):
     with pytest.raises(InputError, match="choose a multiple of"):
