@@ -1,5 +1,6 @@
 """Every case of docs/own_data.md in small: prepare, train and sample by their commands."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,11 @@ def test_fine_tuning_from_released_weights_by_command(photos, tmp_path):
     x, t = torch.randn(4, 4, 6, 4), torch.rand(4)
     null = torch.full((4,), released.num_classes)
     torch.testing.assert_close(model(x, t, torch.arange(4)), released(x, t, null), rtol=1e-4, atol=1e-4)
+
+    shutil.rmtree(tmp_path / "released")  # a run that is under way no longer needs it
+    fresh_accelerate()
+    words = f"{TINY} --data.path {tmp_path / 'data'} --training.steps 2 --preview.every null {words}".split()
+    train_command.main(["--config", CONFIG, "--run", str(tmp_path / "run"), *words])
 
 
 def test_networks_that_cannot_begin_with_these_weights(photos, tmp_path):

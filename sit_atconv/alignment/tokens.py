@@ -15,8 +15,8 @@ def resample_tokens(tokens: Tensor, source: tuple[int, int], target: tuple[int, 
 def normalise_spatially(tokens: Tensor, eps: float = 1e-6) -> Tensor:
     """Every channel of tokens (B, N, D) with mean 0 and variance 1 over the tokens of a picture, in fp32.
 
-    iREPA's (arXiv 2512.10794; the share γ of the mean that is removed is 1): what all tokens of a picture have in common
-    drowns how they differ.
+    iREPA's (arXiv 2512.10794, with γ = 1: all of the mean goes): what all tokens of a picture have in common drowns how
+    they differ.
     """
     tokens = tokens.float()
     centred = tokens - tokens.mean(1, keepdim=True)

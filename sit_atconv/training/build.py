@@ -10,7 +10,6 @@ from sit_atconv.config import Config, TeacherConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
-from sit_atconv.training.finetune import begin_with
 
 
 def require_trackers(names: list[str]) -> None:
@@ -23,7 +22,8 @@ def require_trackers(names: list[str]) -> None:
 def build_model(config: Config, dataset: LatentDataset) -> SiT:
     """The model, sized by the data. Raises `InputError` when the data have classes that the model would not."""
     options = {name: value for name, value in asdict(config.model).items() if value is not None}
-    name, wanted, begin = options.pop("name"), options.pop("num_classes", None), options.pop("init_from", None)
+    options.pop("init_from", None)  # see begin_with
+    name, wanted = options.pop("name"), options.pop("num_classes", None)
     if wanted and dataset.num_classes > wanted:
         raise InputError(
             f"{config.data.path} has {dataset.num_classes} classes, the model {wanted}: set model.num_classes to "
@@ -49,8 +49,6 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
             f"alignment.block is {config.alignment.block}, but {name} has {len(model.blocks)} blocks: "
             "choose one of them, counted from 1."
         )
-    if begin is not None:
-        begin_with(model, begin)
     return model
 
 

@@ -21,6 +21,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.training.build import build_model, build_teachers, require_trackers
 from sit_atconv.training.ema import WeightAverages, profiles
+from sit_atconv.training.finetune import begin_with
 from sit_atconv.training.objective import Objective
 from sit_atconv.training.stop import ignore_termination
 
@@ -78,6 +79,9 @@ def build_session(config: Config, run: Path) -> Session:
     # Initial weights are drawn on the CPU: the same ones on every process and device.
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset)
+    begun = any((run / "checkpoints").glob("step-*"))  # then its weights follow, and the first ones need not be there
+    if config.model.init_from is not None and not begun:
+        begin_with(model, config.model.init_from)
     teachers = build_teachers(config, dataset, device)
     bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
     twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
