@@ -293,7 +293,7 @@ def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path 
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/, overridden by what follows it")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
-    parser.add_argument("--resume", type=str, help="go back to this older checkpoint of the run: its step, name or path")
+    parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
     parsed = parser.parse_args(argv)
     for f in fields(Config):

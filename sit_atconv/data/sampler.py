@@ -5,7 +5,7 @@ for G samples an optimizer step, whatever the number of processes and of micro-b
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -66,8 +66,9 @@ class _PositionDataset(Dataset):
         images: bool,
         teachers: Sequence[int],
         taught: float,
+        extras: "Callable[[list[int]], dict[str, Tensor]] | None",
     ) -> None:
-        self._dataset, self._seed, self._flip = dataset, seed, flip
+        self._dataset, self._seed, self._flip, self._extras = dataset, seed, flip, extras
         self._images, self._teachers, self._taught = images, teachers, taught
 
     def __getitem__(self, positions: list[int]) -> "dict[str, Tensor] | InputError":
@@ -82,7 +83,8 @@ class _PositionDataset(Dataset):
         except InputError as error:
             # Handed over as a value: raised in a worker, it would arrive wrapped in that worker's traceback.
             return error
-        return {"position": torch.tensor(positions), "index": torch.tensor(indices), **batch}
+        extras = self._extras(positions) if self._extras else {}
+        return {"position": torch.tensor(positions), "index": torch.tensor(indices), **batch, **extras}
 
 
 class _TrainingLoader(DataLoader):
@@ -110,14 +112,15 @@ def training_loader(
     teachers: Sequence[int] = (),
     taught_steps: int | None = None,
     pin_memory: bool = False,
+    extras: Callable[[list[int]], dict[str, Tensor]] | None = None,
 ) -> DataLoader:
     """Endless micro-batches of this process, from global step `start_step` on; `batch_size` is one optimizer step's.
 
     A micro-batch of b = batch_size / (micro_batches · world_size) samples is a dictionary: "position" (b,) and "index"
     (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, "image" (b, 3, H, W) uint8 if `images`, and the cached
     tokens "tokens_k" (b, N, D) fp16 of each place k in `teachers`; no images and tokens after `taught_steps` steps.
-    Samples are mirrored with probability ½ if `flip`, keyed by their position. Not to be handed to
-    `accelerator.prepare`, which would shuffle and split it again.
+    Samples are mirrored with probability ½ if `flip`, keyed by their position. `extras` makes more tensors from the
+    positions, in the loading processes. Not to be handed to `accelerator.prepare`, which would shuffle and split again.
 
     Raises `InputError` when the batch does not divide, or the data do not hold what is asked for.
     """
@@ -138,7 +141,7 @@ def training_loader(
         )
     taught = float("inf") if taught_steps is None else taught_steps * batch_size
     return _TrainingLoader(
-        _PositionDataset(dataset, seed, flip, images, teachers, taught),
+        _PositionDataset(dataset, seed, flip, images, teachers, taught, extras),
         batch_size=None,
         sampler=PositionSampler(start_step, batch_size, micro_batches, rank, world_size),
         num_workers=workers,

@@ -43,6 +43,11 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
     )
 
 
+def draw_fields(positions: list[int], shape: tuple[int, ...], config: FlowConfig, seed: int) -> dict[str, Tensor]:
+    """`draw` as a dictionary, for the processes that load data: a large batch's noise takes longer than its reading."""
+    return vars(draw(torch.tensor(positions), shape, config, seed))
+
+
 class Objective(nn.Module):
     """SiT and its projectors under one roof, so that wrappers for many processes see one forward.
 

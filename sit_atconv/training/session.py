@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from sit_atconv.models import SiT
 from sit_atconv.training.build import build_model, build_teachers, require_trackers
 from sit_atconv.training.ema import WeightAverages, profiles
 from sit_atconv.training.finetune import begin_with
-from sit_atconv.training.objective import Objective
+from sit_atconv.training.objective import Objective, draw_fields
 from sit_atconv.training.stop import ignore_termination
 
 
@@ -57,6 +58,12 @@ class Session:
             teachers=[teacher.number for teacher in self.teachers if isinstance(teacher, CachedTeacher)],
             taught_steps=self.config.alignment.stop_after if self.config.alignment else None,
             pin_memory=self.accelerator.device.type == "cuda",
+            extras=partial(
+                draw_fields,
+                shape=self.dataset.latent_shape,
+                config=self.config.flow,
+                seed=self.config.training.seed,
+            ),
         )
         loader.worker_init_fn = ignore_termination
         return loader

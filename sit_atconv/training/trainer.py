@@ -3,7 +3,7 @@
 import contextlib
 import errno
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sit_atconv.training.checkpoint import Checkpoints
 from sit_atconv.training.evaluation import Evaluation
 from sit_atconv.training.guard import poisoned, step_unless_bad
 from sit_atconv.training.log import RunLog
-from sit_atconv.training.objective import Draws, draw
+from sit_atconv.training.objective import Draws
 from sit_atconv.training.position import Position
 from sit_atconv.training.power_ema import save_snapshot
 from sit_atconv.training.preview import Preview
@@ -213,9 +213,8 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
 
     The tokens are None when the alignment has stopped.
     """
-    config, dataset, device = session.config, session.dataset, session.accelerator.device
-    drawn = draw(batch["position"], dataset.latent_shape, config.flow, config.training.seed)
-    draws = Draws(*(value.to(device, non_blocking=True) for value in vars(drawn).values()))
+    dataset, device = session.dataset, session.accelerator.device
+    draws = Draws(**{field.name: batch[field.name].to(device, non_blocking=True) for field in fields(Draws)})
     moments = batch["moments"].to(device, non_blocking=True)
     latents = sample_posterior(moments, draws.posterior_noise, dataset.latents)
     labels = batch["label"].to(device, non_blocking=True)
