@@ -1,5 +1,6 @@
 """What a run says: means, operations counted, time and its parts, scores, the same numbers everywhere, curves."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -9,14 +10,16 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from training_runs import NO_PREVIEW, log_lines, losses, run_tiny
+from training_runs import ALIGNED, NO_PREVIEW, log_lines, losses, run_tiny
 
 import evaluate_fid
 from sit_atconv.models import create_model
 from sit_atconv.training import plot, trainer
 from sit_atconv.training.flops import forward_flops, mixer_flops, training_flops
 from sit_atconv.training.throughput import Interval
+from sit_atconv.training.trainer import Trainer
 
 SMALL = {"input_size": (16, 8), "depth": 4, "hidden_size": 64, "num_heads": 4, "in_channels": 3}
 
@@ -66,6 +69,39 @@ def test_the_log_and_the_trackers_carry_the_same_numbers(tmp_path: Path) -> None
     for name in ("loss", "grad_norm", "lr", "images_per_second", "data_seconds", "compute_seconds", "hours_left"):
         tracked = [(event.step, event.value) for event in accumulator.Scalars(name)]
         assert tracked == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a tensor's value by the host: on a GPU each would wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_nothing_waits_for_the_device_between_lines_of_the_log(tmp_path: Path, monkeypatch) -> None:
+    step, after, waits = Trainer.step, Trainer.after_step, Waits()
+
+    def watched_step(self: Trainer) -> None:
+        with waits if self.position.step else contextlib.nullcontext():  # the first starts the loader
+            step(self)
+
+    def watched_after(self: Trainer) -> dict[str, str]:
+        with waits if self.position.step < 6 else contextlib.nullcontext():
+            return after(self)
+
+    monkeypatch.setattr(Trainer, "step", watched_step)
+    monkeypatch.setattr(Trainer, "after_step", watched_after)
+    extra = f"--log.every 6 --log.checkpoint_every 6 --data.workers 1 --training.accumulation 2 {NO_PREVIEW} {ALIGNED}"
+    run_tiny(tmp_path / "run", f"{extra} --training.power_ema [0.1]")
+    assert waits.count == 0
+    with waits:
+        torch.ones(()).item()
+    assert waits.count == 1
 
 
 def test_the_parts_of_a_step_add_up_and_what_is_no_step_is_left_out(tmp_path: Path, monkeypatch) -> None:

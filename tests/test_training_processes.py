@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW
-from training_runs import ALIGNED, NO_PREVIEW, assert_same_checkpoint, log_lines, losses, start_run
+from training_runs import ALIGNED, NO_PREVIEW, ROOT, assert_same_checkpoint, log_lines, losses, start_run
 
 from sit_atconv import SiT
+from sit_atconv.config import FlowConfig
+from sit_atconv.models import create_model
 from sit_atconv.training import trainer
+from sit_atconv.training.objective import Objective
 from sit_atconv.training.throughput import Interval
 from sit_atconv.training.trainer import Trainer
 
@@ -102,6 +108,24 @@ def launch(run: Path, world: int, extra: str = "", *faults: str) -> list[int]:
         process.join(120)
         process.kill()
     return [process.exitcode for process in processes]
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_what_accelerates_files_say_to_every_process(monkeypatch, name: str) -> None:
+    words = ["--config_file", str(ROOT / "configs" / "accelerate" / f"{name}.yaml"), "train.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (arguments.multi_gpu, arguments.use_fsdp) == ((True, False) if name == "ddp" else (False, True))
+    if name == "fsdp2":
+        for key, value in prepare_multi_gpu_env(arguments).items():
+            monkeypatch.setenv(key, value)
+        plugin = FullyShardedDataParallelPlugin()
+        model = create_model("SiT-Hybrid-S/2", input_size=4, hidden_size=8, depth=2, num_heads=2)
+        objective = Objective(model, FlowConfig(), None)
+        plugin.set_auto_wrap_policy(objective)
+        splits = fsdp2_prepare_auto_wrap_policy(plugin, objective)
+        assert plugin.fsdp_version == 2
+        assert not plugin.cpu_ram_efficient_loading
+        assert [m for m in objective.modules() if splits(m)] == list(model.blocks)
 
 
 def records(run: Path, world: int) -> list[dict]:

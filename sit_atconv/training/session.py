@@ -107,7 +107,7 @@ def build_session(config: Config, run: Path) -> Session:
 def _accelerator(config: Config, run: Path) -> Accelerator:
     """Processes, devices and precision, as the launcher and the configuration say.
 
-    Raises `InputError` for a precision that the device does not have.
+    Raises `InputError` for a precision that the device does not have, and for DeepSpeed.
     """
     cpu = not torch.accelerator.is_available()
     if config.training.precision == "fp16" and cpu:
@@ -121,7 +121,14 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
         # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
         kwargs_handlers=[DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)],
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise InputError(
+            "DeepSpeed keeps the optimizer's state to itself and in pickles, which checkpoints here never hold: split "
+            "the weights with configs/accelerate/fsdp2.yaml instead."
+        )
     if accelerator.distributed_type == DistributedType.FSDP:
+        if config.training.precision == "fp16":
+            raise InputError("fp16 with weights split among processes is not supported: take training.precision bf16.")
         # Weights travel in fp32 and autocast chooses the precision of each operation, as without splitting them.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
