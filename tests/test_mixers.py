@@ -1,17 +1,14 @@
-"""ATConv against a literal transcription of Eq. 7-11 of arXiv 2510.20092, and the operator's backends."""
+"""ATConv against a literal transcription of Eq. 7-11 of arXiv 2510.20092, and attention against its definition."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers import ATConv, Attention
-from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d
 
 GRIDS = [(1, 1), (2, 3), (4, 4), (5, 7), (9, 6), (16, 16), (12, 18)]
 
@@ -122,38 +119,6 @@ def test_attention_against_its_definition() -> None:
     torch.testing.assert_close(mixer(x, (1, 5)), mixer.out_proj(torch.cat(heads, dim=-1)))
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    B=st.integers(1, 3), H=st.integers(1, 7), W=st.integers(1, 7), C=st.integers(1, 5), K=st.sampled_from([1, 3, 5, 7])
-)
-def test_operator_backends_agree(B: int, H: int, W: int, C: int, K: int) -> None:
-    x = torch.randn(B, H, W, C, dtype=torch.float64, requires_grad=True)
-    kernels = torch.randn(B, C, K, K, dtype=torch.float64, requires_grad=True)
-    windows = F.unfold(x.permute(0, 3, 1, 2), K, padding=K // 2).view(B, C, K * K, H, W)
-    expected = torch.einsum("bcthw,bct->bhwc", windows, kernels.flatten(2))
-    weights = torch.randn_like(expected)
-    wanted = torch.autograd.grad((expected * weights).sum(), (x, kernels))
-    for backend in ("auto", *BACKENDS):
-        y = per_sample_depthwise_conv2d(x, kernels, backend)
-        torch.testing.assert_close(y, expected)
-        for a, b in zip(torch.autograd.grad((y * weights).sum(), (x, kernels)), wanted, strict=True):
-            torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_operator_has_double_gradients(backend: str) -> None:
-    x = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    kernels = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda a, b: per_sample_depthwise_conv2d(a, b, backend), (x, kernels))
-
-
-def test_operator_refuses_what_does_not_fit() -> None:
-    x = torch.randn(1, 4, 4, 2)
-    with pytest.raises(InputError, match="do not belong together"):
-        per_sample_depthwise_conv2d(x, torch.randn(1, 3, 3, 3))
-    with pytest.raises(InputError, match="K odd"):
-        per_sample_depthwise_conv2d(x, torch.randn(1, 2, 4, 4))
-    with pytest.raises(InputError, match="did you mean 'grouped'"):
-        per_sample_depthwise_conv2d(x, torch.randn(1, 2, 3, 3), backend="group")
+def test_a_pool_that_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="pool"):
         ATConv(4, pool="grids")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.ops import per_sample_depthwise_conv2d
+from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 POOLS = ("grid", "raster")
@@ -54,16 +54,17 @@ class ATConv(nn.Module):
         # Context to kernel, Eq. 7-8. The paper projects N tokens and pools them into K²; we pool first. Pooling is
         # linear and its weights sum to 1, so the result is the same, and the projection costs K² tokens instead of N.
         context = self.kernel_proj(self._pool(x, grid))  # (B, K², C)
-        kernels = self.kernel_gen(ACTIVATIONS[self.activation](context).transpose(1, 2))  # (B, C, K²)
+        # Channels stay last to the end, as the convolution reads them.
+        weight, bias = self.kernel_gen.weight, self.kernel_gen.bias
+        kernels = weight @ ACTIVATIONS[self.activation](context) + bias.unsqueeze(-1)  # (B, K², C)
 
-        # Lateral inhibition, Eq. 9
-        inhibition = self.inhibition.sigmoid().unsqueeze(-1)  # λ: (C, 1)
-        kernels = kernels - inhibition * kernels.mean(-1, keepdim=True)
-        return kernels.unflatten(-1, (self.kernel_size, self.kernel_size))
+        # Lateral inhibition, Eq. 9, on the K² numbers of a channel
+        kernels = torch.addcmul(kernels, self.inhibition.sigmoid(), kernels.mean(1, keepdim=True), value=-1)
+        return kernels.transpose(1, 2).unflatten(-1, (self.kernel_size, self.kernel_size))
 
     def _pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Average tokens (B, N, C) over K² bins: (B, K², C). Bins overlap where K does not divide the grid."""
         K = self.kernel_size
-        rows, bins = (grid, (K, K)) if self.pool == "grid" else ((x.shape[1], 1), (K * K, 1))
-        image = x.unflatten(1, rows).permute(0, 3, 1, 2)  # a channels-last view
-        return F.adaptive_avg_pool2d(image, bins).flatten(2).transpose(1, 2)
+        if self.pool == "grid":
+            return pool_tokens(x, grid, (K, K))
+        return pool_tokens(x, (x.shape[1], 1), (K * K, 1))

@@ -1,0 +1,82 @@
+"""The operator's backends beside each other: `python -m benchmarks.backends [--write]`.
+
+With --write, the measurements of this machine's device replace those in sit_atconv/ops/measurements.json, from which
+"auto" takes its choice. On a CPU run it with OMP_NUM_THREADS=1.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Run, default_device, median_milliseconds, write_json
+from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d
+
+SIZES = {"cpu": ((4, 384), (16, 384), (16, 768), (32, 1152)), "cuda": ((16, 384), (16, 1152), (32, 1152), (64, 1152))}
+BATCH = {"cpu": 2, "cuda": 64}
+DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float16, torch.float32)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="into the package")
+    options = parser.parse_args()
+    device = default_device()
+    rows = [measured(case, device, options.turns) for case in cases(device)]
+    for row in rows:
+        times = "   ".join(f"{name} {ms:.3f}" for name, ms in row["milliseconds"].items())
+        flags = ("compiled" if row["compiled"] else "eager", "with gradients" if row["gradients"] else "forward")
+        print(f"{row['shape']!s:22} {row['dtype']:9} {flags[0]:9} {flags[1]:15} ms: {times}")
+    if options.write:
+        path = Path(str(resources.files("sit_atconv.ops").joinpath("measurements.json")))
+        kept = [row for row in json.loads(path.read_text())["rows"] if row["device"] != device.type]
+        write_json(path, "python -m benchmarks.backends --write", device, kept + rows)
+
+
+def cases(device: torch.device) -> Iterator[dict]:
+    """Everything that "auto" distinguishes."""
+    for dtype in DTYPES[device.type]:
+        for compiled in (False, True):
+            for gradients in (False, True):
+                for side, channels in SIZES[device.type]:
+                    shape = [BATCH[device.type], side, side, channels]
+                    case = {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "compiled": compiled}
+                    yield case | {"gradients": gradients, "numbers": side * side * channels, "shape": shape}
+
+
+def measured(case: dict, device: torch.device, turns: int) -> dict:
+    """The case with each backend's median; "copy" is what moving x once costs."""
+    torch.compiler.reset()  # every case is compiled for its own sizes
+    dtype = getattr(torch, case["dtype"])
+    x = torch.randn(case["shape"], device=device, dtype=dtype, requires_grad=case["gradients"])
+    B, C = case["shape"][0], case["shape"][-1]
+    kernels = torch.randn(B, C, 3, 3, device=device, dtype=dtype, requires_grad=case["gradients"])
+    contenders = {
+        name: contender(name, x, kernels, case["compiled"])
+        for name in BACKENDS
+        if name != "triton" or device.type == "cuda"
+    }
+    times = median_milliseconds({"copy": x.detach().clone, **contenders}, device, turns)
+    copy = times.pop("copy")
+    return case | {"copy": copy, "milliseconds": times}
+
+
+def contender(name: str, x: Tensor, kernels: Tensor, compiled: bool) -> Run:
+    """One call of a backend, with both gradients if x wants one."""
+    function = partial(per_sample_depthwise_conv2d, backend=name)
+    if compiled:
+        function = torch.compile(function, fullgraph=True)
+    if not x.requires_grad:
+        return lambda: function(x, kernels)
+    dy = torch.randn_like(x)
+    return lambda: torch.autograd.grad(function(x, kernels), (x, kernels), dy)
+
+
+if __name__ == "__main__":
+    main()

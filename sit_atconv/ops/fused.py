@@ -1,0 +1,67 @@
+"""The CUDA backend: one Triton kernel forward, one backward that gives both gradients in a single pass."""
+
+import torch
+from torch import Tensor
+
+from sit_atconv.ops.precision import accumulation_dtype
+from sit_atconv.ops.registration import register_operator
+
+MAX_COLUMNS = 16  # a program's; wider images are cut
+
+
+def _shared_arguments(x: Tensor, kernels: Tensor) -> dict:
+    """What both kernels are told about (B, H, W, C) tokens and (B, C, K, K) kernels of any strides over B, C and K²."""
+    import triton  # here and below: Triton is asked for only where it runs
+
+    _, H, W, C = x.shape
+    dtype = triton.language.float64 if x.dtype == torch.float64 else triton.language.float32
+    sample_stride, channel_stride, tap_stride = kernels.flatten(2).stride()
+    return {
+        "H": H,
+        "W": W,
+        "C": C,
+        "sample_stride": sample_stride,
+        "channel_stride": channel_stride,
+        "tap_stride": tap_stride,
+        "K": kernels.shape[-1],
+        "BLOCK_W": min(triton.next_power_of_2(W), MAX_COLUMNS),
+        "dtype": dtype,
+    }
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _forward(x: Tensor, kernels: Tensor) -> Tensor:
+    from sit_atconv.ops.triton_kernels import forward_kernel
+
+    x = x.contiguous()
+    B, H, W, C = x.shape
+    arguments, y = _shared_arguments(x, kernels), torch.empty_like(x)
+    columns = _cdiv(W, arguments["BLOCK_W"])
+    with torch.cuda.device_of(x):
+        forward_kernel[lambda chosen: (B * _cdiv(H, chosen["ROWS"]) * columns * _cdiv(C, chosen["BLOCK_C"]),)](
+            x, kernels, y, **arguments
+        )
+    return y
+
+
+def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    from sit_atconv.ops.triton_kernels import backward_kernel
+
+    dy, x = dy.contiguous(), x.contiguous()
+    B, _, W, C = x.shape
+    K = kernels.shape[-1]
+    arguments, dx = _shared_arguments(x, kernels), torch.empty_like(x)
+    columns = _cdiv(W, arguments["BLOCK_W"])
+    partial = x.new_empty(B, columns, K * K, C, dtype=accumulation_dtype(x.dtype))
+    with torch.cuda.device_of(x):
+        backward_kernel[lambda chosen: (B * columns * _cdiv(C, chosen["BLOCK_C"]),)](
+            dy, x, kernels, dx, partial, **arguments
+        )
+    dkernels = partial.sum(1).to(kernels.dtype).transpose(1, 2).contiguous()
+    return dx, dkernels.view(kernels.shape)
+
+
+fused_convolution = register_operator("depthwise_triton", _forward, _backward)

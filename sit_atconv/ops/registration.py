@@ -1,0 +1,38 @@
+"""A forward and a backward function made one operator of torch: autograd twice, compilation, fake tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def register_operator(name: str, forward: Forward, backward: Backward) -> Forward:
+    """Register `sit_atconv::<name>` and `sit_atconv::<name>_backward`; returns the first, differentiable twice.
+
+    Args:
+        forward: y(x, kernels), linear in each; x and y (B, H, W, C), kernels (B, C, K, K).
+            What both return is contiguous: compilers rely on it.
+        backward: (gradient of y, x, kernels) -> the gradients of x and of the kernels.
+    """
+    operator = torch.library.custom_op(f"sit_atconv::{name}", forward, mutates_args=())
+    gradient = torch.library.custom_op(f"sit_atconv::{name}_backward", backward, mutates_args=())
+    operator.register_fake(lambda x, kernels: x.new_empty(x.shape))
+    gradient.register_fake(lambda dy, x, kernels: (x.new_empty(x.shape), kernels.new_empty(kernels.shape)))
+
+    def save_inputs(ctx, inputs: tuple[Tensor, ...], output: object) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def differentiate(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient(dy, *ctx.saved_tensors)
+
+    def differentiate_twice(ctx, ddx: Tensor, ddkernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # The convolution is linear in x and in the kernels, so its gradients are sums of the same two functions.
+        dy, x, kernels = ctx.saved_tensors
+        return operator(ddx, kernels) + operator(x, ddkernels), *gradient(dy, ddx, ddkernels)
+
+    operator.register_autograd(differentiate, setup_context=save_inputs)
+    gradient.register_autograd(differentiate_twice, setup_context=save_inputs)
+    return operator

@@ -1,0 +1,39 @@
+"""The repeated block under torch.compile: one program for all blocks of a kind and all batch sizes."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.profiler import ProfilerActivity, profile
+
+from sit_atconv import create_model
+from sit_atconv.models.mixers import ATConv, Attention
+
+KINDS = {"SiT-S/2": 1, "SiT-ATConv-S/2": 1, "SiT-Hybrid-S/2": 2}
+
+
+@pytest.mark.parametrize(("name", "kinds"), KINDS.items())
+def test_blocks_are_compiled_once_for_all_batch_sizes(name: str, kinds: int) -> None:
+    torch._dynamo.reset()
+    model = create_model(name, input_size=8, hidden_size=16, depth=4, num_heads=2, num_classes=5)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    batches = [(torch.randn(B, 4, 8, 8), torch.rand(B), torch.arange(B) % 5) for B in (4, 3, 6, 2, 9)]
+    with torch.no_grad():
+        expected = [model(*batch) for batch in batches]
+        counter = CompileCounterWithBackend("eager")
+        model.compile_repeated_blocks(fullgraph=True, backend=counter)
+        for batch, velocity in zip(batches, expected, strict=True):
+            torch.testing.assert_close(model(*batch), velocity, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 2 * kinds  # the first batch's size, then any
+
+
+@pytest.mark.parametrize("mixer", [ATConv(64), Attention(64, 4)], ids=["atconv", "attention"])
+def test_no_tokens_are_transposed(mixer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "blocked")
+    x = torch.randn(2, 16 * 16, 64)
+    mixer(x, (16, 16))
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        mixer(x, (16, 16))
+    copied = [event.input_shapes[0] for event in recorded.events() if event.name == "aten::clone"]
+    assert all(torch.Size(shape).numel() < x.numel() for shape in copied)
