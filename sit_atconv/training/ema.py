@@ -100,6 +100,8 @@ class WeightAverages:
             name: {key: p.detach().float().clone() for key, p in model.named_parameters()} for name in self.profiles
         }
         self._twin = twin.eval().requires_grad_(False)
+        nothing = {key: tensor.to("meta") for key, tensor in twin.state_dict().items()}
+        self._twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: let go of their memory
 
     @torch.no_grad()
     def update(self, step: int, taken: Tensor) -> None:
