@@ -62,6 +62,8 @@ def test_strides_of_the_arguments_do_not_matter() -> None:
     x, kernels = (tensor.detach() for tensor in random_arguments(2, 3, 4, 6, 3))
     strided = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     taps_first = kernels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    transposed = kernels.transpose(2, 3).contiguous().transpose(2, 3)  # K×K is no view of K²
+    torch.testing.assert_close(convolve(strided, transposed), unfolded_convolution(x, kernels))
     weights = torch.randn_like(x).transpose(1, 2).contiguous().transpose(1, 2)
     arguments = strided.requires_grad_(), taps_first.requires_grad_()
     expected = value_and_gradients(unfolded_convolution, *arguments, weights)

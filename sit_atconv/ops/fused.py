@@ -9,13 +9,13 @@ from sit_atconv.ops.registration import register_operator
 MAX_COLUMNS = 16  # a program's; wider images are cut
 
 
-def _shared_arguments(x: Tensor, kernels: Tensor) -> dict:
-    """What both kernels are told about (B, H, W, C) tokens and (B, C, K, K) kernels of any strides over B, C and K²."""
+def _shared_arguments(x: Tensor, taps: Tensor, K: int) -> dict:
+    """What both kernels are told about tokens (B, H, W, C) and taps (B, C, K²) of any strides."""
     import triton  # here and below: Triton is asked for only where it runs
 
     _, H, W, C = x.shape
     dtype = triton.language.float64 if x.dtype == torch.float64 else triton.language.float32
-    sample_stride, channel_stride, tap_stride = kernels.flatten(2).stride()
+    sample_stride, channel_stride, tap_stride = taps.stride()
     return {
         "H": H,
         "W": W,
@@ -23,7 +23,7 @@ def _shared_arguments(x: Tensor, kernels: Tensor) -> dict:
         "sample_stride": sample_stride,
         "channel_stride": channel_stride,
         "tap_stride": tap_stride,
-        "K": kernels.shape[-1],
+        "K": K,
         "BLOCK_W": min(triton.next_power_of_2(W), MAX_COLUMNS),
         "dtype": dtype,
     }
@@ -38,11 +38,12 @@ def _forward(x: Tensor, kernels: Tensor) -> Tensor:
 
     x = x.contiguous()
     B, H, W, C = x.shape
-    arguments, y = _shared_arguments(x, kernels), torch.empty_like(x)
+    taps = kernels.flatten(2)  # a copy only where it is no view
+    arguments, y = _shared_arguments(x, taps, kernels.shape[-1]), torch.empty_like(x)
     columns = _cdiv(W, arguments["BLOCK_W"])
     with torch.cuda.device_of(x):
         forward_kernel[lambda chosen: (B * _cdiv(H, chosen["ROWS"]) * columns * _cdiv(C, chosen["BLOCK_C"]),)](
-            x, kernels, y, **arguments
+            x, taps, y, **arguments
         )
     return y
 
@@ -53,12 +54,13 @@ def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
     dy, x = dy.contiguous(), x.contiguous()
     B, _, W, C = x.shape
     K = kernels.shape[-1]
-    arguments, dx = _shared_arguments(x, kernels), torch.empty_like(x)
+    taps = kernels.flatten(2)
+    arguments, dx = _shared_arguments(x, taps, K), torch.empty_like(x)
     columns = _cdiv(W, arguments["BLOCK_W"])
     partial = x.new_empty(B, columns, K * K, C, dtype=accumulation_dtype(x.dtype))
     with torch.cuda.device_of(x):
         backward_kernel[lambda chosen: (B * columns * _cdiv(C, chosen["BLOCK_C"]),)](
-            dy, x, kernels, dx, partial, **arguments
+            dy, x, taps, dx, partial, **arguments
         )
     dkernels = partial.sum(1).to(kernels.dtype).transpose(1, 2).contiguous()
     return dx, dkernels.view(kernels.shape)

@@ -31,7 +31,8 @@ def pool_tokens(x: Tensor, grid: tuple[int, int], bins: tuple[int, int], backend
     # what is left of n divides the few sums.
     count = members.sum(1, keepdim=True, dtype=accumulation_dtype(x.dtype))
     share = torch.exp2(-torch.floor(torch.log2(count)))
-    sums = (members * share).to(x.dtype) @ x
+    weights = (members * share).to(x.dtype).expand(len(x), -1, -1)
+    sums = torch.bmm(weights, x)  # matmul would transpose the tokens to fold the batch into one product
     return (sums / (count * share)).to(sums.dtype)
 
 

@@ -1,0 +1,92 @@
+"""One ATConv block over one attention block, and the mixers alone: `python -m benchmarks.block [--json FILE]`.
+
+Table VIII of the ATConv paper (arXiv 2510.20092) compares whole models, whose blocks decide. The third contender is
+ATConv as it was released: all tokens projected before they are pooled, a grouped convolution between transposes.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import Run, default_device, machine, median_milliseconds, write_json
+from sit_atconv.models.mixers import ATConv, Attention
+from sit_atconv.models.sit import Block
+
+SIZES = {"cpu": ((384, 6, 16), (768, 12, 16), (384, 6, 32)), "cuda": ((1152, 16, 16), (1152, 16, 32), (1152, 16, 64))}
+
+
+class ReleasedATConv(ATConv):
+    """The same function, computed as the released code does."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        B, N, C = x.shape
+        K = self.kernel_size
+        context = F.adaptive_avg_pool2d(self.kernel_proj(x).transpose(1, 2).reshape(B, C, *grid), K).flatten(2)
+        kernels = self.kernel_gen(F.gelu(context))
+        kernels = kernels - torch.sigmoid(self.inhibition).view(1, C, 1) * kernels.mean(2, keepdim=True)
+        values = self.value_proj(x).transpose(1, 2).reshape(1, B * C, *grid)
+        y = F.conv2d(values, kernels.reshape(B * C, 1, K, K), padding=K // 2, groups=B * C)
+        return self.out_proj(y.view(B, C, N).transpose(1, 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--batch-size", type=int, help="default: 2 on a CPU, 64 on a GPU")
+    parser.add_argument("--compile", action="store_true", help="all contenders by torch.compile")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = default_device()
+    B = options.batch_size or (64 if device.type == "cuda" else 2)
+    rows = []
+    print(f"{machine(device)}, batch {B}. Attention in ms, the others over it.\n")
+    print(f"{'C':>6} {'tokens':>7} {'':6} {'':15} {'attention':>10} {'ATConv':>8} {'released':>9}")
+    for size in SIZES[device.type]:
+        for whole in (True, False):
+            for gradients in (False, True):
+                rows.append(measure(size, B, whole, gradients, options, device))
+                print(line(rows[-1]))
+    write_json(options.json, "python -m benchmarks.block", device, rows)
+
+
+def measure(
+    size: tuple[int, int, int], B: int, whole: bool, gradients: bool, options: argparse.Namespace, device: torch.device
+) -> dict:
+    """Width, heads and side; the whole block or its mixer; all contenders in turns."""
+    dim, heads, side = size
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    mixers = {"attention": Attention(dim, heads), "ATConv": ATConv(dim), "released": ReleasedATConv(dim)}
+    runs = {}
+    for name, mixer in mixers.items():
+        module = (Block(dim, mixer, 4.0) if whole else mixer).to(device)
+        function = torch.compile(module) if options.compile else module
+        runs[name] = call(function, torch.randn(B, side**2, dim, device=device), side, whole, gradients)
+    times = median_milliseconds(runs, device, options.turns)
+    return {"dim": dim, "tokens": side**2, "block": whole, "gradients": gradients, "milliseconds": times}
+
+
+def call(module: nn.Module, x: Tensor, side: int, whole: bool, gradients: bool) -> Run:
+    """Forward under bf16 autocast on a GPU, in fp32 on a CPU; with the gradients of tokens and weights if wanted."""
+    arguments = (torch.randn(len(x), x.shape[-1], device=x.device), (side, side)) if whole else ((side, side),)
+    wanted = [x.requires_grad_(gradients), *module.parameters()]
+
+    def forward() -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda), torch.set_grad_enabled(gradients):
+            return module(x, *arguments)
+
+    return (lambda: torch.autograd.grad(forward().float().sum(), wanted)) if gradients else forward
+
+
+def line(row: dict) -> str:
+    ms = row["milliseconds"]
+    what, passes = "block" if row["block"] else "mixer", "with gradients" if row["gradients"] else "forward"
+    ratios = f"{ms['ATConv'] / ms['attention']:8.2f} {ms['released'] / ms['attention']:9.2f}"
+    return f"{row['dim']:6} {row['tokens']:7} {what:6} {passes:15} {ms['attention']:10.2f} {ratios}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Token mixing alone, as in the ATConv paper's Fig. 4 (arXiv 2510.20092): `python -m benchmarks.operator`.
+
+ATConv, full attention and cheaper attentions on C = 128 channels over growing images, without the projections that
+all of them share: q, k, v (or the values and their kernels) are given. Time forward, and forward with gradients.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from benchmarks.timing import Run, default_device, machine, median_milliseconds, peak_mebibytes, write_json
+from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
+
+SIDES = {"cpu": (8, 16, 32, 64), "cuda": (8, 16, 32, 64, 128)}
+HEAD = 32  # channels of a head
+WINDOW = 8
+
+Mixing = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, W, C) -> (B, H, W, C)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every token over all tokens."""
+    q, k, v = (rearrange(t, "b h w (n d) -> b n (h w) d", d=HEAD) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v)
+    return y.transpose(1, 2).flatten(2)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every token over its 8×8 window (Swin)."""
+    pattern = "b (h p) (w q) (n d) -> (b h w) n (p q) d"
+    return F.scaled_dot_product_attention(*(rearrange(t, pattern, p=WINDOW, q=WINDOW, d=HEAD) for t in (q, k, v)))
+
+
+def grid_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every token over an 8×8 grid spread over the image (MaxViT)."""
+    pattern = "b (p h) (q w) (n d) -> (b h w) n (p q) d"
+    return F.scaled_dot_product_attention(*(rearrange(t, pattern, p=WINDOW, q=WINDOW, d=HEAD) for t in (q, k, v)))
+
+
+def pooled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every token over 7×7 averages of keys and values (PVTv2)."""
+    grid = q.shape[1:3]
+    q = rearrange(q, "b h w (n d) -> b n (h w) d", d=HEAD)
+    k, v = (rearrange(pool_tokens(t.flatten(1, 2), grid, (7, 7)), "b m (n d) -> b n m d", d=HEAD) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """φ(q)·(φ(k)ᵀv), normalised, φ = elu + 1 (Katharopoulos et al. 2020)."""
+    q, k, v = (rearrange(t, "b h w (n d) -> b n (h w) d", d=HEAD) for t in (q, k, v))
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return (q @ (k.transpose(-1, -2) @ v)) / (q @ k.sum(2).unsqueeze(-1))
+
+
+def atconv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Kernels from the 3×3 average of k, then their convolution with v."""
+    context = pool_tokens(k.flatten(1, 2), tuple(k.shape[1:3]), (3, 3))
+    return per_sample_depthwise_conv2d(v, context.transpose(1, 2).unflatten(-1, (3, 3)))
+
+
+MIXINGS: dict[str, Mixing] = {
+    "ATConv": atconv,
+    "attention": attention,
+    "window": window_attention,
+    "pooled keys": pooled_attention,
+    "linear": linear_attention,
+    "grid": grid_attention,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="default: 1 on a CPU, 64 on a GPU")
+    parser.add_argument("--sides", type=int, nargs="+", help="of the image in tokens, multiples of 8")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = default_device()
+    B = options.batch_size or (64 if device.type == "cuda" else 1)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    sides = options.sides or SIDES[device.type]
+    rows = [
+        measure((B, side, side, options.channels), gradients, dtype, device, options.turns)
+        for gradients in (False, True)
+        for side in sides
+    ]
+    report(rows, device)
+    write_json(options.json, "python -m benchmarks.operator", device, rows)
+
+
+def measure(shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device: torch.device, turns: int) -> dict:
+    """One size, all contenders in turns."""
+    tokens = [torch.randn(shape, device=device, dtype=dtype, requires_grad=gradients) for _ in range(3)]
+    runs = {name: call(mixing, tokens) for name, mixing in MIXINGS.items()}
+    return {
+        "shape": shape,
+        "gradients": gradients,
+        "milliseconds": median_milliseconds(runs, device, turns),
+        "mebibytes": {name: peak_mebibytes(run, device) for name, run in runs.items()},
+    }
+
+
+def call(mixing: Mixing, tokens: list[Tensor]) -> Run:
+    """The mixing of these tokens, with the gradients of those that it uses if they want one."""
+    forward = partial(mixing, *tokens)
+    if not tokens[0].requires_grad:
+        return forward
+    dy = torch.randn_like(forward())
+    return lambda: torch.autograd.grad(forward(), tokens, dy, allow_unused=True)
+
+
+def report(rows: list[dict], device: torch.device) -> None:
+    print(f"{machine(device)}. Milliseconds; in brackets peak MiB where the device counts them.\n")
+    print(f"{'B, H, W, C':22} {'':15}" + "".join(f"{name:>18}" for name in MIXINGS))
+    for row in rows:
+        cells = []
+        for name, ms in row["milliseconds"].items():
+            memory = row["mebibytes"][name]
+            cells.append(f"{ms:.3f}" + ("" if memory is None else f" [{memory:.0f}]"))
+        passes = "with gradients" if row["gradients"] else "forward"
+        print(f"{', '.join(map(str, row['shape'])):22} {passes:15}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
