@@ -36,8 +36,14 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
         free = (*_FREE, "training.steps") if begun.optimizer.schedule == "constant" else _FREE
         refused = [line for line in changed if not line.startswith(free)]
         if refused:
+            ends = any(line.startswith("training.steps:") for line in refused)
+            why = (
+                " A linear schedule's steps depend on where it ends: only a constant one can be lengthened."
+                if ends
+                else ""
+            )
             raise InputError(
-                f"{run} was begun with another configuration ({'; '.join(refused)}). Nothing was changed: "
+                f"{run} was begun with another configuration ({'; '.join(refused)}).{why} Nothing was changed: "
                 "give the configuration it was begun with to continue it, or choose another --run."
             )
         return changed
