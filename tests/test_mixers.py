@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.block import ReleasedATConv
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers import ATConv, Attention
 
@@ -98,6 +99,14 @@ def test_each_image_has_its_own_kernels() -> None:
     together = mixer(tokens, (4, 5))
     alone = torch.cat([mixer(tokens[i : i + 1], (4, 5)) for i in range(3)])
     torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (5, 7)])
+def test_the_benchmarks_released_atconv_computes_the_same(grid: tuple[int, int]) -> None:
+    mixer, released = random_atconv(6, torch.float64), ReleasedATConv(6).double()
+    released.load_state_dict(mixer.state_dict())
+    tokens = torch.randn(2, grid[0] * grid[1], 6, dtype=torch.float64)
+    torch.testing.assert_close(released(tokens, grid), mixer(tokens, grid), rtol=1e-10, atol=1e-10)
 
 
 def test_contract_of_parameters() -> None:
