@@ -25,7 +25,7 @@ def test_under_the_interpreter() -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(("capability", "dtype", "number"), [(90, "bf16", 0), (90, "bf16", 7), (80, "fp32", 3)])
-def test_compiles_for_gpus_without_spilling(direction: str, capability: int, dtype: str, number: int) -> None:
+def test_compiles_for_gpus_without_atomics(direction: str, capability: int, dtype: str, number: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
