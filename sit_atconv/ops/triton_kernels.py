@@ -9,7 +9,7 @@ the same input gives the same bits. `sit_atconv.ops.fused` launches them; import
 import triton
 import triton.language as tl
 
-# Four or eight sums a thread and tap: with more, the backward kernel's registers spill.
+# Four or eight sums a thread and tap: with eight the backward kernel's registers spill a little, with more a lot.
 _TILES = ((32, 2), (32, 4), (64, 4), (64, 8))  # channels, warps
 FORWARD_CONFIGURATIONS = [triton.Config({"ROWS": r, "BLOCK_C": c}, num_warps=w) for r in (4, 8, 16) for c, w in _TILES]
 BACKWARD_CONFIGURATIONS = [triton.Config({"ROWS": r, "BLOCK_C": c}, num_warps=w) for r in (4, 8) for c, w in _TILES]
