@@ -134,7 +134,7 @@ def test_kills_at_random_moments_lose_at_most_one_checkpoint_interval(tmp_path: 
         if process.exitcode == 0:
             break
     assert codes[-1] == 0, Path(f"{run}.stderr").read_text()[-2000:]
-    assert set(codes) <= {0, -signal.SIGKILL, -signal.SIGTERM, TERMINATED}
+    assert set(codes) <= {0, -signal.SIGKILL, -signal.SIGTERM, TERMINATED}, Path(f"{run}.stderr").read_text()[-5000:]
     assert codes.count(-signal.SIGKILL) >= 4
     run_tiny(tmp_path / "whole", extra)
     assert losses(run) == losses(tmp_path / "whole")

@@ -29,7 +29,14 @@ DIFFUSIONS: dict[str, Callable[[Interpolant, Tensor], Tensor]] = {
 
 
 def sde_times(steps: int, start: float, last_step: str, last_step_size: float) -> Tensor:
-    """The grid of N intervals: linspace(start, last_step_size, N) and then 0, in fp64 on the CPU."""
+    """The grid of N intervals: linspace(start, last_step_size, N) and then 0, in fp64 on the CPU.
+
+    Raises `InputError` for an unknown last step, N < 1, or unless 0 < last_step_size < start <= 1.
+    """
+    require_one_of(last_step, LAST_STEPS, "last step")
+    require_steps(steps)
+    if not 0 < last_step_size < start <= 1:
+        raise InputError("The last step's size must lie between 0 and the start, which is at most 1.")
     if last_step == "none":
         return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
     if steps == 1:
@@ -80,17 +87,12 @@ def integrate_sde(
     interpolant = interpolant or Linear()
     require_one_of(method, SDE_METHODS, "SDE solver")
     require_one_of(diffusion, DIFFUSIONS, "diffusion")
-    require_one_of(last_step, LAST_STEPS, "last step")
-    require_steps(steps)
-    if diffusion_scale < 0 or not 0 < last_step_size < start <= 1:
-        raise InputError(
-            "The diffusion scale must be >= 0, and the last step's size between 0 and the start, which is at most 1."
-        )
+    if diffusion_scale < 0:
+        raise InputError(f"The diffusion scale must be >= 0, not {diffusion_scale}.")
     if diffusion == "sbdm" or (steps == 1 and last_step == "tweedie"):
         start = min(start, interpolant.time_range("score")[1])
     times = sde_times(steps, start, last_step, last_step_size)
     D = diffusion_scale * DIFFUSIONS[diffusion](interpolant, times)
-
     dtype = dtype or solver_dtype(x.device)
     noise = noise or (lambda step: torch.randn_like(x))
     sde = _DiscreteSde(interpolant, times.to(dtype), D.tolist())

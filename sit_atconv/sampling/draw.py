@@ -1,6 +1,7 @@
 """From keyed noise to latents: the model, guided, under a solver."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,19 +93,13 @@ class Drawing:
                 samples=samples,
                 on_step=on_step,
             )
-        return integrate_ode(
-            velocity,
-            noise,
-            settings.steps,
-            settings.solver,
-            start=high,
-            end=low,
-            shift=settings.shift,
-            atol=settings.atol,
-            rtol=settings.rtol,
-            samples=samples,
-            on_step=on_step,
-        )
+        return integrate_ode(velocity, noise, **self.ode_options, start=high, end=low, samples=samples, on_step=on_step)
+
+    @property
+    def ode_options(self) -> dict[str, Any]:
+        """What `integrate_ode` is told in either direction."""
+        names = {"steps": "steps", "method": "solver", "shift": "shift", "atol": "atol", "rtol": "rtol"}
+        return {name: getattr(self.settings, setting) for name, setting in names.items()}
 
     def velocity(self, labels: Tensor | None, device: torch.device) -> Velocity:
         """The guided field of (x, t) for labels (b,) on the CPU."""

@@ -57,13 +57,9 @@ def invert_latents(
     noise = invert(
         drawing.velocity(labels, latents.device),
         latents,
-        settings.steps,
-        settings.solver,
+        **drawing.ode_options,
         start=low,
         end=high,
-        shift=settings.shift,
-        atol=settings.atol,
-        rtol=settings.rtol,
         samples=samples,
     )
     return Inverted(latents, noise, drawing.integrate(noise, labels, samples=samples))

@@ -74,14 +74,10 @@ def score_likelihood(
         bits = log_likelihood(
             drawing.velocity(batch.labels, model.device),
             latents,
-            settings.steps,
-            settings.solver,
+            **drawing.ode_options,
             probe=_signs(batch, seed),
             start=low,
             end=high,
-            shift=settings.shift,
-            atol=settings.atol,
-            rtol=settings.rtol,
             samples=batch.rows,
         )
         yield bits.cpu() + (math.log2(_LEVELS) if pixels else 0.0)

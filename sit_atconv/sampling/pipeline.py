@@ -145,18 +145,19 @@ class SiTPipeline(DiffusionPipeline):
         require_one_of(output_type, OUTPUT_TYPES, "output type")
         labels = self._labels(class_labels, num_images)
         count = num_images if labels is None else len(labels)
-        default_guidance = 1.0 if labels is None else 4.0
-        guidance = default_guidance if guidance_scale is None else guidance_scale
-        drawing = Drawing(self.transformer, SamplerSettings(steps=num_inference_steps, guidance=guidance, **settings))
+        if guidance_scale is None:
+            guidance_scale = 1.0 if labels is None else 4.0
+        chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
+        drawing = Drawing(self.transformer, chosen)
         if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
             raise InputError("Callbacks are handed the latents and nothing else: name ('latents',).")
 
-        # Noise, at the device where a model that is offloaded will run
-        device = self._execution_device
         shape = (count, *self._latent_shape(height, width))
         if latents is not None and latents.shape != shape:
             raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
-        noise = randn_tensor(shape, generator, device) if latents is None else latents.to(device)
+
+        def draw_noise(step: int | None = None) -> Tensor:
+            return randn_tensor(shape, generator, self._execution_device)  # where a model that is offloaded will run
 
         def after_step(step: int, t: float, state: Tensor) -> Tensor:
             bar.update()
@@ -167,10 +168,10 @@ class SiTPipeline(DiffusionPipeline):
 
         with self.progress_bar(total=num_inference_steps) as bar:
             drawn = drawing.integrate(
-                noise.float(),
+                draw_noise() if latents is None else latents.to(self._execution_device, torch.float32),
                 labels,
-                increment=lambda step: randn_tensor(shape, generator, device),
-                on_step=after_step if drawing.settings.solver != "dopri5" or callback_on_step_end else None,
+                increment=draw_noise,
+                on_step=after_step if chosen.solver != "dopri5" or callback_on_step_end else None,
             )
         images = drawn if output_type == "latent" else self._decode(drawn, output_type)
         self.maybe_free_model_hooks()
