@@ -153,12 +153,13 @@ def log_lines_so_far(run: Path) -> list[dict]:
     return read_log(path) if path.exists() else []
 
 
-def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_code_143(tmp_path: Path) -> None:
-    process = start_run(tmp_path / "run", f"{SIZED} {NO_PREVIEW} --data.workers 1", terminate_in_step, 6)
+@pytest.mark.parametrize("step", [4, 6])  # a step whose checkpoint is due anyway, and one between two of them
+def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_code_143(tmp_path: Path, step: int) -> None:
+    process = start_run(tmp_path / "run", f"{SIZED} {NO_PREVIEW} --data.workers 1", terminate_in_step, step)
     process.join()
     assert process.exitcode == 143
-    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-0000006"
-    assert "step-0000006" in Path(f"{tmp_path / 'run'}.stderr").read_text()
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == f"step-{step:07d}"
+    assert f"step-{step:07d}" in Path(f"{tmp_path / 'run'}.stderr").read_text()
 
 
 @pytest.mark.parametrize("files_fit", [0, 1, 6])

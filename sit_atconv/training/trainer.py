@@ -78,6 +78,7 @@ class Trainer:
         self.session, self.directory, self.checkpoints, self.position = session, run, checkpoints, position
         self.batches = iter(session.loader(position.step))
         self.log = RunLog(run / "log.jsonl", accelerator)
+        self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
         self.preview = Preview(config.preview, session.dataset, run / "samples", config.training.seed)
         scored = config.evaluation is not None
         seed = config.training.seed
@@ -178,11 +179,14 @@ class Trainer:
         return self.position.note_score(next(iter(scores.values())))
 
     def save(self) -> Path:
-        """Write the checkpoint of this step, unless it is there."""
-        with self.interval.paused():
-            self.position.guard.check()
-            write = gather_state(self.session, self.position.state())
-            return self.checkpoints.save(self.position.step, write)
+        """Write the checkpoint of this step, unless that is done: SIGTERM may come in a step that is kept anyway."""
+        step = self.position.step
+        if self.newest is None or self.newest[0] != step:
+            with self.interval.paused():
+                self.position.guard.check()
+                write = gather_state(self.session, self.position.state())
+                self.newest = step, self.checkpoints.save(step, write)
+        return self.newest[1]
 
 
 def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
