@@ -12,7 +12,7 @@ from operator_truth import assert_same, random_arguments, unfolded_convolution, 
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sit_atconv.errors import InputError
-from sit_atconv.ops import BACKENDS, blocked, per_sample_depthwise_conv2d, selection
+from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d, selection
 from sit_atconv.ops.pooling import pool_tokens
 
 EVERYWHERE = [name for name in BACKENDS if name != "triton"]  # that one has tests/test_ops_triton.py
@@ -25,19 +25,15 @@ EVERYWHERE = [name for name in BACKENDS if name != "triton"]  # that one has tes
     W=st.integers(1, 7),
     C=st.integers(1, 5),
     K=st.sampled_from([1, 3, 5, 7]),
-    block=st.sampled_from([1, 40, 1 << 18]),
 )
-def test_backends_compute_the_definition(B: int, H: int, W: int, C: int, K: int, block: int) -> None:
+def test_backends_compute_the_definition(B: int, H: int, W: int, C: int, K: int) -> None:
     x, kernels = random_arguments(B, H, W, C, K)
     weights = torch.randn(B, H, W, C, dtype=torch.float64)
     expected = value_and_gradients(unfolded_convolution, x, kernels, weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocked, "BLOCK_NUMBERS", block)  # bands of rows, several samples, everything at once
-        for backend in ("auto", *EVERYWHERE):
-            function = partial(per_sample_depthwise_conv2d, backend=backend)
-            actual = value_and_gradients(function, x, kernels, weights)
-            for a, b in zip(actual, expected, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    for backend in ("auto", *EVERYWHERE):
+        actual = value_and_gradients(partial(per_sample_depthwise_conv2d, backend=backend), x, kernels, weights)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("backend", EVERYWHERE)
@@ -74,7 +70,7 @@ def test_memory_formats_do_not_matter(backend: str) -> None:
     torch.testing.assert_close(per_sample_depthwise_conv2d(channels_first, taps_first, backend), expected)
 
 
-@pytest.mark.parametrize("name", ["depthwise_blocked", "depthwise_blocked_backward"])
+@pytest.mark.parametrize("name", ["depthwise_folded", "depthwise_folded_backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operator_passes_torchs_own_check(name: str, dtype: torch.dtype) -> None:
     x, kernels = random_arguments(2, 4, 3, 5, 3, dtype)
@@ -91,7 +87,7 @@ def test_the_operator_passes_torchs_own_check(name: str, dtype: torch.dtype) -> 
 def test_gradients_are_laid_out_as_compilers_are_told() -> None:  # torch's own check does not look at strides
     x, kernels = random_arguments(2, 4, 3, 5, 3)
     taps_first = kernels.detach().permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-    results = torch.ops.sit_atconv.depthwise_blocked_backward(x.detach(), x.detach(), taps_first)
+    results = torch.ops.sit_atconv.depthwise_folded_backward(x.detach(), x.detach(), taps_first)
     assert all(tensor.is_contiguous() for tensor in results)
 
 
@@ -146,8 +142,8 @@ def test_the_pooling_product_rounds_no_weight_and_overflows_nowhere(dtype: torch
 def test_the_fastest_measured_backend_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     case = {"device": "cpu", "dtype": "float32", "compiled": False, "gradients": True}
     rows = [
-        {**case, "numbers": 4096, "milliseconds": {"grouped": 2.0, "blocked": 1.0}},
-        {**case, "numbers": 1024, "milliseconds": {"grouped": 1.0, "blocked": 2.0}},
+        {**case, "numbers": 4096, "milliseconds": {"grouped": 2.0, "folded": 1.0}},
+        {**case, "numbers": 1024, "milliseconds": {"grouped": 1.0, "folded": 2.0}},
     ]
     monkeypatch.setattr(selection, "RULES", selection.load_rules(json.dumps({"rows": rows})))
     monkeypatch.setattr(selection, "FORCED", "auto")
@@ -156,7 +152,7 @@ def test_the_fastest_measured_backend_is_chosen(monkeypatch: pytest.MonkeyPatch)
         x = torch.empty(2, H, H, C, requires_grad=grad)
         return selection.choose_backend(x, torch.empty(2, C, 3, 3))
 
-    assert [chosen(8, 16), chosen(8, 17), chosen(64, 64)] == ["grouped", "blocked", "blocked"]
+    assert [chosen(8, 16), chosen(8, 17), chosen(64, 64)] == ["grouped", "folded", "folded"]
     assert chosen(64, 64, grad=False) == "grouped"  # not measured
     with torch.no_grad():
         assert chosen(64, 64) == "grouped"

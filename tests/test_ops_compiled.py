@@ -30,7 +30,7 @@ def test_blocks_are_compiled_once_for_all_batch_sizes(name: str, kinds: int) -> 
 
 @pytest.mark.parametrize("mixer", [ATConv(64), Attention(64, 4)], ids=["atconv", "attention"])
 def test_no_tokens_are_transposed(mixer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "blocked")
+    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "folded")
     x = torch.randn(2, 16 * 16, 64)
     mixer(x, (16, 16))
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:

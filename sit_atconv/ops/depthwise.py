@@ -5,7 +5,7 @@ import os
 from torch import Tensor
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.ops.blocked import blocked_sums
+from sit_atconv.ops.folded import folded_convolution
 from sit_atconv.ops.fused import fused_convolution
 from sit_atconv.ops.grouped import grouped_convolution
 from sit_atconv.ops.precision import autocast_inputs
@@ -14,7 +14,7 @@ from sit_atconv.ops.shifted import shifted_sums
 
 BACKENDS = {
     "grouped": grouped_convolution,
-    "blocked": blocked_sums,
+    "folded": folded_convolution,
     "shifted": shifted_sums,
     "triton": fused_convolution,
 }
@@ -29,9 +29,9 @@ def per_sample_depthwise_conv2d(x: Tensor, kernels: Tensor, backend: str = "auto
     Args:
         x: (B, H, W, C), any floating dtype.
         kernels: (B, C, K, K), K odd, of x's dtype.
-        backend: "grouped" (torch's grouped convolution, the reference), "blocked" (multiply-adds in the cache, for
-            eager mode on a CPU), "shifted" (multiply-adds for torch.compile to fuse), "triton" (CUDA), or "auto": what
-            was measured to be fastest (`sit_atconv.ops.selection`).
+        backend: "grouped" (torch's grouped convolution, the reference), "folded" (the same, channels last), "shifted"
+            (multiply-adds for torch.compile to fuse), "triton" (CUDA), or "auto": what was measured to be fastest
+            (`sit_atconv.ops.selection`).
 
     Returns:
         (B, H, W, C) of x's dtype.

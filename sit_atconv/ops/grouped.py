@@ -7,7 +7,7 @@ from sit_atconv.ops.precision import accumulation_dtype
 
 
 def grouped_convolution(x: Tensor, kernels: Tensor) -> Tensor:
-    """One image of B·C channels, each its own group; x (B, H, W, C) is copied to channels first and back."""
+    """One image of B·C channels, each its own group; x (B, H, W, C) is transposed to channels first and back."""
     B, H, W, C = x.shape
     K = kernels.shape[-1]
     accumulate = accumulation_dtype(x.dtype)

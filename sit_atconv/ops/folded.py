@@ -1,0 +1,64 @@
+"""The portable backend: samples folded into channels, so that torch's convolution reads tokens as they lie.
+
+(H, W, B·C) contiguous is the channels-last form of one image with B·C channels: rows of C numbers move, no token is
+transposed, and with one sample nothing moves at all.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sit_atconv.ops.precision import accumulation_dtype
+from sit_atconv.ops.registration import register_operator
+
+
+def _fold(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (1, B·C, H, W) with channels last in memory, in the dtype of sums."""
+    image = x.to(accumulation_dtype(x.dtype)).permute(1, 2, 0, 3).flatten(2)
+    # Torch tells channels last by strides, that of the axis of length one included: unsqueeze(0) at the end loses it.
+    return image.unsqueeze(0).permute(0, 3, 1, 2)
+
+
+def _unfold(image: Tensor, like: Tensor) -> Tensor:
+    """What `_fold` made of a tensor of the shape and dtype of `like`, back and contiguous."""
+    B, _, _, C = like.shape
+    rows = image.permute(0, 2, 3, 1).squeeze(0).unflatten(2, (B, C))
+    return rows.permute(2, 0, 1, 3).to(like.dtype).contiguous()
+
+
+def _weight(kernels: Tensor) -> Tensor:
+    """(B, C, K, K) -> (B·C, 1, K, K), in the dtype of sums."""
+    return kernels.to(accumulation_dtype(kernels.dtype)).flatten(0, 1).unsqueeze(1)
+
+
+def _forward(x: Tensor, kernels: Tensor) -> Tensor:
+    weight = _weight(kernels)
+    return _unfold(F.conv2d(_fold(x), weight, padding=kernels.shape[-1] // 2, groups=len(weight)), x)
+
+
+def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    weight, padding = _weight(kernels), kernels.shape[-1] // 2
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        _fold(dy),
+        _fold(x),
+        weight,
+        bias_sizes=None,
+        stride=[1, 1],
+        padding=[padding, padding],
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=len(weight),
+        output_mask=[True, True, False],
+    )
+    return _unfold(dx, x), dweight.view(kernels.shape).to(kernels.dtype).contiguous()
+
+
+_operator = register_operator("depthwise_folded", _forward, _backward)
+
+
+def folded_convolution(x: Tensor, kernels: Tensor) -> Tensor:
+    """One image with a group for every sample and channel of x (B, H, W, C)."""
+    if torch.compiler.is_compiling():  # closed to compilers: they would lay the image out anew
+        return _operator(x, kernels)
+    return _forward(x, kernels)
