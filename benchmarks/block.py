@@ -8,28 +8,14 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import Run, default_device, machine, median_milliseconds, write_json
+from benchmarks.baselines_model import ReleasedATConv
+from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv.models.mixers import ATConv, Attention
 from sit_atconv.models.sit import Block
 
 SIZES = {"cpu": ((384, 6, 16), (768, 12, 16), (384, 6, 32)), "cuda": ((1152, 16, 16), (1152, 16, 32), (1152, 16, 64))}
-
-
-class ReleasedATConv(ATConv):
-    """The same function, computed as the released code does."""
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        B, N, C = x.shape
-        K = self.kernel_size
-        context = F.adaptive_avg_pool2d(self.kernel_proj(x).transpose(1, 2).reshape(B, C, *grid), K).flatten(2)
-        kernels = self.kernel_gen(F.gelu(context))
-        kernels = kernels - torch.sigmoid(self.inhibition).view(1, C, 1) * kernels.mean(2, keepdim=True)
-        values = self.value_proj(x).transpose(1, 2).reshape(1, B * C, *grid)
-        y = F.conv2d(values, kernels.reshape(B * C, 1, K, K), padding=K // 2, groups=B * C)
-        return self.out_proj(y.view(B, C, N).transpose(1, 2))
 
 
 def main() -> None:
@@ -49,7 +35,7 @@ def main() -> None:
             for gradients in (False, True):
                 rows.append(measure(size, B, whole, gradients, options, device))
                 print(line(rows[-1]))
-    write_json(options.json, "python -m benchmarks.block", device, rows)
+    write_json(options.json, command_line(), device, rows, batch=B, compiled=options.compile)
 
 
 def measure(

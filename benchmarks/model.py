@@ -1,7 +1,8 @@
 """Whole models: Table VIII and Fig. 6 of the ATConv paper (arXiv 2510.20092): `python -m benchmarks.model`.
 
 For each size: attention, hybrid and ATConv models in turns, forward passes of one batch without gradients, at several
-latent sizes. The published ratios of ATConv to attention are 0.811 (XL/2, latent 32) and 0.774 (latent 64).
+latent sizes. Table VIII's nine models are `--sizes B/2 L/2 XL/2 --latents 32 64`: its ratios of latency to attention's
+stand beside ours. `benchmarks.figures` draws throughput against latent size.
 """
 
 import argparse
@@ -10,11 +11,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.timing import Run, default_device, machine, median_milliseconds, peak_mebibytes, write_json
+from benchmarks.timing import (
+    Run,
+    command_line,
+    default_device,
+    machine,
+    median_milliseconds,
+    peak_mebibytes,
+    write_json,
+)
 from sit_atconv import SiT, create_model
 
 FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
-DEFAULTS = {"cpu": (["S/2"], [16, 32], 2), "cuda": (["B/2", "L/2", "XL/2"], [32, 64, 128], 64)}
+DEFAULTS = {"cpu": (["S/2"], [8, 16, 32, 64], 2), "cuda": (["B/2", "L/2", "XL/2"], [32, 64, 128], 64)}
+# Table VIII's latencies of the three families, by size and latent; whole sampling runs, in the paper's own unit.
+PUBLISHED = {
+    ("B/2", 32): (31.17, 27.41, 25.45),
+    ("L/2", 32): (97.44, 89.71, 82.22),
+    ("XL/2", 32): (139.44, 121.52, 113.05),
+    ("B/2", 64): (139.64, 112.43, 103.14),
+    ("L/2", 64): (412.71, 375.19, 341.01),
+    ("XL/2", 64): (647.75, 565.96, 501.39),
+}
 
 
 def main() -> None:
@@ -25,19 +43,34 @@ def main() -> None:
     parser.add_argument("--latents", type=int, nargs="+", default=latents, help="height and width of a latent")
     parser.add_argument("--batch-size", type=int, default=batch)
     parser.add_argument("--compile", action="store_true", help="the repeated block of each model by torch.compile")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    print(f"{machine(device)}, batch {options.batch_size}. Milliseconds an image; ratios to attention.\n")
-    print(f"{'size':6} {'latent':>6} {'attention':>10} {'hybrid':>10} {'ATConv':>10} {'hybrid':>8} {'ATConv':>8}")
+    print(
+        f"{machine(device)}, batch {options.batch_size}. Milliseconds an image; hybrid's and ATConv's over attention's;"
+    )
+    print("the same of Table VIII; peak MiB of a batch beyond the weights.\n")
+    names = f"{'attention':>10} {'hybrid':>9} {'ATConv':>9}"
+    print(f"{'size':6} {'latent':>6} {names} {'ratios':>13} {'published':>13} {names}")
     for size in options.sizes:
         for latent in options.latents:
             rows.append(measure(size, latent, options, device))
-            ms = [rows[-1]["milliseconds"][family] / options.batch_size for family in FAMILIES]
-            print(f"{size:6} {latent:6} " + " ".join(f"{m:10.2f}" for m in ms), end=" ")
-            print(" ".join(f"{m / ms[0]:8.3f}" for m in ms[1:]))
-    write_json(options.json, "python -m benchmarks.model", device, rows)
+            print(line(rows[-1]))
+    write_json(options.json, command_line(), device, rows)
+
+
+def line(row: dict) -> str:
+    ms = [row["milliseconds"][family] / row["batch"] for family in FAMILIES]
+    published = PUBLISHED.get((row["size"], row["latent"]), ())
+    cells = [f"{row['size']:6} {row['latent']:6} {ms[0]:10.2f} {ms[1]:9.2f} {ms[2]:9.2f}"]
+    cells += [
+        f"{' '.join(f'{each / values[0]:.3f}' for each in values[1:]):>13}" if values else " " * 13
+        for values in (ms, published)
+    ]
+    memory = [row["mebibytes"][family] for family in FAMILIES]
+    cells += [f"{'-':>9}" if each is None else f"{each:9.1f}" for each in memory]
+    return " ".join(cells)
 
 
 def measure(size: str, latent: int, options: argparse.Namespace, device: torch.device) -> dict:

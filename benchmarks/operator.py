@@ -1,7 +1,8 @@
 """Token mixing alone, as in the ATConv paper's Fig. 4 (arXiv 2510.20092): `python -m benchmarks.operator`.
 
 ATConv, full attention and cheaper attentions on C = 128 channels over growing images, without the projections that
-all of them share: q, k, v (or the values and their kernels) are given. Time forward, and forward with gradients.
+all of them share: q, k, v (or the values and their kernels) are given. Time and peak memory forward, and forward with
+gradients. `benchmarks.figures` draws them.
 """
 
 import argparse
@@ -14,7 +15,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from benchmarks.timing import Run, default_device, machine, median_milliseconds, peak_mebibytes, write_json
+from benchmarks.timing import (
+    Run,
+    command_line,
+    default_device,
+    machine,
+    median_milliseconds,
+    peak_mebibytes,
+    write_json,
+)
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 SIDES = {"cpu": (8, 16, 32, 64), "cuda": (8, 16, 32, 64, 128)}
@@ -92,7 +101,7 @@ def main() -> None:
         for side in sides
     ]
     report(rows, device)
-    write_json(options.json, "python -m benchmarks.operator", device, rows)
+    write_json(options.json, command_line(), device, rows)
 
 
 def measure(shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device: torch.device, turns: int) -> dict:
@@ -117,13 +126,13 @@ def call(mixing: Mixing, tokens: list[Tensor]) -> Run:
 
 
 def report(rows: list[dict], device: torch.device) -> None:
-    print(f"{machine(device)}. Milliseconds; in brackets peak MiB where the device counts them.\n")
+    print(f"{machine(device)}. Milliseconds; in brackets peak MiB beyond what was there before.\n")
     print(f"{'B, H, W, C':22} {'':15}" + "".join(f"{name:>18}" for name in MIXINGS))
     for row in rows:
         cells = []
         for name, ms in row["milliseconds"].items():
             memory = row["mebibytes"][name]
-            cells.append(f"{ms:.3f}" + ("" if memory is None else f" [{memory:.0f}]"))
+            cells.append(f"{ms:.3f}" + ("" if memory is None else f" [{memory:.4g}]"))
         passes = "with gradients" if row["gradients"] else "forward"
         print(f"{', '.join(map(str, row['shape'])):22} {passes:15}" + "".join(f"{cell:>18}" for cell in cells))
 

@@ -1,13 +1,17 @@
-"""Timing shared by the benchmarks of operator, block and model: contenders in turns, medians, peak memory, JSON."""
+"""What the benchmarks share: contenders in turns, medians, peak memory, the machine, JSON."""
 
 import json
 import platform
+import shlex
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
 
@@ -34,20 +38,34 @@ def seconds(run: Run, device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def median_milliseconds(contenders: dict[str, Run], device: torch.device, turns: int) -> dict[str, float]:
+def in_turns(
+    contenders: Mapping[str, Callable[[], object]], turns: int, measure: Callable[[Callable], object]
+) -> dict[str, list]:
+    """`measure` of each contender once in every turn: what slows the machine for a while slows all of them."""
+    found: dict[str, list] = {name: [] for name in contenders}
+    for _ in range(turns):
+        for name, contender in contenders.items():
+            found[name].append(measure(contender))
+    return found
+
+
+def median_milliseconds(contenders: Mapping[str, Run], device: torch.device, turns: int) -> dict[str, float]:
     """Each contender once in every turn, the median of its turns; two calls before that compile, tune and warm up."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
         run()
         run()
-    for _ in range(turns):
-        for name, run in contenders.items():
-            found[name].append(1000 * seconds(run, device))
+    found = in_turns(contenders, turns, lambda run: 1000 * seconds(run, device))
     return {name: round(statistics.median(values), 4) for name, values in found.items()}
 
 
 def peak_mebibytes(run: Run, device: torch.device) -> float | None:
-    """The most memory one call holds beyond what was held before it; None where the device does not count it."""
+    """The most memory one call holds beyond what was held before it.
+
+    On a CPU what torch's allocator gives out, tensors within operations included; not what oneDNN takes for itself.
+    None on other devices that do not count.
+    """
+    if device.type == "cpu":
+        return round(_peak_bytes_on_cpu(run) / 2**20, 2)
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -58,15 +76,55 @@ def peak_mebibytes(run: Run, device: torch.device) -> float | None:
     return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 2)
 
 
+def _peak_bytes_on_cpu(run: Run) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        kept = run()  # what the call returns is let go of after the last event only
+    del kept
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    memory = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    held = peak = 0
+    for _, change in memory:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
 def machine(device: torch.device) -> str:
     """What the numbers were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return f"{name}, {platform.machine()}, torch {torch.__version__}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    cores = f"{threads} thread{'s' if threads > 1 else ''} of {_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cores}, torch {torch.__version__}"
 
 
-def write_json(path: Path | None, command: str, device: torch.device, rows: list[dict]) -> None:
-    """The rows with the command and the machine that made them; nothing without a path."""
+def _processor() -> str:
+    """Linux names it in a file; elsewhere its architecture must do."""
+    facts = Path("/proc/cpuinfo")
+    names = [line for line in facts.read_text().splitlines() if "model name" in line] if facts.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+def command_line() -> str:
+    """How this program was started, but for where the JSON goes."""
+    words = sys.orig_argv[1:]
+    if "--json" in words:
+        at = words.index("--json")
+        words = words[:at] + words[at + 2 :]
+    return shlex.join(["python", *words])
+
+
+def write_json(path: Path | None, command: str, device: torch.device, rows: list[dict], **facts: object) -> None:
+    """The rows with the command and the machine that made them, and further facts; nothing without a path."""
     if path is not None:
         body = ",\n  ".join(json.dumps(row) for row in rows)
-        head = f'{{"command": {json.dumps(command)}, "machine": {json.dumps(machine(device))}'
+        head = json.dumps({"command": command, "machine": machine(device), **facts}).removesuffix("}")
         path.write_text(f'{head}, "rows": [\n  {body}\n]}}\n')
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text())

@@ -1,92 +1,198 @@
-"""What a training step takes: `python -m benchmarks.training [--models ...] [--batch-size 4] [--json training.json]`.
+"""A training step beside those of SiT and REPA: `python -m benchmarks.training [--models NAME ...] [--json FILE]`.
 
-The state is weights, gradients, Adam's two moments and one average, all in fp32: 20 bytes a parameter. Activations come
-on top; time and peak memory are those of whole steps, optimiser and average included, on random latents of 256 px.
+Ours is the trainer's own: posterior sampling, teacher, forward and backward pass, clipping, fused AdamW, average, the
+check for numbers that are not finite. The originals are the transcriptions in `benchmarks.baselines_training`, with
+the same inputs, weights and teacher; SiT's for plain runs, REPA's for aligned ones. A teacher is live (run in every
+step) or cached (its tokens read with the data); its weights are random. Data are synthetic and in memory:
+`benchmarks.data` measures reading. All contenders of a setting run in turns.
 """
 
-import json
-import time
-from argparse import ArgumentParser
+import argparse
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from sit_atconv.config import FlowConfig
-from sit_atconv.models import create_model, list_models
-from sit_atconv.training.ema import ConstantDecay, WeightAverages
+from benchmarks.baselines_model import ReleasedSiT
+from benchmarks.baselines_training import OriginalTraining
+from benchmarks.data import SPEC
+from benchmarks.timing import command_line, default_device, machine, median_milliseconds, peak_mebibytes, write_json
+from sit_atconv.alignment import Teacher
+from sit_atconv.config import (
+    AlignmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+from sit_atconv.data.manifest import Manifest, save_manifest
+from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
 from sit_atconv.training.flops import training_flops
-from sit_atconv.training.objective import Draws, Objective
-from sit_atconv.training.throughput import peak_flops, peak_memory_gib
+from sit_atconv.training.session import Session, build_session
+from sit_atconv.training.throughput import peak_flops
+from sit_atconv.training.trainer import prepare_inputs, train_step
 
-SHAPE = (4, 32, 32)
-
-
-def costs(name: str) -> dict[str, float]:
-    """Parameters, bytes of state and operations of one model, from its shapes."""
-    with torch.device("meta"):
-        model = create_model(name)
-    parameters = sum(p.numel() for p in model.parameters())
-    return {
-        "parameters_m": parameters / 1e6,
-        "state_gib": 20 * parameters / 2**30,
-        "gflop_per_image": training_flops(model, SHAPE) / 1e9,
-    }
+DEFAULTS = {
+    "cpu": {"models": ["SiT-S/2", "SiT-Hybrid-S/2", "SiT-ATConv-S/2"], "batch": 2, "teacher": "vit_tiny_patch16_224"},
+    "cuda": {
+        "models": ["SiT-XL/2", "SiT-Hybrid-XL/2", "SiT-ATConv-XL/2"],
+        "batch": 64,
+        "teacher": "vit_base_patch14_dinov2",
+    },
+}
+SETTINGS = ("plain", "live", "cached")
+DOWNSCALE = SPEC.downscale
 
 
-def measure(name: str, batch_size: int, steps: int, precision: str, compiled: bool, device: str) -> dict[str, float]:
-    """Median seconds of a step, images/s and peak memory so far on `device`."""
-    model = create_model(name).to(device)
-    twin = create_model(name).to(device)
-    objective = Objective(model, FlowConfig(), None)
-    optimizer = torch.optim.AdamW(objective.parameters(), 1e-4, fused=True)
-    averages = WeightAverages(model, twin, [ConstantDecay(0.9999)])
-    if compiled:
-        model.compile_repeated_blocks()
-    latents, noise = torch.randn(2, batch_size, *SHAPE, device=device).unbind()
-    labels, uniform = torch.randint(1000, (batch_size,), device=device), torch.rand(batch_size, device=device)
-    draws, taken, times = Draws(uniform, noise, noise, uniform), torch.ones((), dtype=torch.bool, device=device), []
-    for step in range(1, steps + 3):  # the first two warm up
-        began = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = objective(latents, labels, draws, [])["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        averages.update(step, taken)
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        times.append(time.perf_counter() - began)
-    seconds = sorted(times[2:])[steps // 2]
-    peak = peak_flops(torch.device(device), precision)
-    mfu = training_flops(model, SHAPE) * batch_size / seconds / peak if peak else None
-    memory = peak_memory_gib(torch.device(device))
-    return {"seconds_per_step": seconds, "images_per_second": batch_size / seconds, "memory_gib": memory, "mfu": mfu}
+class Contender(NamedTuple):
+    """A step that returns its loss terms, what it trains, and the average of that by names."""
+
+    step: Callable[[], dict[str, float | Tensor]]
+    trained: nn.Module
+    average: Callable[[], dict[str, Tensor]]
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="python -m benchmarks.training", description="Costs of a training step.")
-    parser.add_argument("--models", nargs="*", default=[], help="measure these; all are counted")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--compile", action="store_true")
+    device = default_device()
+    options = parse(DEFAULTS[device.type])
+    rows = []
+    print(f"{machine(device)}, {options.precision}, batch {options.batch_size}, latents of {options.latent}.\n")
+    header = ("step/s", "images/s", "MFU", "MiB", "ours")
+    print(f"{'':17} {'':8} {'':8}" + "".join(f"{name:>10}" for name in header))
+    for setting in options.settings:
+        with tempfile.TemporaryDirectory() as folder:
+            write_data(Path(folder), options.batch_size, options.latent, options.teacher)
+            rows += measure(setting, Path(folder), options, device)
+        for row in rows[-2 * len(options.models) :]:
+            print(line(row))
+    print("\nMiB: the peak of a step beyond weights, Adam's moments and averages. Ours: how many times as fast.")
+    write_json(options.json, command_line(), device, rows, precision=options.precision, compiled=options.compile)
+
+
+def parse(defaults: dict) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--models", nargs="+", default=defaults["models"])
+    parser.add_argument("--latent", type=int, default=32, help="height and width of a latent, an eighth of the pixels")
+    parser.add_argument("--batch-size", type=int, default=defaults["batch"])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
+    parser.add_argument("--teacher", default=defaults["teacher"], help="timm's name; its weights are random")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16" if torch.cuda.is_available() else "no")
+    parser.add_argument("--compile", action="store_true", help="ours; the originals run as they are")
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    table = {name: costs(name) for name in list_models("*/2")}
-    for name in options.models:
-        arguments = (options.batch_size, options.steps, options.precision, options.compile, device)
-        table[name] |= measure(name, *arguments)
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    print(f"{'model':16s}" + "".join(f"{column:>20s}" for column in columns))
-    for name, row in table.items():
-        cells = (f"{row[column]:20.4g}" if row.get(column) is not None else f"{'-':>20s}" for column in columns)
-        print(f"{name:16s}" + "".join(cells))
-    if options.json:
-        options.json.write_text(
-            json.dumps({"device": device, "batch_size": options.batch_size, "rows": table}, indent=2)
-        )
+    return parser.parse_args()
+
+
+def write_data(root: Path, count: int, latent: int, teacher: str) -> None:
+    """A prepared data set of noise: latents, pictures and a teacher's tokens."""
+    pixels, index = DOWNSCALE * latent, torch.arange(count)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (count, 3, pixels, pixels), generator=generator, dtype=torch.uint8)
+    seen = Teacher(teacher, "random")
+    tensors = {
+        "moments": torch.randn(count, 8, latent, latent, generator=generator).half(),
+        "tokens_0": torch.cat([seen.own_tokens(picture[None]) for picture in pictures]).half(),
+        "labels": index % 1000,
+        "index": index,
+        **pack_images([encode_png(picture.permute(1, 2, 0).numpy()) for picture in pictures]),
+    }
+    shard = write_shard(root / shard_name(0), tensors)
+    names, spec = [str(i) for i in range(1000)], seen.spec(pixels, pixels, flip=False)
+    size = (pixels, pixels)
+    save_manifest(
+        Manifest("noise", size, SPEC, names, 1000, False, True, count, count, count, True, [shard], teachers=[spec]),
+        root,
+    )
+
+
+def configuration(model: str, setting: str, data: Path, options: argparse.Namespace) -> Config:
+    """The published settings: SiT's without clipping, REPA's with it and a teacher."""
+    teacher = TeacherConfig(options.teacher, "random", cached=setting == "cached")
+    return Config(
+        model=ModelConfig(model),
+        data=DataConfig(str(data), workers=0),
+        alignment=None if setting == "plain" else AlignmentConfig(teachers=[teacher]),
+        optimizer=OptimizerConfig(clip_norm=None if setting == "plain" else 1.0),
+        training=TrainingConfig(batch_size=options.batch_size, precision=options.precision, compile=options.compile),
+    )
+
+
+def contenders(config: Config) -> tuple[Session, dict[str, Contender]]:
+    """Our step and the original one, on the same first batch and from the same weights, by name."""
+    session = build_session(config, Path(config.data.path))
+    batch = next(iter(session.loader(0)))
+    original = "SiT's" if config.alignment is None else "REPA's"
+    return session, {"ours": our_step(session, batch), original: original_step(session, batch)}
+
+
+def our_step(session: Session, batch: dict[str, Tensor]) -> Contender:
+    """What `Trainer.step` does, but for counting."""
+
+    def step() -> dict[str, Tensor]:
+        terms = train_step(session, lambda: batch)
+        session.averages.update(1, terms["grad_norm"].isfinite())
+        return terms
+
+    return Contender(step, session.bare, lambda: dict(session.averages.tensors(session.averages.main)))
+
+
+def original_step(session: Session, batch: dict[str, Tensor]) -> Contender:
+    """SiT's or REPA's, whose inputs are prepared as ours are."""
+    aligned = session.config.alignment.block if session.config.alignment else 0
+    network = ReleasedSiT(session.model, session.bare.projectors, aligned)
+    settings = session.config.training
+    training = OriginalTraining(network, settings.precision, session.config.optimizer.lr, settings.ema_decay)
+
+    def step() -> dict[str, float]:
+        latents, labels, draws, targets = prepare_inputs(session, batch)
+        if aligned:
+            return training.repa_step(latents, labels, draws, targets)
+        return {"flow": training.sit_step(latents, labels, draws)}
+
+    return Contender(step, network, lambda: dict(training.ema.named_parameters()))
+
+
+def measure(setting: str, data: Path, options: argparse.Namespace, device: torch.device) -> list[dict]:
+    """All models and both steps of one setting, in turns."""
+    steps, flops = {}, {}
+    for model in options.models:
+        session, found = contenders(configuration(model, setting, data, options))
+        steps |= {(model, name): contender for name, contender in found.items()}
+        flops[model] = training_flops(session.model, session.dataset.latent_shape)
+    times = median_milliseconds({key: contender.step for key, contender in steps.items()}, device, options.turns)
+    peak = peak_flops(device, options.precision)
+    rows = []
+    for (model, name), contender in steps.items():
+        seconds = times[model, name] / 1000
+        for parameter in contender.trained.parameters():
+            parameter.grad = None  # SiT keeps its gradients between steps: they are a step's, as ours are
+        row = {
+            "model": model,
+            "setting": setting,
+            "step": name,
+            "seconds": seconds,
+            "images_per_second": options.batch_size / seconds,
+            "mfu": flops[model] * options.batch_size / seconds / peak if peak else None,
+            "mebibytes": peak_mebibytes(contender.step, device),
+            "speedup": times[model, name] / times[model, "ours"],
+        }
+        rows.append({key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()})
+    return rows
+
+
+def line(row: dict) -> str:
+    mfu = "-" if row["mfu"] is None else f"{row['mfu']:.3f}"
+    memory = "-" if row["mebibytes"] is None else f"{row['mebibytes']:.0f}"
+    times = "" if row["step"] == "ours" else f"{row['speedup']:.2f} x"
+    cells = (f"{1 / row['seconds']:.3f}", f"{row['images_per_second']:.2f}", mfu, memory, times)
+    return f"{row['model']:17} {row['setting']:8} {row['step']:8}" + "".join(f"{cell:>10}" for cell in cells)
 
 
 if __name__ == "__main__":
