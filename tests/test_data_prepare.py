@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_autoencoder import small_kl
 
-import sit_atconv.data.encoding as encoding
+import sit_atconv.data.shard_files as shard_files
 from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.data.crop import center_crop
 from sit_atconv.data.dataset import open_dataset
@@ -140,7 +140,7 @@ def test_two_processes_write_what_one_writes(photos, vae, tmp_path):
 
 def test_restart_keeps_complete_shards(photos, vae, tmp_path, monkeypatch):
     prepare(options(photos, tmp_path / "whole", vae))
-    written, write = [], encoding.write_shard
+    written, write = [], shard_files.write_shard
 
     def interrupted(path, tensors):
         if len(written) == 1:
@@ -148,13 +148,13 @@ def test_restart_keeps_complete_shards(photos, vae, tmp_path, monkeypatch):
         written.append(path.name)
         return write(path, tensors)
 
-    monkeypatch.setattr(encoding, "write_shard", interrupted)
+    monkeypatch.setattr(shard_files, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(options(photos, tmp_path / "out", vae))
     with pytest.raises(InputError, match="not complete"):
         open_dataset(tmp_path / "out")
     monkeypatch.setattr(
-        encoding, "write_shard", lambda path, tensors: written.append(path.name) or write(path, tensors)
+        shard_files, "write_shard", lambda path, tensors: written.append(path.name) or write(path, tensors)
     )
     prepare(options(photos, tmp_path / "out", vae, workers=1, batch_size=4))
     assert written == ["shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors"]

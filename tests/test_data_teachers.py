@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_autoencoder import small_kl
 from training_runs import losses, run_tiny
 
+import sit_atconv.data.shard_files as shard_files
 from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.manifest import load_manifest
@@ -156,3 +162,132 @@ def test_shards_whose_tokens_have_another_grid_are_refused(prepared, tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="Not a description of teacher tokens"):
         open_dataset(str(tmp_path))
+
+
+@pytest.fixture
+def bare(photos, tmp_path) -> Path:
+    """The photographs with pictures and without teachers, in shards of four, four and two."""
+    vae = str(small_kl(tmp_path / "vae"))
+    shapes = {"resolution": (32, 48), "shard_size": 4, "workers": 0}
+    prepare(PrepareOptions(photos, str(tmp_path / "bare"), vae=vae, flip=True, images=True, **shapes))
+    return tmp_path / "bare"
+
+
+def added(root: Path, *words: str) -> None:
+    main([str(root), "--workers", "0", *words])
+
+
+ADD = [word for name, weights in TEACHERS for word in ("--teacher", name, "--teacher-weights", weights)]
+
+
+def test_teachers_added_later_are_those_given_at_once(bare, prepared, tmp_path):
+    """And the shards are not touched; the commands that made the data, and added the teachers, find all there."""
+    before = {path.name: path.read_bytes() for path in bare.glob("*.safetensors")}
+    added(bare, *ADD[:4], "--batch-size", "3")
+    added(bare, *ADD, "--verify")
+    rows, flips = range(10), [False, True] * 5
+    once, later = open_dataset(prepared["latents"]), open_dataset(str(bare))
+    assert later.teachers == once.teachers
+    expected, found = (each.read(rows, flips, images=True, teachers=[0, 1]) for each in (once, later))
+    for name in ("tokens_0", "tokens_1", "image", "label"):
+        assert torch.equal(found[name], expected[name]), name
+    assert all((bare / name).read_bytes() == content for name, content in before.items())
+    assert len(list(bare.iterdir())) == 1 + 3 * 3
+
+    names = sorted(path.name for path in bare.iterdir())
+    ages = [(bare / name).stat().st_mtime_ns for name in names]
+    added(bare, *ADD)
+    settings = load_manifest(bare)
+    prepare(
+        PrepareOptions(
+            settings.source, str(bare), (32, 48), settings.latents.autoencoder, flip=True, images=True, shard_size=4
+        )
+    )
+    assert [(bare / name).stat().st_mtime_ns for name in names] == ages
+    run_tiny(tmp_path / "run", f"{aligned(str(bare), True)} --preview.every null")
+
+
+def test_adding_goes_on_where_it_was_interrupted(bare, monkeypatch):
+    written, write = [], shard_files.write_shard
+
+    def at_most(count):
+        def interrupted(path, tensors):
+            if len(written) == count:
+                raise KeyboardInterrupt
+            written.append(path.name)
+            return write(path, tensors)
+
+        return interrupted
+
+    names = [f"shard-0000{number}.tokens_0.safetensors" for number in range(3)]
+    monkeypatch.setattr(shard_files, "write_shard", at_most(1))
+    with pytest.raises(KeyboardInterrupt):
+        added(bare, *ADD[4:])  # another teacher, whose tokens are not to be taken for those of the next
+    assert load_manifest(bare).teachers == [] and written == names[:1]
+    monkeypatch.setattr(shard_files, "write_shard", at_most(3))
+    with pytest.raises(KeyboardInterrupt):
+        added(bare, *ADD[:4])
+    assert written == names[:1] + names[:2]
+    assert open_dataset(str(bare)).read([9], [True], images=True)["moments"].shape == (1, 8, 16, 24)  # as before
+    monkeypatch.setattr(shard_files, "write_shard", at_most(99))
+    added(bare, *ADD[:4])
+    assert written == names[:1] + names
+    verify_dataset(str(bare))
+    assert [spec.name for spec in load_manifest(bare).teachers] == ["test_vit"]
+
+
+def test_faults_of_added_tokens_are_named(bare, capsys):
+    added(bare, *ADD[:4])
+    files = sorted(bare.glob("*.tokens_0.safetensors"))
+    whole = [file.read_bytes() for file in files]
+    flipped = bytearray(whole[0])
+    flipped[-1] ^= 64
+    files[0].write_bytes(flipped)
+    files[1].write_bytes(whole[1][:-1])
+    files[2].unlink()
+    with pytest.raises(SystemExit):
+        added(bare, "--verify")
+    error = capsys.readouterr().err
+    for fault in (
+        "0.tokens_0.safetensors: the checksum",
+        "1.tokens_0.safetensors: ",
+        "2.tokens_0.safetensors: missing",
+    ):
+        assert fault in error
+    with pytest.raises(InputError, match=r"tokens_0\.safetensors is .*truncated"):
+        open_dataset(str(bare))
+    for file, content in zip(files, (whole[1], whole[0], whole[2]), strict=True):
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=r"00000\.tokens_0\.safetensors: holds other samples than shard-00000"):
+        verify_dataset(str(bare))
+
+
+def test_teachers_that_cannot_be_added(bare, photos, tmp_path, capsys):
+    prepare(PrepareOptions(photos, str(tmp_path / "plain"), (32, 48), str(tmp_path / "vae"), workers=0))
+    added(bare, *ADD[:4])
+    for words, message in (
+        ([str(tmp_path / "plain"), *ADD[:4]], "holds no pictures"),
+        ([str(tmp_path / "none"), *ADD[:4]], "Was the data set prepared here"),
+        ([str(bare), "--teacher", "test_vit"], "with the weights 'random', not 'hub'"),
+        ([str(bare), *ADD[:4], "--max-bad", "2", "--images"], "--images, --max-bad would do nothing"),
+        ([str(bare)], "OUT is missing"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+    settings = load_manifest(bare)
+    again = {"flip": True, "images": True, "shard_size": 4, "teachers": TEACHERS}
+    with pytest.raises(InputError, match=rf"Add teachers by: .* {bare} --teacher NAME"):
+        prepare(PrepareOptions(photos, str(bare), (32, 48), settings.latents.autoencoder, **again))
+
+
+@pytest.mark.slow
+def test_two_processes_add_what_one_adds(bare, tmp_path):
+    shutil.copytree(bare, tmp_path / "one")
+    added(tmp_path / "one", *ADD[:4])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, "-m", "sit_atconv.data.prepare", str(bare), "--workers", "0", *ADD[:4]]
+    subprocess.run(command, check=True, env=environment)
+    contents = [{path.name: path.read_bytes() for path in root.iterdir()} for root in (bare, tmp_path / "one")]
+    assert contents[0] == contents[1]

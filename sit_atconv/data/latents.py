@@ -1,11 +1,13 @@
 """What a data set of latents is: rows of moments, labels and, on request, pictures."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import IDENTITY, LatentSpec
@@ -74,13 +76,13 @@ class LatentDataset(ABC):
         if self.latents.autoencoder == IDENTITY:
             return to_uint8(moments[:, : self.latents.channels].expand(-1, 3, -1, -1))
         height, width = (side * self.latents.downscale for side in self.latent_shape[1:])
-        images = np.empty((len(indices), 3, height, width), dtype=np.uint8)
-        for row, index, flip in zip(images, indices, flips, strict=True):
+        images = empty_batch((len(indices), 3, height, width), torch.uint8)
+        for row, index, flip in zip(images.numpy(), indices, flips, strict=True):
             image = self._image(index)
             if image.shape != (height, width, 3):
                 raise InputError(f"{self.where(index)}: the picture is {image.shape}, not {(height, width, 3)}.")
             row[:] = (image[:, ::-1] if flip else image).transpose(2, 0, 1)
-        return torch.from_numpy(images)
+        return images
 
     def _check(self, batch: dict[str, Tensor], indices: Sequence[int]) -> None:
         # NaN and infinity survive a sum, which is fifteen times as fast as asking every value.
@@ -94,3 +96,15 @@ class LatentDataset(ABC):
             raise InputError(
                 f"{self.where(indices[row])}: label {int(label[row])} is outside 0…{self.num_classes - 1}."
             )
+
+
+def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor to be filled row by row.
+
+    In a loading process it lies in shared memory from the first, as DataLoader's own collation has it: sent to the
+    process that trains, it is not copied again.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

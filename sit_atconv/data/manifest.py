@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
+
+import torch
 
 from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import LatentSpec
@@ -26,6 +28,13 @@ class ShardInfo:
     sha256: str
 
 
+class Row(NamedTuple):
+    """What a file holds of every sample under one name."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class SkippedImage:
     """A picture of the source that could not be decoded: its position, and the reason, which names it."""
@@ -38,8 +47,10 @@ class SkippedImage:
 class Manifest:
     """Contents of dataset.json. `resolution` is (height, width) in pixels; `num_classes` 0 means unlabelled.
 
-    `teachers` says whose tokens are kept beside the latents. `complete` is False while preparation runs; `shards` and
-    `skipped` are filled in when it ends.
+    `moments_dtype` is float16, or float32 for latents that were taken over from other preparation bit for bit.
+    `teachers` says whose tokens are kept beside the latents; `token_files` holds a file a shard for each teacher that
+    was added to complete data, by `tokens_name`. `complete` is False while preparation runs; `shards` and `skipped` are
+    filled in when it ends.
     """
 
     source: str
@@ -56,6 +67,8 @@ class Manifest:
     shards: list[ShardInfo] = field(default_factory=list)
     skipped: list[SkippedImage] = field(default_factory=list)
     teachers: list[TeacherSpec] = field(default_factory=list)
+    moments_dtype: str = "float16"
+    token_files: dict[str, list[ShardInfo]] = field(default_factory=dict)
     version: int = VERSION
 
     @property
@@ -65,19 +78,34 @@ class Manifest:
         return self.latents.channels, height // self.latents.downscale, width // self.latents.downscale
 
     @property
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what a shard holds of every sample in fp16, by the tensors' names."""
+    def shard_rows(self) -> dict[str, Row]:
+        """What a shard holds of every sample besides label, position and picture, by the tensors' names."""
         channels, height, width = self.latent_shape
-        shapes = {name: (2 * channels, height, width) for name in versions("moments", self.has_flip)}
-        for number, spec in enumerate(self.teachers):
-            size = (spec.grid[0] * spec.grid[1], spec.dim)
-            shapes |= {name: size for name in versions(tokens_name(number), spec.flip)}
-        return shapes
+        moments = Row(getattr(torch, self.moments_dtype), (2 * channels, height, width))
+        rows = dict.fromkeys(versions("moments", self.has_flip), moments)
+        for number in range(len(self.teachers)):
+            rows |= {} if tokens_name(number) in self.token_files else self.token_rows(number)
+        return rows
+
+    def token_rows(self, number: int) -> dict[str, Row]:
+        """The tokens of one of the teachers."""
+        spec = self.teachers[number]
+        tokens = Row(torch.float16, (spec.grid[0] * spec.grid[1], spec.dim))
+        return dict.fromkeys(versions(tokens_name(number), spec.flip), tokens)
+
+    @property
+    def series(self) -> list[tuple[list[ShardInfo], dict[str, Row]]]:
+        """All files with what they hold: the shards, then as many files for each teacher that was added later."""
+        names = {tokens_name(number): number for number in range(len(self.teachers))}
+        added = [(files, self.token_rows(names[name])) for name, files in self.token_files.items()]
+        return [(self.shards, self.shard_rows), *added]
 
     def settings(self) -> dict:
         """What preparation was asked for: two runs with equal settings write equal shards."""
-        outcome = ("count", "complete", "shards", "skipped")
-        return {key: value for key, value in self.to_dict().items() if key not in outcome}
+        outcome = ("count", "complete", "shards", "skipped", "token_files")
+        settings = {key: value for key, value in self.to_dict().items() if key not in outcome}
+        first = [spec for k, spec in enumerate(settings["teachers"]) if tokens_name(k) not in self.token_files]
+        return settings | {"teachers": first}
 
     def to_dict(self) -> dict:
         """A JSON-able dictionary; `from_dict` undoes it."""
@@ -104,6 +132,10 @@ class Manifest:
                     "shards": [ShardInfo(**shard) for shard in values["shards"]],
                     "skipped": [SkippedImage(**skipped) for skipped in values["skipped"]],
                     "teachers": [TeacherSpec.from_dict(teacher) for teacher in values.get("teachers", [])],
+                    "token_files": {
+                        name: [ShardInfo(**file) for file in files]
+                        for name, files in values.get("token_files", {}).items()
+                    },
                 }
             )
         except (KeyError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,37 +11,20 @@ from accelerate import PartialState
 
 from sit_atconv.alignment import Teacher
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, load_autoencoder
-from sit_atconv.data.encoding import read_note, remove_notes, shard_count, write_shards
+from sit_atconv.data.batches import LatentBatches, SourceBatches
+from sit_atconv.data.encoding import moments_encoder, tokens_encoder, write_shards
+from sit_atconv.data.importing import open_for_import
 from sit_atconv.data.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
+from sit_atconv.data.options import PrepareOptions
 from sit_atconv.data.protocol import ImageSource
-from sit_atconv.data.shards import MAX_SHARD_SIZE
+from sit_atconv.data.repa import RepaDataset
+from sit_atconv.data.shard_files import ShardFiles
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 
+__all__ = ["PrepareOptions", "prepare", "process_state"]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to prepare. `resolution` is (height, width); `channels` chooses grey (1) for the identity autoencoder.
-
-    `flip` also encodes mirror images; `images` keeps the crops beside their latents, and `teachers` the tokens of these
-    (name, weights); `unconditional` drops the labels; more than `max_bad` pictures that cannot be decoded are an error.
-    """
-
-    source: str
-    out: str
-    resolution: tuple[int, int]
-    vae: str
-    channels: int | None = None
-    flip: bool = False
-    images: bool = False
-    teachers: tuple[tuple[str, str], ...] = ()
-    unconditional: bool = False
-    batch_size: int = 32
-    shard_size: int = MAX_SHARD_SIZE
-    max_bad: int = 0
-    workers: int = 2
 
 
 def prepare(options: PrepareOptions) -> Manifest:
@@ -51,9 +34,10 @@ def prepare(options: PrepareOptions) -> Manifest:
     was begun with other settings, when the disk is full, or when more than `max_bad` pictures cannot be decoded.
     """
     state = process_state()
-    source = open_source(options.source, convert=True)
     autoencoder = load_autoencoder(options.vae, channels=options.channels, device=state.device)
     teachers = [Teacher(name, weights, state.device) for name, weights in options.teachers]
+    importing = options.take_latents
+    source = open_for_import(options, autoencoder) if importing else open_source(options.source, convert=True)
     manifest = _describe(options, source, autoencoder, teachers)
     out = Path(options.out)
     if _is_complete(out, manifest):
@@ -68,21 +52,23 @@ def prepare(options: PrepareOptions) -> Manifest:
         save_manifest(manifest, out)
     state.wait_for_everyone()
 
+    encoders = [] if importing else [moments_encoder(autoencoder, manifest.has_flip)]
+    encoders += [tokens_encoder(teacher, k, manifest.teachers[k].flip) for k, teacher in enumerate(teachers)]
+    files = ShardFiles(out, manifest.shard_rows)
     # A shard belongs to one process by its number alone, whatever is complete already.
-    mine = range(state.process_index, shard_count(manifest), state.num_processes)
+    mine = range(state.process_index, _shard_count(manifest), state.num_processes)
     write_shards(
-        source,
-        autoencoder,
-        teachers,
-        manifest,
-        out,
-        [number for number in mine if read_note(out, number) is None],
+        LatentBatches(source, manifest) if importing else SourceBatches(source, manifest),
+        files,
+        {number: _shard_range(manifest, number) for number in files.missing(mine)},
+        encoders,
         batch_size=options.batch_size,
         workers=options.workers,
+        device=state.device,
         progress=state.is_main_process,
     )
     state.wait_for_everyone()
-    return _finish(manifest, out, options.max_bad) if state.is_main_process else manifest
+    return _finish(manifest, files, options.max_bad) if state.is_main_process else manifest
 
 
 def process_state() -> PartialState:
@@ -94,14 +80,24 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
+def _shard_range(manifest: Manifest, number: int) -> range:
+    """Positions of the source that a shard covers."""
+    return range(number * manifest.shard_size, min((number + 1) * manifest.shard_size, manifest.source_count))
+
+
+def _shard_count(manifest: Manifest) -> int:
+    return -(-manifest.source_count // manifest.shard_size)
+
+
 def _describe(
-    options: PrepareOptions, source: ImageSource, autoencoder: Autoencoder, teachers: Sequence[Teacher]
+    options: PrepareOptions, source: ImageSource | RepaDataset, autoencoder: Autoencoder, teachers: Sequence[Teacher]
 ) -> Manifest:
     names = [teacher.name for teacher in teachers]
     if len(set(names)) < len(names):
         raise InputError(f"The teachers {', '.join(names)} name one twice: give each once.")
     spec = autoencoder.spec
-    autoencoder.require_divisible(*options.resolution)
+    resolution = source.resolution if options.take_latents else options.resolution
+    autoencoder.require_divisible(*resolution)
     # Latents that are pixels are mirrored exactly as they are read, and are their own pictures.
     is_pixels = spec.autoencoder == IDENTITY
     labels = None if options.unconditional else source.labels
@@ -110,7 +106,7 @@ def _describe(
     names = None if labels is None else source.class_names
     return Manifest(
         source=options.source,
-        resolution=options.resolution,
+        resolution=resolution,
         latents=spec,
         class_names=names,
         num_classes=0 if labels is None else len(names) if names else int(labels.max()) + 1,
@@ -118,7 +114,8 @@ def _describe(
         has_images=options.images and not is_pixels,
         shard_size=options.shard_size,
         source_count=len(source),
-        teachers=[teacher.spec(*options.resolution, options.flip) for teacher in teachers],
+        teachers=[teacher.spec(*resolution, options.flip) for teacher in teachers],
+        moments_dtype="float32" if options.take_latents else "float16",
     )
 
 
@@ -132,15 +129,17 @@ def _is_complete(out: Path, manifest: Manifest) -> bool:
     old, new = found.settings(), manifest.settings()
     differing = [f"{key}: {old[key]} there, {new[key]} now" for key in new if old[key] != new[key]]
     if differing:
+        adding = f" Add teachers by: python -m sit_atconv.data.prepare {out} --teacher NAME." if found.complete else ""
         raise InputError(
-            f"{out} was begun with other settings ({'; '.join(differing)}). Use those, or choose another directory."
+            f"{out} was begun with other settings ({'; '.join(differing)}). Use those, or another directory.{adding}"
         )
     return found.complete
 
 
-def _finish(manifest: Manifest, out: Path, max_bad: int) -> Manifest:
+def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
     """Gather what the shards' notes say into dataset.json."""
-    notes = [read_note(out, number) for number in range(shard_count(manifest))]
+    out, numbers = files.directory, range(_shard_count(manifest))
+    notes = [files.read_note(number) for number in numbers]
     skipped = [skip for _, skips in notes for skip in skips]
     shards = [info for info, _ in notes]
     for skip in skipped:
@@ -156,7 +155,7 @@ def _finish(manifest: Manifest, out: Path, max_bad: int) -> Manifest:
         raise InputError(f"Not one picture of {manifest.source} could be decoded.")
     manifest = replace(manifest, shards=shards, skipped=skipped, count=count, complete=True)
     save_manifest(manifest, out)
-    remove_notes(out, range(shard_count(manifest)))
+    files.remove_notes(numbers)
     classes = f"{manifest.num_classes} classes" if manifest.num_classes else "no labels"
     log.info("%s: %d pictures, %s, latents %s, %d skipped.", out, count, classes, manifest.latent_shape, len(skipped))
     return manifest

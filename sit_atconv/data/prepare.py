@@ -1,7 +1,8 @@
 """Pictures -> latent shards: ``python -m sit_atconv.data.prepare SOURCE OUT --resolution 256 --vae ID``.
 
 Under ``accelerate launch`` every process writes whole shards of its own, the same bytes that one process would write.
-Run the same command again after an interruption: complete shards are kept.
+Run the same command again after an interruption: complete shards are kept. Without OUT, SOURCE is a prepared data set
+that is to be verified (--verify), or given a teacher's tokens (--teacher).
 """
 
 import argparse
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 from sit_atconv.data.preparation import PrepareOptions, prepare, process_state
 from sit_atconv.data.shards import MAX_SHARD_SIZE
+from sit_atconv.data.teaching import add_teachers
 from sit_atconv.data.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
 
@@ -17,10 +19,11 @@ from sit_atconv.errors import exit_on_input_error
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sit_atconv.data.prepare", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("source", help="folder, zip, npz, REPA directory, hf:NAME or digits; with --verify alone, the data set")
+    add("source", help="folder, zip, npz, REPA directory, hf:NAME or digits; without OUT, a prepared data set")
     add("out", nargs="?", help="directory of the new data set")
     add("--resolution", type=_resolution, metavar="R|HxW", help="size of the crops: 256, or height x width as 256x384")
     add("--vae", metavar="ID", help="hub id or folder of a diffusers autoencoder, or 'identity' for pixels")
+    add("--import", action="store_true", dest="take_latents", help="keep the latents of a REPA directory as they are")
     add("--channels", type=int, choices=(1, 3), help="of the identity: 1 for grey, 3 for RGB (default)")
     add("--flip", action="store_true", help="also encode the mirror image of every picture")
     add("--images", action="store_true", help="keep the crops, losslessly, beside their latents (a teacher needs them)")
@@ -42,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-bad", type=_count, default=0, help="pictures that may be undecodable (default 0)")
     add("--workers", type=_count, default=2, help="decoding processes for each encoding one (default 2)")
-    add("--verify", action="store_true", help="check every byte of the data set (afterwards, or with OUT alone)")
+    add("--verify", action="store_true", help="check every byte of the data set afterwards")
     return parser
 
 
@@ -69,22 +72,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = _parser()
     given = vars(parser.parse_args(argv))
-    verify, only_verify = given.pop("verify"), given["out"] is None
-    if only_verify and not verify:
-        parser.error("OUT is missing")
-    if not only_verify and None in (given["resolution"], given["vae"]):
-        parser.error("--resolution and --vae are required")
-    if given["shard_size"] > MAX_SHARD_SIZE:
-        parser.error(f"--shard-size is at most {MAX_SHARD_SIZE}")
+    verify, in_place = given.pop("verify"), given["out"] is None
     names, weights = given.pop("teacher"), given.pop("teacher_weights")
     if weights and len(weights) != len(names):
         parser.error(f"--teacher-weights is given {len(weights)} times for {len(names)} teachers: give one for each")
     given["teachers"] = tuple(zip(names, weights or ["hub"] * len(names), strict=True))
+    if in_place and not (verify or names):
+        parser.error("OUT is missing")
+    if in_place:
+        _refuse_idle(parser, given)
+    elif given["vae"] is None or (given["resolution"] is None and not given["take_latents"]):
+        parser.error("--resolution and --vae are required (--vae alone with --import)")
+    if given["shard_size"] > MAX_SHARD_SIZE:
+        parser.error(f"--shard-size is at most {MAX_SHARD_SIZE}")
     with exit_on_input_error():
-        if not only_verify:
+        if not in_place:
             prepare(PrepareOptions(**given))
+        elif names:
+            kept = {key: given[key] for key in ("teachers", "flip", "batch_size", "workers")}
+            add_teachers(given["source"], **kept)
         if verify and process_state().is_main_process:
-            verify_dataset(given["source"] if only_verify else given["out"])
+            verify_dataset(given["source"] if in_place else given["out"], given["workers"])
+
+
+def _refuse_idle(parser: argparse.ArgumentParser, given: dict) -> None:
+    """Without OUT, most options would do nothing."""
+    used = {"source", "teachers", "batch_size", "workers", *(["flip"] if given["teachers"] else [])}
+    idle = [key for key, value in given.items() if key not in used and value != parser.get_default(key)]
+    if idle:
+        flags = {"take_latents": "import"}
+        listed = ", ".join(f"--{flags.get(key, key).replace('_', '-')}" for key in idle)
+        parser.error(f"OUT is missing, without which {listed} would do nothing")
 
 
 if __name__ == "__main__":

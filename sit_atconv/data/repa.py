@@ -1,4 +1,4 @@
-"""Directories prepared with REPA's own scripts, read as they are.
+"""Directories prepared with REPA's own scripts, read as they are; `importing` makes shards of them.
 
 Layout: `vae-sd/00000/img-mean-std-00000000.npy`, float32 (8, h, w) = mean and standard deviation of the SD autoencoder;
 `vae-sd/dataset.json`, {"labels": [[name, class], …]} or null; `images/00000/img00000000.png`, the crops.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.decode import decode_image
-from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.manifest import read_json
 from sit_atconv.data.protocol import SourceImage
 from sit_atconv.errors import InputError
@@ -38,7 +38,8 @@ class RepaSource:
     def __init__(self, path: str, convert: bool = False) -> None:
         self._root, self._convert = Path(path), convert
         self._names, self.labels = _names_and_labels(self._root)
-        _require_images(self._root, self._names)
+        if not (self._root / IMAGES).is_dir():
+            raise InputError(f"{path} was prepared for REPA but has no {IMAGES}/: there are no pictures here.")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -50,20 +51,40 @@ class RepaSource:
 
 
 class RepaDataset(LatentDataset):
-    """The latents of a REPA directory: one file a sample, no mirrored ones."""
+    """The latents of a REPA directory: one file a sample, no mirrored ones.
+
+    `spec` says which latents they are, since the directory does not. `labels` is int64 (len,) or None; `resolution`
+    (height, width) of the pictures.
+    """
 
     has_flip = False
     class_names = None
 
-    def __init__(self, path: str) -> None:
-        self._root = Path(path)
-        self._names, labels = _names_and_labels(self._root)
-        self._targets = np.full(len(self._names), -1) if labels is None else labels
-        self.num_classes = 0 if labels is None else int(labels.max()) + 1
-        self.latents = REPA_SPEC
-        _, height, width = _read_moments(self._root / LATENTS / self._names[0]).shape
-        self.latent_shape = (self.latents.channels, height, width)
-        self.has_images = (self._root / IMAGES / _image_name(self._names[0])).is_file()
+    def __init__(self, path: str, spec: LatentSpec = REPA_SPEC) -> None:
+        self._root, self.latents = Path(path), spec
+        self._names, self.labels = _names_and_labels(self._root)
+        self._targets = np.full(len(self._names), -1) if self.labels is None else self.labels
+        self.num_classes = 0 if self.labels is None else int(self.labels.max()) + 1
+        height, width = self._grid()
+        self.latent_shape = (spec.channels, height, width)
+        self.resolution = (height * spec.downscale, width * spec.downscale)
+        self.has_images = (self._root / IMAGES).is_dir()
+
+    def _grid(self) -> tuple[int, int]:
+        """(h, w) of the first latent that can be read: a damaged one is named when its turn comes."""
+        failures = []
+        for name in self._names:
+            try:
+                return _read_moments(self._root / LATENTS / name, self.latents).shape[1:]
+            except InputError as error:
+                failures.append(error)
+        raise failures[0]
+
+    def unlisted(self) -> list[str]:
+        """Latent files that dataset.json does not name, relative to the directory."""
+        listed, root = set(self._names), self._root / LATENTS
+        names = (path.relative_to(root).as_posix() for path in root.rglob("*.npy"))
+        return sorted(f"{LATENTS}/{name}" for name in names if name not in listed)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -73,13 +94,13 @@ class RepaDataset(LatentDataset):
 
     def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
         expected = (2 * self.latent_shape[0], *self.latent_shape[1:])
-        moments = np.empty((len(indices), *expected), dtype=np.float32)
-        for out, index in zip(moments, indices, strict=True):
-            row = _read_moments(self._root / LATENTS / self._names[index])
+        moments = empty_batch((len(indices), *expected), torch.float32)
+        for out, index in zip(moments.numpy(), indices, strict=True):
+            row = _read_moments(self._root / LATENTS / self._names[index], self.latents)
             if row.shape != expected:
                 raise InputError(f"{self.where(index)}: shape {row.shape} among latents of {expected}.")
             out[:] = row
-        return torch.from_numpy(moments)
+        return moments
 
     def _labels(self, indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(self._targets[np.asarray(indices)]).long()
@@ -122,11 +143,6 @@ def _image_name(latent_name: str) -> str:
     return latent_name.replace("img-mean-std-", "img").replace(".npy", ".png")
 
 
-def _require_images(root: Path, names: Sequence[str]) -> None:
-    if not (root / IMAGES / _image_name(names[0])).is_file():
-        raise InputError(f"{root} was prepared for REPA but has no {IMAGES}/{_image_name(names[0])}: no pictures here.")
-
-
 def _read_image(root: Path, latent_name: str, convert: bool) -> np.ndarray:
     path = root / IMAGES / _image_name(latent_name)
     try:
@@ -135,14 +151,14 @@ def _read_image(root: Path, latent_name: str, convert: bool) -> np.ndarray:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _read_moments(path: Path) -> np.ndarray:
+def _read_moments(path: Path, spec: LatentSpec) -> np.ndarray:
     try:
         moments = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"Cannot read latent {path}: {error}.") from error
-    if moments.ndim != 3 or moments.shape[0] != 2 * REPA_SPEC.channels or moments.dtype != np.float32:
+    if moments.ndim != 3 or moments.shape[0] != 2 * spec.channels or moments.dtype != np.float32:
         raise InputError(
-            f"{path}: {moments.dtype} {moments.shape}, expected float32 ({2 * REPA_SPEC.channels}, h, w): mean and "
-            "standard deviation of the SD autoencoder."
+            f"{path}: {moments.dtype} {moments.shape}, expected float32 ({2 * spec.channels}, h, w): mean and standard "
+            f"deviation of the autoencoder {spec.autoencoder}."
         )
     return moments

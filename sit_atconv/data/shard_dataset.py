@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sit_atconv.alignment.cached import tokens_name
 from sit_atconv.autoencoder import IDENTITY
-from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.manifest import ShardInfo, load_manifest
 from sit_atconv.data.shards import ShardReader
 from sit_atconv.errors import InputError
@@ -25,11 +25,13 @@ class ShardDataset(LatentDataset):
         manifest = load_manifest(directory)
         if not manifest.complete:
             raise InputError(f"{directory} is not complete: run its preparation again to finish it.")
-        _check_sizes(self._directory, manifest.shards)
-        self._shards, self._stored_flip = manifest.shards, manifest.has_flip
-        self._row_shapes, self.teachers = manifest.row_shapes, tuple(manifest.teachers)
+        for files, _ in manifest.series:
+            _check_sizes(self._directory, files)
+        self._series, self._stored_flip = manifest.series, manifest.has_flip
+        self._shards, self.teachers = manifest.shards, tuple(manifest.teachers)
+        self._row_of = {name: (part, row) for part, (_, rows) in enumerate(self._series) for name, row in rows.items()}
         self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
-        self._readers: dict[int, ShardReader] = {}
+        self._readers: dict[tuple[int, int], ShardReader] = {}
         self.latents, self.latent_shape = manifest.latents, manifest.latent_shape
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
         # Latents that are pixels are mirrored as they are read, and are their own pictures.
@@ -43,6 +45,10 @@ class ShardDataset(LatentDataset):
     def where(self, index: int) -> str:
         shard, row = self._locate(index)
         return f"{self._directory / self._shards[shard].name} row {row}"
+
+    def shard_range(self, number: int) -> range:
+        """The samples that a shard holds."""
+        return range(self._ends[number] - self._shards[number].count, self._ends[number])
 
     def source_index(self, index: int) -> int:
         """Position of a sample in the sorted source that it was prepared from."""
@@ -65,11 +71,12 @@ class ShardDataset(LatentDataset):
         return self._rows(tokens_name(number), indices, flips)
 
     def _rows(self, name: str, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
-        """Rows of a stored tensor or, where `flips` says so, of its mirrored version: (n, …) fp16, copied once."""
-        rows = torch.empty(len(indices), *self._row_shapes[name], dtype=torch.float16)
+        """Rows (n, …) of a stored tensor or, where `flips` says so, of its mirrored version, copied once."""
+        part, (dtype, shape) = self._row_of[name]
+        rows = empty_batch((len(indices), *shape), dtype)
         for out, index, flip in zip(rows, indices, flips, strict=True):
             shard, row = self._locate(index)
-            out.copy_(self._reader(shard).row(f"{name}_flip" if flip else name, row))
+            out.copy_(self._reader(shard, part).row(f"{name}_flip" if flip else name, row))
         return rows
 
     def _labels(self, indices: Sequence[int]) -> Tensor:
@@ -86,12 +93,13 @@ class ShardDataset(LatentDataset):
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - self._ends[shard] + self._shards[shard].count
 
-    def _reader(self, shard: int) -> ShardReader:
-        if shard not in self._readers:
-            info = self._shards[shard]
-            path = self._directory / info.name
-            self._readers[shard] = ShardReader(path, info.count, self._row_shapes, self._stored_images)
-        return self._readers[shard]
+    def _reader(self, shard: int, part: int = 0) -> ShardReader:
+        """A shard, or the file beside it that is `part` of the series."""
+        if (shard, part) not in self._readers:
+            files, rows = self._series[part]
+            path, images = self._directory / files[shard].name, self._stored_images and part == 0
+            self._readers[shard, part] = ShardReader(path, files[shard].count, rows, images)
+        return self._readers[shard, part]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_readers": {}}

@@ -1,13 +1,15 @@
 """Shards: safetensors files of up to 4,096 samples, written whole and read row by row through a memory map.
 
 Tensors of a shard with n samples:
-    moments        (n, 2C, h, w) fp16   posterior mean and standard deviation
+    moments        (n, 2C, h, w) fp16   posterior mean and standard deviation; fp32 when imported
     moments_flip   (n, 2C, h, w) fp16   of the mirrored pictures (optional)
     tokens_0, …    (n, N, D) fp16       of a teacher each, and tokens_0_flip of the mirrored pictures (optional)
     labels         (n,) int64           -1 where there are none
     index          (n,) int64           position in the sorted source
     images         (bytes,) uint8       the cropped pictures, PNG files one after the other (optional)
     image_offsets  (n + 1,) int64       where each of them begins
+
+Tokens of a teacher that was added to complete data lie in a file beside each shard, with labels and index once more.
 """
 
 import hashlib
@@ -21,15 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sit_atconv.data.manifest import ShardInfo, write_whole
+from sit_atconv.data.manifest import Row, ShardInfo, write_whole
 from sit_atconv.errors import InputError
 
 MAX_SHARD_SIZE = 4096
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard, sorted like its number."""
-    return f"shard-{number:05d}.safetensors"
+def shard_name(number: int, part: str = "") -> str:
+    """File name of a shard, or of a `part` kept beside it; sorted like its number."""
+    return f"shard-{number:05d}{part and '.'}{part}.safetensors"
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> ShardInfo:
@@ -66,13 +68,13 @@ def join_images(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 class ShardReader:
     """A shard opened for reading rows. Tensors are views of the file's memory map: nothing is read before it is used.
 
-    `row_shapes` are those of its manifest, `images` says whether it holds pictures. Raises `InputError` naming the file
+    `rows` are those of its manifest, `images` says whether it holds pictures. Raises `InputError` naming the file
     when it is missing, truncated or holds other tensors than expected.
     """
 
-    def __init__(self, path: Path, count: int, row_shapes: dict[str, tuple[int, ...]], images: bool) -> None:
+    def __init__(self, path: Path, count: int, rows: dict[str, Row], images: bool) -> None:
         self.path = path
-        expected = {name: (torch.float16, (count, *shape)) for name, shape in row_shapes.items()}
+        expected = {name: (row.dtype, (count, *row.shape)) for name, row in rows.items()}
         expected |= {"labels": (torch.int64, (count,)), "index": (torch.int64, (count,))}
         expected |= {"images": (torch.uint8, None), "image_offsets": (torch.int64, (count + 1,))} if images else {}
         self._tensors = _map_tensors(path)
@@ -84,7 +86,7 @@ class ShardReader:
         self.labels, self.index = self._tensors["labels"], self._tensors["index"]
 
     def row(self, name: str, row: int) -> Tensor:
-        """A row of one of the fp16 tensors: a view."""
+        """A row of one of the tensors of its `rows`: a view."""
         return self._tensors[name][row]
 
     def image(self, row: int) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""Adding a teacher's tokens to data that are prepared already, from the pictures kept with them; nothing is encoded."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from sit_atconv.alignment import Teacher
+from sit_atconv.alignment.cached import TeacherSpec, find_tokens, tokens_name
+from sit_atconv.data.batches import StoredBatches
+from sit_atconv.data.encoding import tokens_encoder, write_shards
+from sit_atconv.data.manifest import Manifest, load_manifest, save_manifest
+from sit_atconv.data.preparation import process_state
+from sit_atconv.data.shard_dataset import ShardDataset
+from sit_atconv.data.shard_files import ShardFiles
+from sit_atconv.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def add_teachers(
+    directory: str, teachers: Sequence[tuple[str, str]], *, flip: bool, batch_size: int, workers: int
+) -> Manifest:
+    """Keep the tokens of these teachers (name, weights) in a file beside each shard, and return the new manifest.
+
+    Mirror images are seen too where the data have them or, for pixels, if `flip`. The data can be read meanwhile, and
+    are what they were until a teacher's tokens are all there; after an interruption complete files are kept.
+    Raises `InputError` when the data are not complete or hold no pictures, when a teacher cannot be used or is there
+    with other weights, or when the disk is full.
+    """
+    state = process_state()
+    dataset, manifest = ShardDataset(directory), load_manifest(directory)
+    if not dataset.has_images:
+        raise InputError(f"{directory} holds no pictures, which a teacher needs: prepare it anew with --teacher.")
+    if flip and not dataset.has_flip:
+        raise InputError(f"{directory} holds no mirrored latents, so tokens of mirror images are of no use.")
+    for name, weights in teachers:
+        if name in [spec.name for spec in manifest.teachers]:
+            find_tokens(name, weights, manifest.teachers, directory)
+            log.info("%s holds the tokens of %s already.", directory, name)
+            continue
+        teacher = Teacher(name, weights, state.device)
+        spec = teacher.spec(*manifest.resolution, flip or manifest.has_flip)
+        manifest = _add(Path(directory), manifest, dataset, teacher, spec, state, batch_size, workers)
+    return manifest
+
+
+def _add(
+    root: Path,
+    manifest: Manifest,
+    dataset: ShardDataset,
+    teacher: Teacher,
+    spec: TeacherSpec,
+    state: PartialState,
+    batch_size: int,
+    workers: int,
+) -> Manifest:
+    number = len(manifest.teachers)
+    name, extended = tokens_name(number), replace(manifest, teachers=[*manifest.teachers, spec])
+    pictures = hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
+    files = ShardFiles(root, extended.token_rows(number), name, {"teacher": spec.to_dict(), "pictures": pictures})
+    numbers = range(len(manifest.shards))
+    write_shards(
+        StoredBatches(dataset),
+        files,
+        {k: dataset.shard_range(k) for k in files.missing(numbers[state.process_index :: state.num_processes])},
+        [tokens_encoder(teacher, number, spec.flip)],
+        batch_size=batch_size,
+        workers=workers,
+        device=state.device,
+        progress=state.is_main_process,
+    )
+    state.wait_for_everyone()
+    infos = [files.read_note(k)[0] for k in numbers]
+    state.wait_for_everyone()  # everyone has read the notes
+    extended = replace(extended, token_files={**manifest.token_files, name: infos})
+    if state.is_main_process:
+        save_manifest(extended, root)
+        files.remove_notes(numbers)
+        log.info("%s: tokens of %s added, %s a picture.", root, spec.name, files.rows[name].shape)
+    return extended
