@@ -22,6 +22,7 @@ from sit_atconv import SiT
 from sit_atconv.alignment import Projector
 from sit_atconv.convert import load_released
 from sit_atconv.convert.__main__ import main
+from sit_atconv.convert.checkpoint import read_released
 from sit_atconv.convert.structure import SD_LATENTS, mlp_ratio
 from sit_atconv.errors import InputError
 
@@ -156,6 +157,7 @@ def test_first_checkpoints_of_repa_count_their_blocks_twice() -> None:
     legacy = {late.sub(lambda n: f"decoder_blocks.{int(n[1]) - 2}.", key): state[key] for key in state}
     assert sum(key.startswith("decoder_blocks.2.") for key in legacy) == 10
     require_equal(load_released(legacy, num_heads=4), source, state)
+    assert (read_released(legacy).aligned_block, read_released(state).aligned_block) == (2, None)
 
 
 def test_the_model_shares_nothing_with_the_source_and_can_be_trained() -> None:

@@ -1,5 +1,7 @@
 """Every case of docs/own_data.md in small: prepare, train and sample by their commands."""
 
+import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -9,12 +11,14 @@ import torch
 from diffusers import AutoencoderDC
 from PIL import Image
 from released_sources import Source, random_state
+from safetensors.torch import load_file
 from test_autoencoder import small_kl
 from training_runs import TINY, fresh_accelerate
 
 import sample as sample_command
 import train as train_command
 from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.config import AlignmentConfig, FlowConfig, TeacherConfig
 from sit_atconv.convert.__main__ import main as convert
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.prepare import main as prepare
@@ -23,6 +27,8 @@ from sit_atconv.models import SiT, create_model
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.sampling import open_generator
 from sit_atconv.training.finetune import begin_with
+from sit_atconv.training.objective import Objective
+from sit_atconv.training.projectors import begin_projectors
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
 
@@ -146,6 +152,76 @@ def test_fine_tuning_from_released_weights_by_command(photos, tmp_path):
     fresh_accelerate()
     words = f"{TINY} --data.path {tmp_path / 'data'} --training.steps 2 --preview.every null {words}".split()
     train_command.main(["--config", CONFIG, "--run", str(tmp_path / "run"), *words])
+
+
+ALIGNED = {"block": 1, "projector_width": 64, "teachers": [{"name": "test_vit", "weights": "random"}]}
+
+
+def released_repa(folder: Path, widths: tuple[int, ...] = (64, 40), **arguments) -> Path:
+    """REPA's layout, converted: the first projector is as wide as test_vit's tokens."""
+    state = random_state(Source("repa", width=16, heads=2, mlp=64, variance=False, projector_widths=widths))
+    torch.save({"ema": state, "args": argparse.Namespace(**arguments)}, folder / "released.pt")
+    convert([str(folder / "released.pt"), str(folder / "released"), "--num-heads", "2"])
+    return folder / "released"
+
+
+def begin(path: Path, **alignment) -> Objective:
+    """A fresh objective that has taken over what it can."""
+    config = AlignmentConfig(**{**ALIGNED, **alignment, "teachers": [TeacherConfig(**t) for t in ALIGNED["teachers"]]})
+    torch.manual_seed(1)
+    objective = Objective(create_model("SiT-S/2", 8, hidden_size=16, depth=2, num_heads=2), FlowConfig(), config, (64,))
+    begin_projectors(objective.projectors, config, str(path))
+    return objective
+
+
+def test_fine_tuning_begins_with_released_projectors(photos, tmp_path, caplog):
+    caplog.set_level("INFO")
+    released = released_repa(tmp_path, encoder_depth=1, enc_type="dinov2-vit-b,clip-vit-L")
+    state, theirs = begin(released).projectors.state_dict(), load_file(released / "projectors.safetensors")
+    assert "begins with that for dinov2-vit-b after block 1" in caplog.text
+    assert state and all(torch.equal(tensor, theirs[name]) for name, tensor in state.items())
+
+    words = f"--model.name SiT-S/2 --model.init_from {released} --optimizer.lr 1e-12 --alignment "
+    words += json.dumps(ALIGNED, separators=(",", ":"))
+    run(photos, tmp_path, str(small_kl(tmp_path / "vae", stages=4)), "--resolution 64 --images", words)
+    weights = load_file(tmp_path / "run" / "checkpoints" / "latest" / "weights.safetensors")
+    found = {name.removeprefix("projectors."): t for name, t in weights.items() if name.startswith("projectors.")}
+    assert found.keys() == state.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-9)
+
+    # A run of ours has them in its checkpoint.
+    state = begin(tmp_path / "run" / "checkpoints" / "latest" / "model").projectors.state_dict()
+    assert "begins with that for test_vit after block 1" in caplog.text
+    assert all(torch.equal(tensor, found[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("widths", "alignment", "message"),
+    [
+        ((64,), {"block": 2}, "there it follows block 1, here block 2"),
+        ((40,), {}, "layers.4.bias is (40,) there, (64,) here"),
+        ((64,), {"projector_width": 32}, "layers.0.bias is (64,) there, (32,) here"),
+        ((64,), {"variant": "irepa"}, "conv.bias is missing there, (64,) here"),
+    ],
+)
+def test_projectors_that_do_not_fit_begin_anew(tmp_path, caplog, widths, alignment, message):
+    released = released_repa(tmp_path, widths, encoder_depth=1)
+    fresh_ones = begin(tmp_path / "nothing", **alignment).projectors.state_dict()
+    found = begin(released, **alignment).projectors.state_dict()
+    assert f"The projector for test_vit begins anew: {message}." in caplog.text
+    assert all(torch.equal(tensor, fresh_ones[name]) for name, tensor in found.items())
+
+
+def test_projectors_of_an_unknown_block_and_damaged_ones(tmp_path, caplog):
+    caplog.set_level("INFO")
+    released = released_repa(tmp_path, (64,))
+    begin(released, block=2)
+    assert "that for an unnamed teacher after an unnamed block, taken for 2" in caplog.text
+    path = released / "projectors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"projectors\.safetensors is damaged"):
+        begin(released)
 
 
 def test_networks_that_cannot_begin_with_these_weights(photos, tmp_path):

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if vae is not None:
             spec = load_autoencoder(vae, channels=model.config.in_channels).spec
             model.register_to_config(latents=spec.to_dict())
-        save_converted(model, released.projectors, out)
+        save_converted(model, released, out)
 
         config = model.config
         log.info(
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{model.num_parameters():,}",
         )
         if released.projectors:
-            log.info("REPA's projectors are kept aside in %s.", out / PROJECTORS_NAME)
+            log.info("REPA's projectors are kept in %s: model.init_from begins with them, too.", out / PROJECTORS_NAME)
         if config.latents is None:
             log.warning("Its latents have %d channels: sampling needs --vae.", config.in_channels)
 

@@ -24,12 +24,14 @@ class Released:
     """A released network under its own names, before anything is changed.
 
     `state` and `projectors` (REPA's, without the prefix "projectors.") are fp32 copies on the CPU; `arguments` is what
-    the training script was called with, empty when the file does not say.
+    the training script was called with, empty when the file does not say. The projectors see the tokens after block
+    `aligned_block`, counted from 1; None when nothing says so.
     """
 
     state: dict[str, Tensor]
     projectors: dict[str, Tensor]
     arguments: dict[str, Any]
+    aligned_block: int | None = None
 
 
 def read_released(source: str | Path | Mapping[str, Any], weights: str | None = None) -> Released:
@@ -45,11 +47,12 @@ def read_released(source: str | Path | Mapping[str, Any], weights: str | None = 
         raise InputError(
             f"{name} holds a {type(content).__name__}, not a checkpoint: expected a dictionary of tensors."
         )
-    tensors = _plain_names(_choose(content, weights, name), name)
+    tensors, aligned_block = _plain_names(_choose(content, weights, name), name)
     _require_sit(tensors, name)
     state = {key: _usable(tensor, key, name) for key, tensor in tensors.items()}
     projectors = {key.removeprefix(_PROJECTORS): state.pop(key) for key in list(state) if key.startswith(_PROJECTORS)}
-    return Released(state, projectors, _arguments(content))
+    arguments = _arguments(content)
+    return Released(state, projectors, arguments, aligned_block or arguments.get("encoder_depth"))
 
 
 def _choose(content: Mapping[str, Any], weights: str | None, name: str) -> Mapping[str, Tensor]:
@@ -68,10 +71,11 @@ def _choose(content: Mapping[str, Any], weights: str | None, name: str) -> Mappi
     return chosen
 
 
-def _plain_names(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _plain_names(tensors: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], int | None]:
     """The tensors without what DistributedDataParallel, torch.compile and Lightning put before their names.
 
-    REPA's first checkpoints count the blocks behind the aligned one from 0 again, as decoder_blocks: count on.
+    REPA's first checkpoints count the blocks behind the aligned one from 0 again, as decoder_blocks: count on. The
+    second value is that block, for these.
     """
     parts = {key: [part for part in str(key).split(".") if part not in ("module", "_orig_mod")] for key in tensors}
     plain = {key: ".".join(words[1:] if words[:1] == ["model"] else words) for key, words in parts.items()}
@@ -83,7 +87,8 @@ def _plain_names(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     renamed = {re.sub(r"^decoder_blocks\.(\d+)\.", count_on, plain[key]): tensor for key, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise InputError(f"{name} holds some tensors twice, with and without a wrapper's prefix: keep one of each.")
-    return renamed
+    legacy = any(key.startswith("decoder_blocks.") for key in plain.values())
+    return renamed, aligned if legacy else None
 
 
 def _require_sit(tensors: Mapping[str, Tensor], name: str) -> None:

@@ -2,12 +2,11 @@
 
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import Tensor
 
+from sit_atconv.convert.checkpoint import Released
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 
@@ -20,19 +19,22 @@ def require_free(out: Path) -> None:
         raise InputError(f"{out} exists already: choose another directory, or remove it first.")
 
 
-def save_converted(model: SiT, projectors: Mapping[str, Tensor], out: Path) -> None:
+def save_converted(model: SiT, released: Released, out: Path) -> None:
     """Write config.json and weights, and REPA's projectors, where there are any, beside them; whole or not at all.
 
-    projectors.safetensors goes by the names of `ModuleList([Projector, …])`, which is what training holds.
+    projectors.safetensors goes by the names of `ModuleList([Projector, …])`, which is what training holds; its metadata
+    tell the aligned "block", counted from 1, and the "teachers" in REPA's words, as far as the release does.
     """
     out = out.resolve()
     require_free(out)
     unfinished = out.with_name(f".unfinished-{out.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
-    if projectors:
-        named = {re.sub(r"^(\d+)\.(\d+)\.", r"\1.layers.\2.", key): tensor for key, tensor in projectors.items()}
-        save_file(named, unfinished / PROJECTORS_NAME)
+    if released.projectors:
+        ours = {re.sub(r"^(\d+)\.(\d+)\.", r"\1.layers.\2.", key): value for key, value in released.projectors.items()}
+        facts = {"block": released.aligned_block, "teachers": released.arguments.get("enc_type")}
+        known = {key: str(value) for key, value in facts.items() if value is not None}
+        save_file(ours, unfinished / PROJECTORS_NAME, metadata=known)
     if out.exists():
         out.rmdir()
     unfinished.rename(out)

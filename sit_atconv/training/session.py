@@ -24,6 +24,7 @@ from sit_atconv.training.build import build_model, build_teachers, require_track
 from sit_atconv.training.ema import WeightAverages, profiles
 from sit_atconv.training.finetune import begin_with
 from sit_atconv.training.objective import Objective, draw_fields
+from sit_atconv.training.projectors import begin_projectors
 from sit_atconv.training.stop import ignore_termination
 
 
@@ -91,6 +92,8 @@ def build_session(config: Config, run: Path) -> Session:
         begin_with(model, config.model.init_from)
     teachers = build_teachers(config, dataset, device)
     bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
+    if config.model.init_from is not None and config.alignment and not begun:
+        begin_projectors(bare.projectors, config.alignment, config.model.init_from)
     twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
     if config.training.gradient_checkpointing:
         model.enable_gradient_checkpointing()

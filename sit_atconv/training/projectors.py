@@ -1,0 +1,107 @@
+"""Fine-tuning with alignment: projectors that were trained with the weights a run begins with."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sit_atconv.config import AlignmentConfig, load_config
+from sit_atconv.convert.directory import PROJECTORS_NAME
+from sit_atconv.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "projectors."
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Projectors by the names of a ModuleList, the block they were trained at, and whose tokens they approach.
+
+    None where the file does not say.
+    """
+
+    tensors: dict[str, Tensor]
+    block: int | None
+    teachers: list[str] | None
+
+    def __len__(self) -> int:
+        return len({key.split(".")[0] for key in self.tensors})
+
+    def one(self, number: int) -> dict[str, Tensor]:
+        """The weights of the projector in this place; none when there are not so many."""
+        prefix = f"{number}."
+        return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+
+
+def begin_projectors(projectors: nn.ModuleList, alignment: AlignmentConfig, path: str) -> None:
+    """Give each of the `projectors`, one a teacher, the weights of its place beside the `model/` directory `path`.
+
+    That is a release converted by sit_atconv.convert, or a checkpoint of ours. One begins anew, and a message says why,
+    where there is none, or it is of another block, teacher or shape.
+    """
+    trained = _find(Path(path))
+    if trained is None:
+        log.info("No projectors beside %s: they begin anew.", path)
+        return
+    for number, (projector, teacher) in enumerate(zip(projectors, alignment.teachers, strict=True)):
+        theirs = trained.one(number)
+        obstacle = _obstacle(theirs, projector, trained, number, alignment)
+        if obstacle is not None:
+            log.warning("The projector for %s begins anew: %s.", teacher.name, obstacle)
+            continue
+        projector.load_state_dict(theirs)
+        whose = trained.teachers[number] if trained.teachers else "an unnamed teacher"
+        block = f"block {trained.block}" if trained.block else f"an unnamed block, taken for {alignment.block}"
+        log.info("The projector for %s begins with that for %s after %s.", teacher.name, whose, block)
+
+
+def _obstacle(
+    theirs: dict[str, Tensor], projector: nn.Module, trained: _Trained, number: int, alignment: AlignmentConfig
+) -> str | None:
+    """Why a projector cannot have these weights; None if it can."""
+    if not theirs:
+        return f"of those there are only {len(trained)}"
+    if trained.block not in (None, alignment.block):
+        return f"there it follows block {trained.block}, here block {alignment.block}"
+    ours = {key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+    differing = sorted(key for key in ours.keys() | shapes if ours.get(key) != shapes.get(key))
+    if differing:
+        key = differing[0]
+        return f"{key} is {shapes.get(key, 'missing')} there, {ours.get(key, 'missing')} here"
+    name = alignment.teachers[number].name
+    # REPA's words, such as dinov2-vit-b, are not compared with timm's names.
+    if trained.teachers and "_" in trained.teachers[number] and trained.teachers[number] != name:
+        return f"there it is for {trained.teachers[number]}"
+    return None
+
+
+def _find(path: Path) -> _Trained | None:
+    """The projectors that were trained with the model in `path`."""
+    directory = path / "model" if (path / "model" / "config.json").exists() else path
+    converted, ours = directory / PROJECTORS_NAME, directory.parent / "weights.safetensors"
+    if converted.is_file():
+        tensors, facts = _read(converted)
+        trained = _Trained(tensors, int(facts["block"]) if "block" in facts else None, None)
+        teachers = facts.get("teachers", "").split(",")
+        return replace(trained, teachers=teachers) if len(teachers) == len(trained) and teachers[0] else trained
+    config = directory.resolve().parent.parent.parent / "config.yaml"
+    if not ours.is_file() or not config.is_file():
+        return None
+    alignment = load_config(config).alignment
+    if alignment is None:
+        return None
+    return _Trained(_read(ours, _PREFIX)[0], alignment.block, [teacher.name for teacher in alignment.teachers])
+
+
+def _read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors whose names begin with `prefix`, without it, and the file's metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (safe_open is no mapping)
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}): convert or copy it again, or remove it.") from error
