@@ -1,0 +1,113 @@
+"""Figures of measurements: `python -m benchmarks.figures operator.json model.json --out docs/figures`.
+
+From the JSON of `benchmarks.operator` time and peak memory of token mixers against the side of the image (the ATConv
+paper's Fig. 4, arXiv 2510.20092), from that of `benchmarks.model` throughput against the latent's (its Fig. 6).
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from benchmarks.timing import read_json
+
+STYLES = {  # of lines that may lie on one another
+    "linear": ("#ff7f0e", "s-"),
+    "window": ("#1f77b4", "^-"),
+    "grid": ("#17becf", "v--"),
+    "pooled keys": ("#2ca02c", "D-"),
+    "attention": ("#222222", "o-"),
+    "ATConv": ("#d62728", "o-"),
+}
+FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid", "SiT-ATConv": "ATConv"}
+FAMILY_COLOURS = {"SiT": "#222222", "SiT-Hybrid": "#9467bd", "SiT-ATConv": "#d62728"}
+
+
+def draw_operator(measured: dict, out: Path) -> None:
+    """Time above, peak memory below; forward passes left, with gradients right."""
+    quantities = {"milliseconds": "time, ms", "mebibytes": "peak memory, MiB"}
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey="row", layout="constrained")
+    for column, gradients in enumerate((False, True)):
+        rows = [row for row in measured["rows"] if row["gradients"] == gradients]
+        for axis, (quantity, label) in zip(axes[:, column], quantities.items(), strict=True):
+            for name, (colour, style) in STYLES.items():
+                points = [(row["shape"][1], row[quantity][name]) for row in rows if row[quantity][name]]
+                axis.plot(*zip(*points, strict=True), style, color=colour, label=name, **emphasis(name == "ATConv"))
+            logarithmic(axis, [row["shape"][1] for row in rows])
+            axis.set_ylabel(label if column == 0 else "")
+        axes[0, column].set_title("forward and gradients" if gradients else "forward")
+        axes[1, column].set_xlabel("side of the image in tokens")
+    axes[0, 0].legend(frameon=False)
+    B, *_, C = measured["rows"][0]["shape"]
+    title(figure, f"Token mixing alone, {C} channels, batch {B}", measured)
+    figure.savefig(out / "operator.png", dpi=130)
+
+
+def draw_model(measured: dict, out: Path) -> None:
+    """One panel a size; beside each point of ATConv, how many times attention's throughput it has."""
+    sizes = list(dict.fromkeys(row["size"] for row in measured["rows"]))
+    width = max(6, 4.2 * len(sizes))
+    figure, axes = plt.subplots(1, len(sizes), figsize=(width, 4.4), squeeze=False, layout="constrained")
+    for axis, size in zip(axes[0], sizes, strict=True):
+        rows = [row for row in measured["rows"] if row["size"] == size]
+        sides = [row["latent"] for row in rows]
+        for family, name in FAMILIES.items():
+            throughput = [1000 * row["batch"] / row["milliseconds"][family] for row in rows]
+            axis.plot(sides, throughput, "o-", color=FAMILY_COLOURS[family], label=name, **emphasis(name == "ATConv"))
+        for row, side in zip(rows, sides, strict=True):
+            ms = row["milliseconds"]
+            where = (side, 1000 * row["batch"] / min(ms.values()))
+            text = f"{ms['SiT'] / ms['SiT-ATConv']:.2f}×"
+            axis.annotate(
+                text, where, (0, 9), textcoords="offset points", ha="center", color=FAMILY_COLOURS["SiT-ATConv"]
+            )
+        axis.margins(x=0.1, y=0.14)
+        logarithmic(axis, sides)
+        axis.set(title=size, xlabel="side of the latent", ylabel="images/s" if axis is axes[0, 0] else "")
+    axes[0, 0].legend(frameon=False, loc="lower left")
+    title(figure, "Forward passes; × is ATConv's throughput over attention's", measured)
+    figure.savefig(out / "model.png", dpi=130)
+
+
+def emphasis(ours: bool) -> dict[str, float]:
+    return {"linewidth": 2.4 if ours else 1.3, "markersize": 5 if ours else 3.5, "zorder": 3 if ours else 2}
+
+
+def logarithmic(axis: Axes, sides: list[int]) -> None:
+    """Logarithmic axes with plain numbers, and the measured sides along x."""
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(sides, map(str, sides))
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.grid(which="major", alpha=0.3)
+
+
+def title(figure: plt.Figure, what: str, measured: dict) -> None:
+    figure.suptitle(f"{what}\n{measured['machine']}", fontsize=11)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("measurements", type=Path, nargs="+", help="JSON of benchmarks.operator or benchmarks.model")
+    parser.add_argument("--out", type=Path, required=True, help="folder for operator.png and model.png")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in options.measurements:
+        measured = read_json(path)
+        draw = draw_operator if "shape" in measured["rows"][0] else draw_model
+        draw(measured, options.out)
+
+
+if __name__ == "__main__":
+    main()

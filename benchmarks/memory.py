@@ -1,0 +1,176 @@
+"""The memory of a training step, without running it: `python -m benchmarks.memory [--json FILE]`.
+
+Weights, gradients, Adam's two moments and one average are fp32: 20 bytes a parameter. On top come the activations: all
+that the forward pass leaves for the backward pass, counted where autograd stores it, each piece of memory once. It is
+counted on fake CUDA tensors, which have shapes but no numbers, along the path that a GPU takes in eager mode, attention
+through flash attention (fp32: memory-efficient attention). Compiled programs keep less; what the backward pass needs
+for a moment only is not counted. `--measure` runs real steps beside their count.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, write_json
+from sit_atconv import SiT, create_model
+from sit_atconv.training.flops import training_flops
+
+MODELS = [f"{family}-{size}/2" for size in ("S", "B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
+CHECKPOINTING = ("none", "mixers", "blocks")
+PRECISIONS = ("bf16", "fp32")
+STATE_BYTES = 4 + 4 + 8 + 4  # of a parameter: weight, gradient, Adam's moments, average
+
+
+class GpuAttention(TorchFunctionMode):
+    """Attention by the kernel that a GPU takes: without a GPU torch would choose one that keeps N×N numbers."""
+
+    def __torch_function__(
+        self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        aten = torch.ops.aten
+        if torch.is_autocast_enabled("cuda"):
+            return aten._scaled_dot_product_flash_attention(*args)[0]
+        return aten._scaled_dot_product_efficient_attention(*args, None, True)[0]
+
+
+@contextlib.contextmanager
+def fake_gpu(precision: str) -> Iterator[None]:
+    """Tensors made here are fake and lie on a GPU, in autocast if `precision` is bf16; there need not be a GPU.
+
+    torch.autocast would switch itself off without one, hence its parts.
+    """
+    before = torch.is_autocast_enabled("cuda")
+    with FakeTensorMode(), torch.device("cuda"), GpuAttention():
+        torch.set_autocast_enabled("cuda", precision == "bf16")
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.autocast_increment_nesting()
+        try:
+            yield
+        finally:
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
+            torch.set_autocast_enabled("cuda", before)
+
+
+def kept_bytes(forward: Run, model: nn.Module) -> int:
+    """Bytes that `forward` leaves for the backward pass, each storage once, without the model's own tensors."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that its address is not given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = forward()
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    del result
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+def inputs(model: SiT, batch: int, side: int) -> tuple[Tensor, ...]:
+    """Latents, times and labels on the default device."""
+    y = torch.zeros(batch, dtype=torch.int64) if model.num_classes else None
+    return torch.randn(batch, model.in_channels, side, side), torch.rand(batch), y
+
+
+def activation_bytes(name: str, side: int, precision: str, classes: int = 1000) -> dict[str, int]:
+    """Bytes an image at each degree of checkpointing, and bytes kept once for all images ("once": weights in bf16).
+
+    Where blocks or mixers are computed again, what one of them keeps (their mean) is there again for a moment: it is
+    counted too.
+    """
+    with fake_gpu(precision):
+        model = create_model(name, input_size=side, num_classes=classes)
+        found = {}
+        for what in CHECKPOINTING:
+            model.recompute(what)
+            one, two = (kept_bytes(lambda n=n: model(*inputs(model, n, side)), model) for n in (1, 2))
+            found[what] = two - one
+            found.setdefault("once", 2 * one - two)  # of the first, which keeps all
+    depth = len(model.blocks)
+    again = {what: round((found["none"] - found[what]) / depth) for what in CHECKPOINTING}
+    return found | {what: found[what] + again[what] for what in CHECKPOINTING}
+
+
+def count(name: str, side: int) -> dict:
+    """One line of the table: of the model, and MiB of activations an image in both precisions."""
+    with torch.device("meta"):
+        model = create_model(name, input_size=side)
+    parameters = sum(p.numel() for p in model.parameters())
+    row = {
+        "model": name,
+        "latent": side,
+        "parameters": parameters,
+        "state_gib": round(STATE_BYTES * parameters / 2**30, 2),
+        "gflop_per_image": round(training_flops(model, (4, side, side)) / 1e9, 1),
+    }
+    for precision in PRECISIONS:
+        found = activation_bytes(name, side, precision)
+        if precision == "bf16":
+            row["bf16_weights_gib"] = round(found["once"] / 2**30, 2)
+        row |= {f"{precision}_{what}": round(found[what] / 2**20, 1) for what in CHECKPOINTING}
+    return row
+
+
+def measure(name: str, side: int, batch: int, device: torch.device) -> dict:
+    """MiB of a real step in fp32: kept for the backward pass, counted on fake tensors, and the peak with its gradients.
+
+    The peak is that of forward and backward pass beyond the weights, measured.
+    """
+    with device:
+        model = create_model(name, input_size=side)
+        arguments = inputs(model, batch, side)
+        kept = kept_bytes(lambda: model(*arguments), model)
+
+        def step() -> None:
+            model(*arguments).square().mean().backward()
+            model.zero_grad()
+
+        peak = peak_mebibytes(step, device)
+    with FakeTensorMode(), device:
+        fake = create_model(name, input_size=side)
+        counted = kept_bytes(lambda: fake(*inputs(fake, batch, side)), fake)
+    gradients = sum(4 * p.numel() for p in model.parameters()) / 2**20
+    sizes = {"kept_mib": kept / 2**20, "counted_mib": counted / 2**20, "gradients_mib": gradients, "peak_mib": peak}
+    return {"model": name, "latent": side, "batch": batch, **{key: round(size, 1) for key, size in sizes.items()}}
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--latents", type=int, nargs="+", default=[32, 64], help="256 and 512 px")
+    parser.add_argument("--measure", type=int, metavar="BATCH", help="run these models in fp32 instead, for comparison")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = default_device()
+    torch.manual_seed(0)
+    cases = [(name, side) for side in options.latents for name in options.models]
+    if options.measure:
+        print(f"{machine(device)}\n")
+        rows = [measure(name, side, options.measure, device) for name, side in cases]
+    else:
+        rows = [count(name, side) for name, side in cases]
+    print(table(rows))
+    write_json(options.json, command_line(), device, rows)
+
+
+if __name__ == "__main__":
+    main()
