@@ -169,7 +169,9 @@ class TrainingConfig:
             from their snapshots `python -m sit_atconv.training.power_ema` makes any other width afterwards.
         power_ema_every: steps between these snapshots, which stay in RUN/ema/.
         max_bad_steps: a step whose loss or gradient is not finite is skipped; so many in a row stop the run.
-        gradient_checkpointing: recompute each block in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: what the backward pass computes again, for less memory: "mixers" the norm, modulation
+            and token mixer of each block, "blocks" whole blocks, about a third more time; "none" keeps everything.
+            True and false, as in earlier files, mean "blocks" and "none".
         compile: torch.compile the repeated block.
         seed: of initial weights, data order and all noise.
     """
@@ -183,9 +185,13 @@ class TrainingConfig:
     power_ema: list[PositiveFloat] = field(default_factory=list)
     power_ema_every: PositiveInt = 10_000
     max_bad_steps: PositiveInt = 20
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["none", "blocks", "mixers"] | bool = "none"
     compile: bool = False
     seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gradient_checkpointing, bool):
+            object.__setattr__(self, "gradient_checkpointing", "blocks" if self.gradient_checkpointing else "none")
 
 
 @dataclass(frozen=True)

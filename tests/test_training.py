@@ -50,7 +50,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
     assert model.config.class_names[3] == "3"
 
 
-@pytest.mark.parametrize("extra", ["--training.accumulation 4", "--training.gradient_checkpointing true"])
+@pytest.mark.parametrize("extra", ["--training.accumulation 4", "--training.gradient_checkpointing mixers"])
 def test_accumulation_and_checkpointing_leave_the_losses(tmp_path: Path, extra: str) -> None:
     run_tiny(tmp_path / "plain", "--training.steps 3")
     run_tiny(tmp_path / "other", f"--training.steps 3 {extra}")

@@ -71,7 +71,7 @@ VALID = st.fixed_dictionaries(
                 "accumulation": st.sampled_from([1, 2, 4]),
                 "ema_decay": open_unit,
                 "power_ema": st.lists(st.sampled_from([0.05, 0.1, 0.2]), unique=True, max_size=2),
-                "gradient_checkpointing": st.booleans(),
+                "gradient_checkpointing": st.sampled_from(["none", "blocks", "mixers"]),
                 "seed": st.integers(0, 2**40),
             },
         ),

@@ -7,59 +7,15 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
 from sit_atconv.models.mixers import create_mixer
 
 POSITIONS = ("sincos", "table", "none")
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale tokens x (B, N, C) by one vector (B, C) a sample."""
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-
-
-def take_rows(table: Tensor, rows: Tensor | None) -> Tensor:
-    """Rows (B,) of a table (U, C): (B, C); the table itself when no rows are named."""
-    return table if rows is None else table[rows]
-
-
-class Block(nn.Module):
-    """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c.
-
-    c is (B, C), or (1, C) for all samples alike, or (U, C) with `rows` (B,) naming each sample's condition.
-    """
-
-    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
-        self.modulation = nn.Linear(dim, 6 * dim)
-
-    def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
-        modulation = take_rows(self.modulation(c), rows)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
-        x = x + gate1.unsqueeze(1) * self.mixer(modulate(self.norm1(x), shift1, scale1), grid)
-        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
-
-
-class FinalLayer(nn.Module):
-    """Modulated norm and projection of tokens (B, N, C) to patches (B, N, p²·C_out)."""
-
-    def __init__(self, dim: int, patch_channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, patch_channels)
-
-    def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
-        shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)
-        return self.proj(modulate(self.norm(x), shift, scale))
+RECOMPUTED = ("none", "blocks", "mixers")
 
 
 def expand_mixer_pattern(pattern: str | Sequence[str], depth: int) -> list[str]:
@@ -153,6 +109,20 @@ class SiT(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=0.02)
         for linear in (*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj):
             nn.init.zeros_(linear.weight)
+
+    def recompute(self, what: str) -> None:
+        """Less memory for more time in training: what the backward pass computes again instead of keeping it.
+
+        "mixers" is norm, modulation and token mixer of every block; "blocks" is whole blocks, as diffusers'
+        `enable_gradient_checkpointing`; "none" keeps everything. Loss and gradients are the same.
+        """
+        require_one_of(what, RECOMPUTED, "gradient checkpointing")
+        if what == "blocks":
+            self.enable_gradient_checkpointing()
+        else:
+            self.disable_gradient_checkpointing()
+        for block in self.blocks:
+            block.recompute_mixer = what == "mixers"
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.

@@ -55,8 +55,8 @@ class ATConv(nn.Module):
         # linear and its weights sum to 1, so the result is the same, and the projection costs K² tokens instead of N.
         context = self.kernel_proj(self._pool(x, grid))  # (B, K², C)
         # Channels stay last to the end, as the convolution reads them.
-        weight, bias = self.kernel_gen.weight, self.kernel_gen.bias
-        kernels = weight @ ACTIVATIONS[self.activation](context) + bias.unsqueeze(-1)  # (B, K², C)
+        weight, bias = self.kernel_gen.weight.expand(len(x), -1, -1), self.kernel_gen.bias.unsqueeze(-1)
+        kernels = torch.baddbmm(bias, weight, ACTIVATIONS[self.activation](context))  # (B, K², C)
 
         # Lateral inhibition, Eq. 9, on the K² numbers of a channel
         kernels = torch.addcmul(kernels, self.inhibition.sigmoid(), kernels.mean(1, keepdim=True), value=-1)

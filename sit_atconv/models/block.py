@@ -1,0 +1,75 @@
+"""The adaLN-Zero transformer block and the final layer of DiT (Peebles & Xie 2022)."""
+
+from functools import partial
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sit_atconv.ops.precision import autocast_inputs
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale tokens x (B, N, C) by one vector (B, C) a sample, computed in x's precision, in one pass.
+
+    The result is the input of matrix products, and has autocast's dtype where it is on: one copy serves them all.
+    """
+    scale = 1 + scale.to(x.dtype).unsqueeze(1)  # in bf16 the sum would lose a scale below 1/256
+    return autocast_inputs(torch.addcmul(shift.to(x.dtype).unsqueeze(1), x, scale))[0]
+
+
+def add_gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate · y for tokens x, y (B, N, C) and one gate (B, C) a sample, in x's dtype."""
+    gate = gate.unsqueeze(1)
+    if x.dtype == y.dtype:
+        return torch.addcmul(x, gate, y)
+    return x + gate * y  # under autocast addcmul would copy y to fp32, and keep the copy for the backward pass
+
+
+def take_rows(table: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows (B,) of a table (U, C): (B, C); the table itself when no rows are named."""
+    return table if rows is None else table[rows]
+
+
+class Block(nn.Module):
+    """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c.
+
+    c is (B, C), or (1, C) for all samples alike, or (U, C) with `rows` (B,) naming each sample's condition. Where
+    `recompute_mixer` is set, the backward pass runs norm, modulation and mixer again instead of keeping what they made.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.recompute_mixer = False
+
+    def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
+        modulation = take_rows(self.modulation(c), rows)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
+        mix = self._mix
+        if self.recompute_mixer and torch.is_grad_enabled():  # nothing in a mixer is random
+            mix = partial(checkpoint, mix, use_reentrant=False, preserve_rng_state=False)
+        x = add_gated(x, gate1, mix(x, shift1, scale1, grid))
+        return add_gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+    def _mix(self, x: Tensor, shift: Tensor, scale: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.mixer(modulate(self.norm1(x), shift, scale), grid)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection of tokens (B, N, C) to patches (B, N, p²·C_out)."""
+
+    def __init__(self, dim: int, patch_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, patch_channels)
+
+    def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
+        shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)
+        return self.proj(modulate(self.norm(x), shift, scale))
