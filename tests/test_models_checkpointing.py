@@ -99,7 +99,7 @@ def kept_numbers(model: SiT, inputs: tuple[Tensor, ...]) -> int:
 
 
 # Tokens (B, N, C) that a block keeps. MLP: x, its norm, the input, 4 + 4 hidden, the output. Mixers: x, its norm, the
-# input; queries, keys, values and the output of attention, or values and the convolution's output; the projected output.
+# input; queries, keys, values and attention's output, or values and the convolution's output; the projected output.
 # With "mixers", x and the projected output remain of these; with "blocks", x alone.
 KEPT = {
     ("SiT-S/2", "none"): 8 + 12,

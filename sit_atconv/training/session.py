@@ -95,8 +95,7 @@ def build_session(config: Config, run: Path) -> Session:
     if config.model.init_from is not None and config.alignment and not begun:
         begin_projectors(bare.projectors, config.alignment, config.model.init_from)
     twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
-    if config.training.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
+    model.recompute(config.training.gradient_checkpointing)
     if config.training.compile:
         model.compile_repeated_blocks()
 
