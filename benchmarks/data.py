@@ -7,7 +7,6 @@ Cached tokens are as DINOv2-B's, 256 of 768 numbers: 393 kB a sample, where a la
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.timing import command_line, in_turns, machine, write_json
 from sit_atconv.alignment import TeacherSpec
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.dataset import open_dataset
@@ -130,18 +130,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_shards(shards, options.count)
         write_tokens(tokens, min(options.count, SHARD_SIZE))
         write_files(files, options.count)
-        rates: dict[str, list[float]] = {}
-        for _ in range(options.turns):
-            for name, start in contenders(shards, tokens, files, options.batch_size).items():
-                rates.setdefault(name, []).append(rate(start, options.batches, options.batch_size))
+        readers = contenders(shards, tokens, files, options.batch_size)
+        rates = in_turns(readers, options.turns, lambda start: rate(start, options.batches, options.batch_size))
 
     rows = [{"reader": name, "latents_per_second": round(statistics.median(found))} for name, found in rates.items()]
-    print(f"{'latents/s':>10}  reader (median of {options.turns} turns)")
+    device = torch.device("cpu")
+    print(f"{machine(device)}\n\n{'latents/s':>10}  reader (median of {options.turns} turns)")
     for row in rows:
         print(f"{row['latents_per_second']:>10,}  {row['reader']}")
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    write_json(options.json, command_line(), device, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ features equal to 1e-5; 50,000 against 10,000 in under 2 GiB and, on two cores, 
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from benchmarks.timing import command_line, in_turns, machine, write_json
 from sit_atconv.data.sources import ImageSource, open_source
 from sit_atconv.evaluation.collect import Wanted, collect
 from sit_atconv.evaluation.features import create_features
@@ -73,14 +73,14 @@ def benchmark_features(source: str, count: int, weights: str, rounds: int, devic
         "torch-fidelity": torch_fidelity_loop(pictures, weights, device),
         "sit-atconv": our_loop(opened, len(pictures), weights, device),
     }
-    times, found = {name: [] for name in loops}, {}
-    for _ in range(rounds):
-        for name, loop in loops.items():
-            start = clocks()
-            found[name] = loop()
-            times[name].append({clock: seconds - start[clock] for clock, seconds in clocks().items()})
-    theirs, ours = (found[name].double() for name in loops)
-    result = {"images": len(pictures), "relative_difference": float((ours - theirs).norm() / theirs.norm())}
+    measured = in_turns(loops, rounds, timed)
+    times = {name: [seconds for _, seconds in rounds_] for name, rounds_ in measured.items()}
+    theirs, ours = (measured[name][-1][0].double() for name in loops)
+    result = {
+        "what": "features",
+        "images": len(pictures),
+        "relative_difference": float((ours - theirs).norm() / theirs.norm()),
+    }
     for clock in clocks():
         seconds = {name: [one[clock] for one in rounds_] for name, rounds_ in times.items()}
         speeds = {name: len(pictures) / statistics.median(each) for name, each in seconds.items()}
@@ -94,13 +94,19 @@ def benchmark_neighbours(samples: int, references: int, device: torch.device) ->
     """Seconds and peak memory of precision and recall on random features of 2048 dimensions."""
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (torch.rand(n, 2048, generator=generator).to(device) for n in (samples, references))
-    start = clocks()
-    precision_recall(theirs, ours)
-    seconds = {clock: now - start[clock] for clock, now in clocks().items()}
+    _, seconds = timed(lambda: precision_recall(theirs, ours))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
-    return {"samples": samples, "references": references, "seconds": seconds, "peak_gib": peak / 2**30}
+    facts = {"what": "neighbours", "samples": samples, "references": references}
+    return facts | {"seconds": seconds, "peak_gib": peak / 2**30}
+
+
+def timed(run: Callable[[], object]) -> tuple[object, dict[str, float]]:
+    """What a call returns, and what it took on both clocks."""
+    start = clocks()
+    result = run()
+    return result, {clock: now - start[clock] for clock, now in clocks().items()}
 
 
 def clocks() -> dict[str, float]:
@@ -121,25 +127,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
-    results = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    rows = []
+    print(f"{machine(device)}\n")
 
     if options.neighbours:  # first, so that the peak of memory is its own
-        results["neighbours"] = found = benchmark_neighbours(*options.neighbours, device)
+        rows.append(found := benchmark_neighbours(*options.neighbours, device))
         print(f"precision and recall of {found['samples']} against {found['references']} on {device}:")
         seconds = found["seconds"]
         print(f"  {seconds['wall']:.1f} s ({seconds['cpu']:.1f} CPU seconds), peak {found['peak_gib']:.2f} GiB")
     if options.weights:
-        results["features"] = found = benchmark_features(
-            options.source, options.count, options.weights, options.rounds, device
-        )
+        found = benchmark_features(options.source, options.count, options.weights, options.rounds, device)
+        rows.append(found)
         print(f"Inception features of {found['images']} images of {options.source} on {device}, in turns:")
         for clock, unit in (("wall", "img/s"), ("cpu", "img/CPU s")):
             speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in found[clock]["images_per_second"].items())
             rounds = ", ".join(f"{ratio:.2f}" for ratio in found[clock]["ratio_by_round"])
             print(f"  {unit:<10} {speeds}: ratio {found[clock]['ratio']:.2f} (by round: {rounds})")
         print(f"  features apart by {found['relative_difference']:.1e}")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(options.json, command_line(), device, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ samples, and all numbers are measured again. The source has to have labels and a
 
 import argparse
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from benchmarks.timing import command_line, write_json
 from sit_atconv.data.sources import open_source
 from sit_atconv.evaluation import InceptionFeatures, inception_score, precision_recall
 from sit_atconv.evaluation.per_class import feature_distance
@@ -94,8 +94,8 @@ def main() -> None:
     for name, row in rows.items():
         cells = (f"{row[m]:11.4f}" if m in row else f"{'':>11}" for m in ("FID", "sFID", "IS", "precision", "recall"))
         print(f"{name:<24}" + "".join(cells))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    named = [{"samples": name, **row} for name, row in rows.items()]
+    write_json(options.json, command_line(), torch.device("cpu"), named)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ assumed share of a GPU's peak.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.timing import command_line, write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
 from sit_atconv.models import create_model
@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables["disk"] = [disk(recipe) for recipe in RECIPES]
     for name, rows in tables.items():
         print(f"\n{name}\n\n{table(rows)}")
-    if options.json:
-        options.json.write_text(json.dumps(tables, indent=1) + "\n")
+    named = [{"table": name, **line} for name, rows in tables.items() for line in rows]
+    write_json(options.json, command_line(), torch.device("cpu"), named)
 
 
 if __name__ == "__main__":

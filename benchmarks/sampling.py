@@ -5,10 +5,6 @@ taken away alone.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import repa_euler_maruyama, sit_euler_maruyama
+from benchmarks.timing import command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.flow import guided_velocity, integrate_sde
 from sit_atconv.sampling import SamplerSettings
@@ -27,16 +24,10 @@ SCALE, INTERVAL = 1.8, (0.0, 0.7)
 
 def main() -> None:
     options = parse()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     contenders = build(options, device)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with torch.inference_mode():
-        for run in contenders.values():  # the first calls of a device are slower
-            run()
-        for _ in range(options.rounds):
-            for name, run in contenders.items():
-                seconds[name].append(timed(run, device))
-    report(options, device, {name: statistics.median(values) for name, values in seconds.items()})
+        report(options, device, median_milliseconds(contenders, device, options.rounds))
 
 
 def parse() -> argparse.Namespace:
@@ -91,32 +82,25 @@ def unembedded(model: SiT, settings: SamplerSettings, noise: Tensor, labels: Ten
     return Drawing(model, settings).integrate(noise, labels, increments.__getitem__)
 
 
-def timed(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Seconds until the result is there."""
-    began = time.perf_counter()
-    run().sum().item()
-    return time.perf_counter() - began
-
-
 def report(options: argparse.Namespace, device: torch.device, medians: dict[str, float]) -> None:
     """The table, and JSON of the same."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
         f"{options.model}, latents {options.input_size}x{options.input_size}, batch {options.batch_size} of "
-        f"{options.labels} labels, {options.steps} steps, {name}, torch {torch.__version__}\n"
+        f"{options.labels} labels, {options.steps} steps, {machine(device)}\n"
     )
     print(f"{'':38} ms/image   to its reference")
-    reference = 0.0
-    for contender, seconds in medians.items():
-        reference = seconds if contender.endswith("loop") else reference
+    rows, reference = [], 0.0
+    for contender, milliseconds in medians.items():
+        reference = milliseconds if contender.endswith("loop") else reference
         compared = medians["ours, guided as REPA"] if contender.startswith("  ") else reference
-        ratio = "" if contender.endswith("loop") else f"{compared / seconds:8.2f} x as fast"
-        print(f"{contender:38} {1000 * seconds / options.batch_size:8.1f}   {ratio}")
+        ratio, each = compared / milliseconds, milliseconds / options.batch_size
+        shown = "" if contender.endswith("loop") else f"{ratio:8.2f} x as fast"
+        print(f"{contender:38} {each:8.1f}   {shown}")
+        rows.append(
+            {"contender": contender.strip(), "milliseconds_per_image": round(each, 3), "ratio": round(ratio, 3)}
+        )
     print("\nReferences: the loop above for ours; ours as REPA for the indented lines, each with one saving less.")
-    if options.json:
-        settings = {key: str(value) for key, value in vars(options).items()}
-        facts = {"device": name, "machine": platform.platform(), "torch": torch.__version__}
-        options.json.write_text(json.dumps({**facts, "settings": settings, "seconds": medians}, indent=2) + "\n")
+    write_json(options.json, command_line(), device, rows)
 
 
 if __name__ == "__main__":

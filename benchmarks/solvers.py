@@ -5,13 +5,13 @@ Heun steps; the grid has a row for each solver.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import command_line, default_device, write_json
 from sit_atconv.models import SiT
 from sit_atconv.sampling import SOLVERS, SamplerSettings, generate, open_generator
 from sit_atconv.sampling.grid import save_grid
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = default_device()
     model, autoencoder = open_generator(options.checkpoint, device=device)
     counter, rows = Counter(model), range(options.num_samples)
     labels = ",".join(map(str, range(model.config.num_classes))) or "balanced"
@@ -73,8 +73,8 @@ def main() -> None:
     print(f"\n{options.steps} steps. The distance is the root mean square of grey levels, of {len(rows)} images.")
     if options.png:
         save_grid(torch.cat(pictures), len(rows), options.png)
-    if options.json:
-        options.json.write_text(json.dumps({"calls": calls, "distance": distance}, indent=2) + "\n")
+    rows = [{"solver": solver, "calls": calls[solver], "distance": distance[solver]} for solver in calls]
+    write_json(options.json, command_line(), device, rows, steps=options.steps)
 
 
 if __name__ == "__main__":
