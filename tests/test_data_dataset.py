@@ -2,17 +2,19 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
 
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.dataset import open_dataset
-from sit_atconv.data.manifest import Manifest, save_manifest
-from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.data.manifest import Manifest, load_manifest, save_manifest
+from sit_atconv.data.shards import ShardReader, encode_png, pack_images, shard_name, write_shard
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 
@@ -60,6 +62,36 @@ def test_rows_are_what_was_written(tmp_path):
             expected = crop(index)[:, ::-1] if flip else crop(index)
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
     assert [dataset.source_index(i) for i in range(7)] == [0, 10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of memory maps")
+def test_rows_are_read_straight_from_the_page_cache(tmp_path):
+    """A row is a view of the mapped file; reading a batch copies it once, into the batch."""
+    root = build(tmp_path)
+    (files, rows), *_ = load_manifest(root).series
+    reader = ShardReader(root / files[2].name, files[2].count, rows, images=True)
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [fields[0].split("-") for fields in maps if len(fields) > 5 and fields[5] == str(root / files[2].name)]
+    for view in (reader.row("moments", 3), reader.row("moments_flip", 0), reader.labels):
+        assert any(int(low, 16) <= view.data_ptr() < int(high, 16) for low, high in mapped)
+
+
+class SharedMemory(Dataset):
+    """Which tensors of a batch lie in shared memory when a worker is about to send them."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __getitem__(self, indices):
+        batch = self._dataset.read(indices, [False] * len(indices), images=True)
+        return {name: tensor.is_shared() for name, tensor in batch.items()} | {"moments.0": batch["moments"][0].clone()}
+
+
+def test_workers_fill_batches_where_they_are_sent_from(tmp_path):
+    dataset = open_dataset(build(tmp_path), images=True)
+    (batch,) = DataLoader(SharedMemory(dataset), batch_size=None, sampler=[[5, 1]], num_workers=1)
+    assert batch["moments"] and batch["image"]
+    assert torch.equal(batch["moments.0"], dataset.read([5], [False])["moments"][0])
 
 
 def test_the_pictures_of_a_data_set_are_a_source(tmp_path):

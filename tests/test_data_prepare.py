@@ -218,6 +218,20 @@ def test_unlabelled_sources(photos, vae, tmp_path):
     assert open_dataset(tmp_path / "out").read([0, 8], [False, True])["label"].tolist() == [-1, -1]
 
 
+def test_any_name_of_a_file_system_survives(tmp_path):
+    names = ["a b", "it's #1", "latin\udce9", "new\nline", "ü猫"]
+    for number, name in enumerate(names):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        pixels = np.full((8, 8, 3), number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{name}.png")
+        (tmp_path / "photos" / name / f"{name} too.png").write_bytes(b"")
+    prepare(PrepareOptions(str(tmp_path / "photos"), str(tmp_path / "out"), (8, 8), "identity", max_bad=5, workers=0))
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.class_names == names and len(manifest.skipped) == 5
+    assert names[2] in manifest.skipped[2].reason
+    assert open_dataset(tmp_path / "out").class_names == names
+
+
 def test_sizes_the_autoencoder_cannot_take(photos, vae, tmp_path):
     with pytest.raises(InputError, match=r"multiples of 2 pixels, not 15x12: try"):
         prepare(PrepareOptions(photos, str(tmp_path / "out"), (15, 12), vae))

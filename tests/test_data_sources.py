@@ -1,6 +1,7 @@
 """Every kind of source gives the same pictures in the same order, and every unusable one says why."""
 
 import io
+import os
 import pickle
 import sys
 import types
@@ -94,6 +95,49 @@ def test_empty_class_folder_is_refused(tmp_path):
             open_source(path)
 
 
+@pytest.mark.parametrize("name", ["/absolute/1.png", "../outside/1.png", "a/../../1.png", "a\\1.png"])
+def test_zips_whose_folders_cannot_be_told(tmp_path, name):
+    with pytest.raises(InputError, match=r"x\.zip holds .*1\.png, whose folders cannot be told"):
+        open_source(write_zip(tmp_path / "x.zip", {**CLASSES, name: b""}))
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root, elsewhere = write_tree(tmp_path / "x", {"a/1.png": FLAT["1.png"]}), write_tree(tmp_path / "y", FLAT)
+    (root / "b").symlink_to(elsewhere)
+    (root / "c").symlink_to(root / "a")
+    (root / "a" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(root)
+    assert source.class_names == ["a", "b", "c"] and source.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(InputError, match=r"Cannot read .*dangling\.png: No such file"):
+        source[1]
+    (root / "a" / "back").symlink_to(root)
+    with pytest.raises(InputError, match=r"The link .*a/back leads back"):
+        open_source(root)
+
+
+def test_folders_that_cannot_be_read_are_not_passed_over(tmp_path, monkeypatch):
+    root, scan = write_tree(tmp_path, CLASSES), os.scandir
+
+    def locked(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match=r"Cannot read the folder .*/b: Permission denied"):
+        open_source(root)
+
+
+def test_what_is_left_out_is_mentioned(tmp_path, caplog):
+    caplog.set_level("INFO")
+    files = {**CLASSES, "a/x.gif": b"", "a/y.GIF": b"", "b/list": b"", "b/.hidden": b""}
+    assert len(open_source(write_tree(tmp_path / "x", files))) == 3
+    assert "3 files are no pictures by their names and are left out (2 .gif, 1 without suffix)" in caplog.text
+    caplog.clear()
+    open_source(write_tree(tmp_path / "y", CLASSES))
+    assert not caplog.records
+
+
 def test_broken_zips(tmp_path):
     whole = write_zip(tmp_path / "whole.zip", FLAT).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
@@ -113,12 +157,25 @@ def test_broken_zips(tmp_path):
 
 
 def test_undecodable_picture_is_named(tmp_path):
-    source = open_source(write_tree(tmp_path, {"a.png": FLAT["1.png"][:60], "b.jpg": b"not a picture"}))
+    files = {"a.png": FLAT["1.png"][:60], "b.jpg": b"not a picture", "c.png": b""}
+    source = open_source(write_tree(tmp_path, files))
     assert source.lossy
-    with pytest.raises(InputError, match=r"Cannot decode .*a\.png"):
-        source[0]
-    with pytest.raises(InputError, match=r"Cannot decode .*b\.jpg"):
-        source[1]
+    # The words are kept with the data, which are to be the same in every run.
+    for index, message in enumerate(
+        ("a.png: image file is truncated", "b.jpg: it is no picture in a format", "c.png: it is empty")
+    ):
+        with pytest.raises(InputError, match=rf"Cannot decode .*{message}"):
+            source[index]
+
+
+def test_of_an_animation_the_first_frame_is_taken_and_orientation_is_left(tmp_path):
+    frames, exif = [Image.fromarray(picture(seed)) for seed in (1, 2)], Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    frames[0].save(tmp_path / "animation.png", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "turned.png", exif=exif)
+    source = open_source(tmp_path, convert=True)
+    for index in range(2):
+        np.testing.assert_array_equal(source[index].image, picture(1))
 
 
 def test_other_modes_are_converted_only_on_request(tmp_path):

@@ -17,7 +17,8 @@ def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray
     """Decode a picture to uint8 (H, W, 3).
 
     With `convert`, greyscale, palette, CMYK, alpha and 16-bit pictures become RGB; without it they are refused. EXIF
-    orientation is not applied, as in ADM. Raises `InputError` naming the picture when it cannot be decoded.
+    orientation is not applied, as in ADM; of an animation the first frame is taken. Raises `InputError` naming the
+    picture when it cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
@@ -26,7 +27,10 @@ def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"Cannot decode {name}: {error}. Replace or remove the file.") from error
+        # Pillow's words for it hold an address, different in every run.
+        unknown = "it is empty" if data == b"" else "it is no picture in a format that Pillow knows"
+        reason = unknown if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
+        raise InputError(f"Cannot decode {name}: {reason}. Replace or remove the file.") from error
 
 
 def to_rgb(picture: Image.Image, name: str, convert: bool) -> np.ndarray:

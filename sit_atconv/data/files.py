@@ -1,7 +1,9 @@
 """Sources made of encoded picture files: folders and zips, flat or with one folder a class."""
 
+import logging
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import numpy as np
 from sit_atconv.data.decode import IMAGE_SUFFIXES, LOSSY_SUFFIXES, decode_image
 from sit_atconv.data.protocol import SourceImage
 from sit_atconv.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
@@ -25,13 +29,15 @@ class FileSource:
 
     def __init__(self, path: str, names: Iterable[str], empty_folders: Iterable[str], convert: bool) -> None:
         self.path, self._convert = str(path), convert
-        wanted = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _hidden(name))
+        visible = [name for name in names if not _hidden(name)]
+        wanted = (name for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES)
         self._names = sorted(wanted, key=lambda name: name.split("/"))
         if not self._names:
             raise InputError(
                 f"No pictures in {path}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either directly "
                 "or in one folder a class."
             )
+        _mention_others(self.path, visible)
         self.class_names, self.labels = _classes(self.path, self._names, empty_folders)
         self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self._names)
 
@@ -54,7 +60,8 @@ class FolderSource(FileSource):
 
     def __init__(self, path: str, convert: bool = False) -> None:
         names, empty = [], []
-        for folder, subfolders, files in os.walk(path, followlinks=True):
+        for folder, subfolders, files in os.walk(path, followlinks=True, onerror=_refuse_unreadable):
+            _refuse_loops(folder, subfolders)
             subfolders.sort()
             prefix = Path(folder).relative_to(path).as_posix()
             names += files if prefix == "." else [f"{prefix}/{file}" for file in files]
@@ -82,6 +89,7 @@ class ZipSource(FileSource):
             raise InputError(f"{path} is encrypted ({locked}). Unpack it, or write it again without a password.")
         names = [info.filename for info in infos if not info.is_dir()]
         _refuse_duplicates(self.path, names)
+        _refuse_foreign_paths(self.path, names)
         parents = {str(Path(name).parent) for name in names}
         empty = [i.filename.rstrip("/") for i in infos if i.is_dir() and not _holds_any(i.filename, parents)]
         super().__init__(path, names, empty, convert)
@@ -146,6 +154,34 @@ def _refuse_duplicates(path: str, names: list[str]) -> None:
         if name in seen:
             raise InputError(f"{path} holds {name} more than once, so its pixels are ambiguous. Write the zip again.")
         seen.add(name)
+
+
+def _refuse_foreign_paths(path: str, names: list[str]) -> None:
+    foreign = next((name for name in names if name.startswith("/") or "\\" in name or ".." in name.split("/")), None)
+    if foreign is not None:
+        raise InputError(
+            f"{path} holds {foreign}, whose folders cannot be told: expected names such as class/picture.png. Unpack "
+            "it with the program that made it, and give the folder."
+        )
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise InputError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+
+
+def _refuse_loops(folder: str, subfolders: list[str]) -> None:
+    for link in (Path(folder, name) for name in subfolders):
+        if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
+            raise InputError(f"The link {link} leads back to a folder that it lies in: remove it.")
+
+
+def _mention_others(path: str, names: list[str]) -> None:
+    """Pictures of a kind that is not read would be missed by no one."""
+    suffixes = (Path(name).suffix.lower() or "without suffix" for name in names)
+    others = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        log.info("%s: %d files are no pictures by their names and are left out (%s).", path, others.total(), kinds)
 
 
 def _holds_any(folder: str, parents: set[str]) -> bool:

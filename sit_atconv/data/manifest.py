@@ -171,7 +171,8 @@ def read_json(path: str | Path) -> dict:
 def write_json(path: Path, values: dict) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+    # What is no UTF-8 in a file's name becomes an escape that JSON undoes.
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
