@@ -83,14 +83,14 @@ def inputs(model: SiT, batch: int, side: int) -> tuple[Tensor, ...]:
     return torch.randn(batch, model.in_channels, side, side), torch.rand(batch), y
 
 
-def activation_bytes(name: str, side: int, precision: str, classes: int = 1000) -> dict[str, int]:
+def activation_bytes(name: str, side: int, precision: str, **overrides: object) -> dict[str, int]:
     """Bytes an image at each degree of checkpointing, and bytes kept once for all images ("once": weights in bf16).
 
     Where blocks or mixers are computed again, what one of them keeps (their mean) is there again for a moment: it is
     counted too.
     """
     with fake_gpu(precision):
-        model = create_model(name, input_size=side, num_classes=classes)
+        model = create_model(name, input_size=side, **overrides)
         found = {}
         for what in CHECKPOINTING:
             model.recompute(what)

@@ -1,7 +1,7 @@
 """What the published recipes need: ``python -m benchmarks.recipes`` prints the tables of docs/recipes.md.
 
 Parameters, operations and disk are counted from shapes. Activations are what autograd keeps of an image in bf16
-autocast, two images' less one's; compiling keeps less. Times are arithmetic, not measurements: operations over an
+autocast (`benchmarks.memory`); compiling keeps less. Times are arithmetic, not measurements: operations over an
 assumed share of a GPU's peak.
 """
 
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import activation_bytes
 from benchmarks.timing import command_line, write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
@@ -30,24 +29,6 @@ RECIPES = {
 # fp32 weights, gradients, Adam's two moments and the averaged weights, and the bf16 weights that autocast keeps.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 4 + 2
 PEAK, SHARE = 312e12, 0.4  # an A100's bf16 FLOP/s, and what a well-compiled transformer is assumed to reach
-
-
-def kept_bytes(name: str, side: int, classes: int, batch: int) -> int:
-    """Bytes of all tensors that a training step's forward pass keeps for its backward pass, weights included."""
-    kept: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that its address is not given to another
-        return tensor
-
-    # Fake tensors have shapes and storage, but are not computed.
-    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model = create_model(name, input_size=side, num_classes=classes)
-        y = torch.zeros(batch, dtype=torch.int64) if classes else None
-        with torch.autocast("cpu", torch.bfloat16):
-            model(torch.randn(batch, 4, side, side), torch.rand(batch), y)
-        return sum(storage.nbytes() for storage in kept.values())
 
 
 def teacher_flops(config: Config, pixels: int) -> int:
@@ -75,8 +56,7 @@ def row(recipe: str, name: str) -> dict[str, str | float]:
     projector_flops = sum(2 * p.numel() for module in aligned for p in module.parameters() if p.ndim == 2)
     flops = training_flops(model, (4, side, side)) + 3 * projector_flops * (side // 2) ** 2
     teacher = teacher_flops(config, facts["pixels"])
-    one, two = (kept_bytes(name, side, facts["classes"], images) for images in (1, 2))
-    kept = two - one
+    kept = activation_bytes(name, side, "bf16", num_classes=facts["classes"])["none"]
     return {
         "model": name,
         "parameters": parameters,
