@@ -289,19 +289,26 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file; `overrides` are command-line words such as ``["--training.steps", "10"]``.
 
-    A misspelt key or a wrong type ends the program with exit code 2, naming the nearest key.
+    A misspelt key or a wrong type ends the program with exit code 2, naming the file and the nearest key.
     """
-    return parse_command_line(["--config", str(path), *overrides])[0]
+    return parse_command_line(["--config", str(path), *overrides], f"{path}: ")[0]
 
 
-def parse_command_line(argv: Sequence[str] | None = None) -> tuple[Config, Path | None, str | None]:
-    """The configuration, the run directory and the checkpoint that train.py's command line (or `argv`) asks for."""
+def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> tuple[Config, Path | None, str | None]:
+    """The configuration, the run directory and the checkpoint that train.py's command line (or `argv`) asks for.
+
+    `source` goes before the text of an error.
+    """
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
+    parser.source = source
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/, overridden by what follows it")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
-    parsed = parser.parse_args(argv)
+    try:
+        parsed = parser.parse_args(argv)
+    except UnicodeDecodeError as error:
+        parser.error(f"the configuration is no text file: {error}.")
     for f in fields(Config):
         if isinstance(parsed[f.name], list | str | int | float):
             parser.error(f"'{f.name}' is a section and holds keys, not {parsed[f.name]!r}.")
@@ -337,12 +344,14 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
 class _Parser(ArgumentParser):
     """Errors are one paragraph that names the nearest key, not the usage of seventy options."""
 
+    source = ""  # what was read, for the beginning of that paragraph
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
         option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
         key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None
         paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else " ".join(message.split())
-        sys.stderr.write(f"error: {paragraph}\n")
+        sys.stderr.write(f"error: {self.source}{paragraph}\n")
         self.exit(2)
 
 

@@ -1,5 +1,6 @@
 """Several processes: the same run as one, no sample twice, equal averages, and agreement on when to stop or skip."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -7,13 +8,14 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -21,12 +23,14 @@ from torch.optim import AdamW
 from training_runs import ALIGNED, NO_PREVIEW, ROOT, assert_same_checkpoint, log_lines, losses, start_run
 
 from sit_atconv import SiT
-from sit_atconv.config import FlowConfig
+from sit_atconv.config import Config, FlowConfig, OptimizerConfig, TrainingConfig
+from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.training import trainer
 from sit_atconv.training.objective import Objective
 from sit_atconv.training.throughput import Interval
 from sit_atconv.training.trainer import Trainer
+from sit_atconv.training.zero import configure_zero
 
 STEPS = 6
 SHARED = f"--training.steps {STEPS} --training.batch_size 12 --log.every 2 --log.checkpoint_every 3 {NO_PREVIEW}"
@@ -44,11 +48,12 @@ def become(rank: int, world: int, port: int, *faults: str) -> None:
         seen.append(batch["position"].tolist())
         return batch
 
-    def finished(self: Trainer, *arguments: object) -> None:
-        run(self, *arguments)
+    def finished(self: Trainer, *arguments: object) -> bool:
+        terminated = run(self, *arguments)
         ema = hashlib.sha256(b"".join(p.numpy().tobytes() for p in self.session.averages.model().parameters()))
         record = {"positions": seen, "ema": ema.hexdigest()}
         (self.directory / f"rank-{world}-{rank}.json").write_text(json.dumps(record))
+        return terminated
 
     Interval.fetch, Trainer.run = recorded, finished
     for fault in faults:
@@ -71,6 +76,16 @@ def shard_the_model(rank: int) -> None:
     Accelerator.prepare = prepare
 
 
+def use_zero_1(rank: int, stage: str = "1") -> None:
+    """What `accelerate launch` tells every process of configs/accelerate/deepspeed.yaml, and to do without GPUs."""
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    os.environ |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def use_zero_2(rank: int) -> None:
+    use_zero_1(rank, "2")
+
+
 def terminate_one_rank(rank: int) -> None:
     """The second process is asked to stop in its third step."""
     step = Trainer.step
@@ -83,13 +98,24 @@ def terminate_one_rank(rank: int) -> None:
     Trainer.step = asked
 
 
+def kill_before_the_fifth_step(rank: int) -> None:
+    step = Trainer.step
+
+    def killed(self: Trainer) -> None:
+        if self.position.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self)
+
+    Trainer.step = killed
+
+
 def spoil_one_rank(rank: int) -> None:
-    """The second process's latents are NaN in the second step."""
+    """The second process's latents are NaN in the first and the third step."""
     prepare = trainer.prepare_inputs
 
     def spoilt(session: object, batch: dict[str, Tensor]) -> tuple:
         latents, *others = prepare(session, batch)
-        bad = rank == 1 and batch["position"].min() // 12 == 1
+        bad = rank == 1 and batch["position"].min() // 12 in (0, 2)
         return (latents * torch.nan if bad else latents, *others)
 
     trainer.prepare_inputs = spoilt
@@ -110,22 +136,63 @@ def launch(run: Path, world: int, extra: str = "", *faults: str) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_what_accelerates_files_say_to_every_process(monkeypatch, name: str) -> None:
+def accelerate_arguments(name: str) -> argparse.Namespace:
+    """What `accelerate launch` makes of a file of ours."""
     words = ["--config_file", str(ROOT / "configs" / "accelerate" / f"{name}.yaml"), "train.py"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert (arguments.multi_gpu, arguments.use_fsdp) == ((True, False) if name == "ddp" else (False, True))
-    if name == "fsdp2":
-        for key, value in prepare_multi_gpu_env(arguments).items():
-            monkeypatch.setenv(key, value)
-        plugin = FullyShardedDataParallelPlugin()
-        model = create_model("SiT-Hybrid-S/2", input_size=4, hidden_size=8, depth=2, num_heads=2)
-        objective = Objective(model, FlowConfig(), None)
-        plugin.set_auto_wrap_policy(objective)
-        splits = fsdp2_prepare_auto_wrap_policy(plugin, objective)
-        assert plugin.fsdp_version == 2
-        assert not plugin.cpu_ram_efficient_loading
-        assert [m for m in objective.modules() if splits(m)] == list(model.blocks)
+    return arguments
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed"])
+def test_accelerates_files_ask_for_what_they_are_named_after(name: str) -> None:
+    arguments = accelerate_arguments(name)
+    asked = {"ddp": arguments.multi_gpu, "fsdp2": arguments.use_fsdp, "deepspeed": arguments.use_deepspeed}
+    assert [other for other, flag in asked.items() if flag] == [name]
+
+
+def test_what_the_fsdp2_file_says_to_every_process(monkeypatch) -> None:
+    for key, value in prepare_multi_gpu_env(accelerate_arguments("fsdp2")).items():
+        monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    model = create_model("SiT-Hybrid-S/2", input_size=4, hidden_size=8, depth=2, num_heads=2)
+    objective = Objective(model, FlowConfig(), None)
+    plugin.set_auto_wrap_policy(objective)
+    splits = fsdp2_prepare_auto_wrap_policy(plugin, objective)
+    assert plugin.fsdp_version == 2
+    assert not plugin.cpu_ram_efficient_loading
+    assert [m for m in objective.modules() if splits(m)] == list(model.blocks)
+
+
+def test_what_the_deepspeed_file_says_to_every_process(monkeypatch) -> None:
+    arguments = accelerate_arguments("deepspeed")
+    arguments.deepspeed_fields_from_accelerate_config = ""  # which `accelerate launch` adds
+    environment = prepare_deepspeed_cmd_env(arguments)[1]
+    for key in [key for key in environment if key.startswith("ACCELERATE_")]:
+        monkeypatch.setenv(key, environment[key])
+    plugin = DeepSpeedPlugin()
+    plugin.set_mixed_precision("no")
+    config = Config(training=TrainingConfig(batch_size=64, accumulation=2), optimizer=OptimizerConfig(clip_norm=None))
+    configure_zero(SimpleNamespace(deepspeed_plugin=plugin, num_processes=8), config)
+    settings = plugin.deepspeed_config
+    assert settings["zero_optimization"]["stage"] == 2
+    assert settings["gradient_clipping"] == 0
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [settings[size] for size in sizes] == [64, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "asks for ZeRO stage 3"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "asks for offloading"),
+        ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Lamb"}}, "asks for an optimizer"),
+        ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "asks for a precision"),
+    ],
+)
+def test_a_deepspeed_file_that_would_train_otherwise_is_refused(settings: dict, message: str) -> None:
+    accelerator = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=settings), num_processes=2)
+    with pytest.raises(InputError, match=message):
+        configure_zero(accelerator, Config())
 
 
 def records(run: Path, world: int) -> list[dict]:
@@ -166,6 +233,28 @@ def test_several_processes_train_as_one_does(tmp_path: Path, single: Path, world
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "extra"),
+    [
+        ("use_zero_2", ""),
+        ("use_zero_1", "--training.accumulation 2"),
+        ("use_zero_2", "--optimizer.clip_norm 0.1 --training.precision bf16"),
+    ],
+    ids=["stage-2", "stage-1-accumulating", "stage-2-clipped-bf16"],
+)
+def test_deepspeed_trains_and_continues_as_ddp_does(tmp_path: Path, stage: str, extra: str) -> None:
+    pytest.importorskip("deepspeed")
+    assert launch(tmp_path / "ddp", 2, extra) == [0, 0]
+    assert launch(tmp_path / "parts", 2, extra, stage, "kill_before_the_fifth_step") == [-signal.SIGKILL] * 2
+    assert launch(tmp_path / "parts", 2, extra, stage) == [0, 0]
+    assert launch(tmp_path / "whole", 2, extra, stage) == [0, 0]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "latest" for run in ("parts", "whole")))
+    assert_same_losses(tmp_path / "whole", tmp_path / "ddp")
+    assert len({rank["ema"] for rank in records(tmp_path / "whole", 2)}) == 1
+
+
 def test_two_processes_continue_bit_for_bit_after_sigterm_to_one(tmp_path: Path) -> None:
     """The termination falls between two lines of the log: the averages so far differ between processes."""
     extra = f"{ALIGNED} --log.every 5 --log.checkpoint_every 6"
@@ -178,10 +267,13 @@ def test_two_processes_continue_bit_for_bit_after_sigterm_to_one(tmp_path: Path)
     assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "latest" for run in ("parts", "whole")))
 
 
-def test_another_number_of_processes_continues_with_a_note(tmp_path: Path, single: Path) -> None:
-    assert launch(tmp_path / "run", 2, "--training.steps 2", "shard_the_model") == [0, 0]
+@pytest.mark.parametrize("split", ["shard_the_model", pytest.param("use_zero_2", marks=pytest.mark.slow)])
+def test_another_number_of_processes_continues_with_a_note(tmp_path: Path, single: Path, split: str) -> None:
+    if split == "use_zero_2":
+        pytest.importorskip("deepspeed")
+    assert launch(tmp_path / "run", 2, "--training.steps 2", split) == [0, 0]
     assert launch(tmp_path / "run", 3, "--training.steps 4") == [0, 0, 0]
-    assert launch(tmp_path / "run", 2, "", "shard_the_model") == [0, 0]
+    assert launch(tmp_path / "run", 2, "", split) == [0, 0]
     assert_same_losses(tmp_path / "run", single)
     notes = [line["note"] for line in log_lines(tmp_path / "run") if "note" in line]
     assert [note[:42] for note in notes if "processes" in note] == [
@@ -190,12 +282,16 @@ def test_another_number_of_processes_continues_with_a_note(tmp_path: Path, singl
     ]
 
 
-def test_a_bad_batch_on_one_process_is_skipped_by_all(tmp_path: Path, single: Path) -> None:
-    assert launch(tmp_path / "run", 2, "--log.every 1 --training.steps 2", "spoil_one_rank") == [0, 0]
-    assert [line[6] for line in losses(tmp_path / "run")] == [0, 1]
-    assert losses(tmp_path / "run")[1][1] is None
-    assert launch(tmp_path / "one", 2, "--log.every 1 --training.steps 1") == [0, 0]
-    files = [tmp_path / run / "checkpoints/latest/weights.safetensors" for run in ("run", "one")]
-    after, before = map(load_file, files)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert len({rank["ema"] for rank in records(tmp_path / "run", 2)} | {records(tmp_path / "one", 2)[0]["ema"]}) == 1
+@pytest.mark.parametrize("zero", [(), pytest.param(("use_zero_1",), marks=pytest.mark.slow)], ids=["ddp", "deepspeed"])
+def test_a_bad_batch_on_one_process_is_skipped_by_all(tmp_path: Path, zero: tuple[str, ...]) -> None:
+    if zero:
+        pytest.importorskip("deepspeed")
+    extra = "--log.every 1 --log.checkpoint_every 1 --log.keep null --training.steps 3"
+    assert launch(tmp_path / "run", 2, extra, "spoil_one_rank", *zero) == [0, 0]
+    assert [line[6] for line in losses(tmp_path / "run")] == [1, 1, 2]
+    assert [line[1] is None for line in losses(tmp_path / "run")] == [True, False, True]
+    first, second, third = (tmp_path / "run" / "checkpoints" / f"step-000000{step}" for step in (1, 2, 3))
+    assert not any(tensor.any() for tensor in load_file(first / "optimizer.safetensors").values())
+    assert any(tensor.any() for tensor in load_file(second / "optimizer.safetensors").values())
+    assert_same_checkpoint(second, third)
+    assert len({rank["ema"] for rank in records(tmp_path / "run", 2)}) == 1

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
-from sit_atconv.training.run_directory import UNFINISHED
+from sit_atconv.training.run_directory import UNFINISHED, sync_path, sync_tree
 from sit_atconv.training.stop import TrainingStopped
 
 _SET_ASIDE = "set-aside-"
@@ -27,9 +27,8 @@ class Checkpoints:
         self.directory, self._settings, self._accelerator = directory, settings, accelerator
 
     def complete(self) -> list[Path]:
-        """All complete checkpoints, oldest first."""
-        named = (p for p in self.directory.glob("step-*") if p.name.removeprefix("step-").isdecimal())
-        return sorted((p for p in named if (p / "position.json").is_file()), key=step_of)
+        """All complete checkpoints, oldest first: those that have their name, which each gets when it is complete."""
+        return sorted((p for p in self.directory.glob("step-*") if p.name[5:].isdecimal()), key=step_of)
 
     def find(self, wanted: str | None) -> Path | None:
         """The checkpoint to go on from: the newest one or, if `wanted` names one by step, name or path, that one.
@@ -70,19 +69,24 @@ class Checkpoints:
         if self._accelerator.is_main_process:
             self._point("best", checkpoint)
 
-    def begin_after(self, step: int) -> None:
-        """Set aside checkpoints after `step`, and set `latest` right."""
+    def begin_after(self, step: int, best: tuple[int, float] | None) -> None:
+        """Set aside checkpoints after `step`, and set `latest` and `best` right.
+
+        `best` is step and score of the best scored checkpoint: a kill may have come before the link to it.
+        """
         for checkpoint in self.complete():
             if step_of(checkpoint) > step:  # only after --resume: they belong to a future that is given up
                 aside = checkpoint.with_name(_SET_ASIDE + checkpoint.name)
                 shutil.rmtree(aside, ignore_errors=True)
                 checkpoint.rename(aside)
+            elif best is not None and step_of(checkpoint) == best[0]:
+                self._point("best", checkpoint)
         newest = self.find(None)
         if newest is not None:
             self._point("latest", newest)
-        best = self.directory / "best"
-        if best.is_symlink() and not best.exists():
-            best.unlink()
+        link = self.directory / "best"
+        if link.is_symlink() and not link.exists():
+            link.unlink()
 
     def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
         """Write beside, sync, rename; the reason when that fails."""
@@ -91,7 +95,7 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             write(unfinished)
-            _sync(unfinished)
+            sync_tree(unfinished)
             unfinished.rename(final)
             self._point("latest", final)
         except (OSError, SafetensorError) as error:
@@ -107,7 +111,7 @@ class Checkpoints:
         link.unlink(missing_ok=True)
         link.symlink_to(checkpoint.name)
         link.replace(self.directory / name)
-        _sync_path(self.directory)
+        sync_path(self.directory)
 
     def _rotate(self) -> None:
         keep, every = self._settings.keep, self._settings.keep_every
@@ -119,23 +123,9 @@ class Checkpoints:
                 continue
             doomed = old.with_name(UNFINISHED + old.name)  # no longer complete before it is partly gone
             old.rename(doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)  # a file that somebody reads may stay, until the next start
 
 
 def step_of(checkpoint: Path) -> int:
     """The step of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _sync(directory: Path) -> None:
-    """Force a tree's files and directories to disk, so that the rename that follows cannot overtake them."""
-    for path in [*directory.rglob("*"), directory]:
-        _sync_path(path)
-
-
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

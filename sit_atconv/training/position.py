@@ -16,13 +16,13 @@ class Position:
         self.step = 0
         self.averages = Averages(accelerator)
         self.guard = Guard(session.config.training.max_bad_steps, session.batch_indices, run, accelerator)
-        self.best: float | None = None
+        self.best: tuple[int, float] | None = None  # step and score
 
     def note_score(self, score: float) -> bool:
-        """Whether a score, of which less is better, is the best so far."""
-        if self.best is not None and score >= self.best:
+        """Whether this step's score, of which less is better, is the best so far."""
+        if self.best is not None and score >= self.best[1]:
             return False
-        self.best = score
+        self.best = self.step, score
         return True
 
     def state(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Position:
     def restore(self, state: dict[str, Any]) -> list[str]:
         """Go on from a state; returns notes about what will not be exactly as it was."""
         accelerator = self._session.accelerator
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best = state["step"], state["best"] and tuple(state["best"])
         self.averages.restore(state["averages"])
         self.guard.restore(state["guard"])
         if accelerator.scaler is not None:

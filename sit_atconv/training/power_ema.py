@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.models import SiT
 from sit_atconv.training.ema import PowerFunction, exponent_of_width
-from sit_atconv.training.run_directory import UNFINISHED
+from sit_atconv.training.run_directory import UNFINISHED, sync_tree
 from sit_atconv.training.session import Session
 from sit_atconv.training.sharding import whole
 
@@ -40,7 +40,7 @@ def save_snapshot(session: Session, folder: Path, step: int) -> None:
             if main:
                 save_file(tensors, unfinished / f"{name}.safetensors")
     if main:
-        shutil.rmtree(final, ignore_errors=True)  # the same snapshot, of before an interruption
+        sync_tree(unfinished)  # the checkpoint of this step, which comes next, must not be there without it
         unfinished.rename(final)
 
 

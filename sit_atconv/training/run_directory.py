@@ -1,5 +1,6 @@
 """RUN/config.yaml: the configuration a run was begun with, and which of its keys may change when it goes on."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import yaml
 
 from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
+from sit_atconv.training.lock import LOCK
 
 UNFINISHED = ".unfinished-"  # how the names of files and folders begin that are not whole yet
 # Sections and keys that decide nothing about the steps taken so far, nor about the weights to come but for rounding.
@@ -47,7 +49,7 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
                 "give the configuration it was begun with to continue it, or choose another --run."
             )
         return changed
-    if run.exists() and (not run.is_dir() or any(not p.name.startswith(UNFINISHED) for p in run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(not p.name.startswith((UNFINISHED, LOCK)) for p in run.iterdir())):
         raise InputError(f"{run} exists and is not a training run: choose another --run.")
     return []
 
@@ -60,6 +62,14 @@ def write_configuration(run: Path, config: Config) -> None:
     unfinished.replace(run / "config.yaml")
 
 
+def forget_after(step: int, run: Path) -> None:
+    """Remove grids and snapshots from after `step`: a run that goes back there makes them anew, or others."""
+    for path in [*run.glob("samples/step-*.png"), *run.glob("ema/step-*")]:
+        number = path.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def remove_leftovers(run: Path) -> None:
     """Remove what an interrupted run did not finish writing."""
     for leftover in [*run.glob(f"{UNFINISHED}*"), *run.glob(f"*/{UNFINISHED}*")]:
@@ -67,6 +77,21 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def sync_tree(folder: Path) -> None:
+    """Force a tree's files and directories to disk, so that a rename that follows cannot overtake them."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_path(path)
+
+
+def sync_path(path: Path) -> None:
+    """Force a file, or a directory's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import AdamW, Optimizer
@@ -26,6 +26,7 @@ from sit_atconv.training.finetune import begin_with
 from sit_atconv.training.objective import Objective, draw_fields
 from sit_atconv.training.projectors import begin_projectors
 from sit_atconv.training.stop import ignore_termination
+from sit_atconv.training.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
 
 
 @dataclass
@@ -101,7 +102,11 @@ def build_session(config: Config, run: Path) -> Session:
 
     settings = config.optimizer
     adam = AdamW(bare.parameters(), settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay, fused=True)
+    if uses_zero(accelerator) and config.training.precision == "bf16":  # else Accelerate wraps it so
+        bare.forward = torch.autocast(device.type, torch.bfloat16)(bare.forward)
     objective, optimizer = accelerator.prepare(bare, adam)
+    if uses_zero(accelerator):
+        begin_moments(adam, bare.parameters())
     averages = WeightAverages(model, twin, profiles(config.training))
     return Session(config, accelerator, dataset, model, bare, objective, adam, optimizer, averages, teachers)
 
@@ -109,25 +114,27 @@ def build_session(config: Config, run: Path) -> Session:
 def _accelerator(config: Config, run: Path) -> Accelerator:
     """Processes, devices and precision, as the launcher and the configuration say.
 
-    Raises `InputError` for a precision that the device does not have, and for DeepSpeed.
+    Raises `InputError` for a precision that the device, or a way to split the work, does not have.
     """
     cpu = not torch.accelerator.is_available()
     if config.training.precision == "fp16" and cpu:
         raise InputError("training.precision fp16 needs a GPU: take bf16 or no on a CPU.")
+    zero = asked_for_zero()
+    # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
+    handlers = [DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)]
+    if zero and cpu:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
-        cpu=cpu,  # without it, several CPU processes would not know of one another
-        mixed_precision=config.training.precision,
-        gradient_accumulation_steps=config.training.accumulation,
+        cpu=cpu and not zero,  # without it, several CPU processes would not know of one another; with it, no DeepSpeed
+        mixed_precision="no" if zero else config.training.precision,  # DeepSpeed would round the weights as well
+        # A launcher for DeepSpeed has its own number of micro-batches, which would go before a plain number.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.training.accumulation),
         log_with=list(config.log.trackers) or None,
         project_dir=run,
-        # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
-        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)],
+        kwargs_handlers=handlers,
     )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise InputError(
-            "DeepSpeed keeps the optimizer's state to itself and in pickles, which checkpoints here never hold: split "
-            "the weights with configs/accelerate/fsdp2.yaml instead."
-        )
+    if uses_zero(accelerator):
+        configure_zero(accelerator, config)
     if accelerator.distributed_type == DistributedType.FSDP:
         if config.training.precision == "fp16":
             raise InputError("fp16 with weights split among processes is not supported: take training.precision bf16.")

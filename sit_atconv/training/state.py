@@ -11,11 +11,13 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Parameter
 
 from sit_atconv.errors import InputError
 from sit_atconv.training.integrity import read_position, write_position
 from sit_atconv.training.session import Session
 from sit_atconv.training.sharding import copy_whole, local, split_like, whole
+from sit_atconv.training.zero import set_whole, uses_zero, whole_moments
 
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "diffusion_pytorch_model.safetensors"
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -24,9 +26,10 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")
 def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path], None]:
     """Collect everything from all processes, which all call it; returns what writes it into a folder."""
     main, parameters = session.accelerator.is_main_process, dict(session.bare.named_parameters())
-    optimizer = session.adam.state
     weights = _collect(parameters.items(), main)
-    moments = _collect(((f"{name}/{k}", optimizer[p][k]) for name, p in parameters.items() for k in _ADAM), main)
+    moments = _collect(
+        ((f"{name}/{k}", tensor) for name, p in parameters.items() for k, tensor in _moments(session, p).items()), main
+    )
     averages = {name: _collect(session.averages.tensors(name), main) for name in session.averages.profiles}
 
     def write(folder: Path) -> None:
@@ -49,8 +52,11 @@ def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
     parameters = dict(session.bare.named_parameters())
     _require_shapes(weights, parameters, checkpoint)
     for name, parameter in parameters.items():
-        copy_whole(parameter, weights[name])
         step, *state = (moments[f"{name}/{key}"] for key in _ADAM)
+        if uses_zero(session.accelerator):
+            set_whole(session.adam, parameter, weights[name], step, state)
+            continue
+        copy_whole(parameter, weights[name])
         state = [step.to(local(parameter).device), *(split_like(tensor, parameter) for tensor in state)]
         session.adam.state[parameter] = dict(zip(_ADAM, state, strict=True))
     for name in session.averages.profiles:
@@ -67,6 +73,13 @@ def write_model(session: Session, tensors: dict[str, Tensor], folder: Path) -> N
     """Write an average as a folder for `SiT.from_pretrained`."""
     session.model.save_config(folder)
     save_file(tensors, folder / _AVERAGE, metadata={"format": "pt"})
+
+
+def _moments(session: Session, parameter: Parameter) -> dict[str, Tensor]:
+    """Adam's state of a parameter. All processes call it."""
+    if uses_zero(session.accelerator):
+        return whole_moments(session.adam, parameter)
+    return {key: session.adam.state[parameter][key] for key in _ADAM}
 
 
 def _collect(tensors: Iterable[tuple[str, Tensor]], main: bool) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """The ways in which training ends before its last step, each with its exit code."""
 
+import contextlib
+import multiprocessing
 import signal
+from collections.abc import Generator, Iterator
 from types import FrameType, TracebackType
 
 import torch
@@ -17,7 +20,8 @@ class Termination:
     """Notices SIGTERM, which schedulers send some time before they kill, and lets all processes stop at one step.
 
     They tell one another beside the training: by a reduction between hosts, begun at one step and read at the next,
-    so that no device is waited for. Use it as a context: outside it, SIGTERM does what it did before.
+    so that no device is waited for. Use it as a context: outside it, SIGTERM does what it did before. After `requested`
+    was true, or after `settle`, nothing is under way between the processes.
     """
 
     def __init__(self, processes: int) -> None:
@@ -33,24 +37,19 @@ class Termination:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.signal(signal.SIGTERM, self._previous)
-        if kind is None:
-            self._answer()
 
     def requested(self) -> bool:
         """Whether to stop: the same answer on all processes. Each calls it once a step."""
         if self._group is None:
             return self._received
-        if self._answer():
+        if self.settle():
             return True
         flag = torch.tensor(int(self._received))
         self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True), flag
         return False
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
-
-    def _answer(self) -> bool:
-        """What the last question found; False before the first."""
+    def settle(self) -> bool:
+        """Wait for the last question's answer, and return it; False before the first."""
         if self._asked is None:
             return False
         work, flag = self._asked
@@ -58,10 +57,28 @@ class Termination:
         self._asked = None
         return bool(flag)
 
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
 
 def ignore_termination(worker: int) -> None:
     """For data loading processes: a SIGTERM to the whole group must not kill them while the trainer finishes.
 
-    They leave when their loader is closed, or when the trainer is gone.
+    They leave when their loader is closed (see `ended`), or when the trainer is gone.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def ended(batches: Generator) -> Iterator[None]:
+    """A context that closes a loader's batches at its end and leaves none of its processes behind.
+
+    One that does not leave when told, because storage does not answer, would keep the trainer from it: it is killed.
+    """
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        batches.close()
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()

@@ -1,12 +1,12 @@
 """The training loop. All randomness is keyed by (seed, position): a run continued is the run uninterrupted."""
 
-import contextlib
 import errno
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from torch import Tensor
 from tqdm import tqdm
@@ -16,18 +16,25 @@ from sit_atconv.config import Config
 from sit_atconv.training.checkpoint import Checkpoints
 from sit_atconv.training.evaluation import Evaluation
 from sit_atconv.training.guard import poisoned, step_unless_bad
+from sit_atconv.training.lock import locked
 from sit_atconv.training.log import RunLog
 from sit_atconv.training.objective import Draws
 from sit_atconv.training.position import Position
 from sit_atconv.training.power_ema import save_snapshot
 from sit_atconv.training.preview import Preview
-from sit_atconv.training.run_directory import check_run_directory, remove_leftovers, write_configuration
+from sit_atconv.training.run_directory import (
+    check_run_directory,
+    forget_after,
+    remove_leftovers,
+    write_configuration,
+)
 from sit_atconv.training.schedule import learning_rate
 from sit_atconv.training.session import Session, build_session
 from sit_atconv.training.sharding import whole
 from sit_atconv.training.state import gather_state, restore_state
-from sit_atconv.training.stop import TERMINATED, Termination, TrainingStopped
+from sit_atconv.training.stop import TERMINATED, Termination, TrainingStopped, ended
 from sit_atconv.training.throughput import Interval
+from sit_atconv.training.zero import uses_zero
 
 logger = get_logger(__name__)  # of the main process
 
@@ -42,29 +49,28 @@ def train(config: Config, run: Path, resume: str | None = None) -> None:
         SystemExit: after SIGTERM, with code 143 and a checkpoint of the last step; with code 1 when training cannot go
             on (`TrainingStopped`).
     """
-    # Check, build, and go back to where the run stands
     notes = check_run_directory(run, config)
     session = build_session(config, run)
-    checkpoints = Checkpoints(run / "checkpoints", config.log, session.accelerator)
-    position = Position(session, run)
-    checkpoint = checkpoints.find(resume)
-    if checkpoint is not None:
-        notes += position.restore(restore_state(session, checkpoint))
-        logger.info("Continuing %s from step %d.", run, position.step)
-    if position.step >= config.training.steps:
-        logger.info("%s is complete: all %d steps are done.", run, position.step)
-        return
-    trainer = Trainer(session, run, checkpoints, position)
-    trainer.open(notes)
-    with Termination(session.accelerator.num_processes) as termination, contextlib.closing(trainer.batches):
-        try:
-            trainer.run(termination)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
-    session.accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
-    session.accelerator.end_training()
+    accelerator = session.accelerator
+    with locked(run, accelerator):
+        # Go back to where the run stands
+        checkpoints = Checkpoints(run / "checkpoints", config.log, accelerator)
+        position = Position(session, run)
+        checkpoint = checkpoints.find(resume)
+        if checkpoint is not None:
+            notes += position.restore(restore_state(session, checkpoint))
+            logger.info("Continuing %s from step %d.", run, position.step)
+        if position.step >= config.training.steps:
+            logger.info("%s is complete: all %d steps are done.", run, position.step)
+            return
+        trainer = Trainer(session, run, checkpoints, position)
+
+        with Termination(accelerator.num_processes) as termination:
+            terminated = trainer.run(notes, termination)
+            accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
+            accelerator.end_training()
+    if terminated:
+        raise SystemExit(TERMINATED)
 
 
 class Trainer:
@@ -84,6 +90,20 @@ class Trainer:
         seed = config.training.seed
         self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator) if scored else None
 
+    def run(self, notes: list[str], termination: Termination) -> bool:
+        """Train until all steps are done, or SIGTERM; whether it was that. `notes` say what is not as it was.
+
+        Raises `TrainingStopped` when the disk is full.
+        """
+        try:
+            self.open(notes)
+            with ended(self.batches):
+                return self.loop(termination)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TrainingStopped(self.checkpoints.advice(f"{error} in step {self.position.step}")) from error
+
     def open(self, notes: list[str]) -> None:
         """Open the run directory for writing, and note there what is not as it was."""
         config, accelerator, step = self.session.config, self.session.accelerator, self.position.step
@@ -91,7 +111,8 @@ class Trainer:
         if accelerator.is_main_process:
             remove_leftovers(self.directory)
             write_configuration(self.directory, config)
-            self.checkpoints.begin_after(step)
+            forget_after(step, self.directory)
+            self.checkpoints.begin_after(step, self.position.best)
             self.log.rewind(step)
         for note in notes:
             logger.info("%s", note)
@@ -99,8 +120,8 @@ class Trainer:
         accelerator.wait_for_everyone()
         accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
 
-    def run(self, termination: Termination) -> None:
-        """Train until all steps are done, or SIGTERM."""
+    def loop(self, termination: Termination) -> bool:
+        """Step after step; whether SIGTERM ended that."""
         steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
         self.interval = Interval(self.session)
         with tqdm(initial=self.position.step, total=steps, unit="step", desc="training", disable=silent) as progress:
@@ -111,7 +132,9 @@ class Trainer:
                     progress.set_postfix(shown, refresh=False)
                 if termination.requested():
                     logger.info("Stopping as asked: %s is written, the same command goes on from it.", self.save())
-                    raise SystemExit(TERMINATED)
+                    return True
+        termination.settle()
+        return False
 
     def step(self) -> None:
         """One optimiser step, over all micro-batches; skipped on the device when loss or gradient are not finite."""
@@ -202,8 +225,9 @@ def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict
             accelerator.backward(poisoned(losses["loss"]))
             if accelerator.sync_gradients:
                 limit = session.config.optimizer.clip_norm or float("inf")
-                norm = whole(accelerator.clip_grad_norm_(session.objective.parameters(), limit))
-                if accelerator.scaler is None:  # which would do the same
+                norm = accelerator.clip_grad_norm_(session.objective.parameters(), limit)
+                norm = whole(torch.as_tensor(norm, device=accelerator.device))  # DeepSpeed's is a number
+                if accelerator.scaler is None and not uses_zero(accelerator):  # which skip such steps themselves
                     step_unless_bad(session.adam, norm.isfinite())
             session.optimizer.step()
             session.optimizer.zero_grad()
