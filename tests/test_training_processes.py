@@ -109,6 +109,18 @@ def kill_before_the_fifth_step(rank: int) -> None:
     Trainer.step = killed
 
 
+def refuse_on_one_rank(rank: int) -> None:
+    """The second process meets a bad row in its third step."""
+    step = Trainer.step
+
+    def refused(self: Trainer) -> None:
+        if rank == 1 and self.position.step == 2:
+            raise InputError("The row is bad.")
+        step(self)
+
+    Trainer.step = refused
+
+
 def spoil_one_rank(rank: int) -> None:
     """The second process's latents are NaN in the first and the third step."""
     prepare = trainer.prepare_inputs
@@ -265,6 +277,12 @@ def test_two_processes_continue_bit_for_bit_after_sigterm_to_one(tmp_path: Path)
     assert launch(tmp_path / "whole", 2, extra) == [0, 0]
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "latest" for run in ("parts", "whole")))
+
+
+def test_when_one_process_cannot_go_on_none_waits_for_it(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", 2, "--data.workers 1 --log.checkpoint_every 2", "refuse_on_one_rank") == [1, 2]
+    assert Path(f"{tmp_path / 'run'}-1.stderr").read_text().endswith("error: The row is bad.\n")
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-0000002"
 
 
 @pytest.mark.parametrize("split", ["shard_the_model", pytest.param("use_zero_2", marks=pytest.mark.slow)])
