@@ -22,6 +22,7 @@ STYLES = {  # of lines that may lie on one another
     "grid": ("#17becf", "v--"),
     "pooled keys": ("#2ca02c", "D-"),
     "attention": ("#222222", "o-"),
+    "ATConv, released": ("#d62728", "x:"),
     "ATConv": ("#d62728", "o-"),
 }
 FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid", "SiT-ATConv": "ATConv"}

@@ -1,8 +1,8 @@
 """Token mixing alone, as in the ATConv paper's Fig. 4 (arXiv 2510.20092): `python -m benchmarks.operator`.
 
-ATConv, full attention and cheaper attentions on C = 128 channels over growing images, without the projections that
-all of them share: q, k, v (or the values and their kernels) are given. Time and peak memory forward, and forward with
-gradients. `benchmarks.figures` draws them.
+ATConv, ours and as released, full attention and cheaper attentions on C = 128 channels over growing images, without
+the projections that all of them share: q, k, v (or the values and their kernels) are given. Time and peak memory,
+forward and with gradients; `benchmarks.figures` draws them.
 """
 
 import argparse
@@ -73,8 +73,17 @@ def atconv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return per_sample_depthwise_conv2d(v, context.transpose(1, 2).unflatten(-1, (3, 3)))
 
 
+def released_atconv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same as the released code does it: channels first and back, torch's grouped convolution."""
+    B, H, W, C = v.shape
+    context = F.adaptive_avg_pool2d(k.permute(0, 3, 1, 2).contiguous(), 3)
+    y = F.conv2d(v.permute(0, 3, 1, 2).reshape(1, B * C, H, W), context.view(B * C, 1, 3, 3), padding=1, groups=B * C)
+    return y.view(B, C, H * W).transpose(1, 2).reshape(B, H, W, C)
+
+
 MIXINGS: dict[str, Mixing] = {
     "ATConv": atconv,
+    "ATConv, released": released_atconv,
     "attention": attention,
     "window": window_attention,
     "pooled keys": pooled_attention,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.operator import MIXINGS
 from benchmarks.timing import default_device, peak_mebibytes
 
 COMMANDS = {
@@ -65,3 +66,9 @@ def test_peak_memory_is_what_is_held_at_once(kept) -> None:
         return held[0] + 1
 
     assert peak_mebibytes(hold, x.device) == kept + 1
+
+
+def test_the_released_mixing_is_the_same_function() -> None:
+    q, k, v = torch.randn(3, 2, 5, 7, 6, dtype=torch.float64)
+    theirs = MIXINGS["ATConv, released"](q, k, v)
+    torch.testing.assert_close(theirs, MIXINGS["ATConv"](q, k, v), rtol=1e-12, atol=1e-12)
