@@ -1,7 +1,7 @@
 """Benchmarks as a user runs them: a table is printed, and JSON says what ran where; figures are drawn from it."""
 
+import importlib
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def run(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
     words = ["python", "-m", f"benchmarks.{name}", *arguments]
     monkeypatch.setattr(sys, "argv", words[2:])
     monkeypatch.setattr(sys, "orig_argv", words)
-    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    importlib.import_module(f"benchmarks.{name}").main()
 
 
 @pytest.fixture(scope="module")
