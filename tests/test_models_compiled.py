@@ -1,0 +1,49 @@
+"""How often the repeated block is compiled: in training once for each kind, in sampling for sizes of a new kind."""
+
+import pytest
+import torch
+from sampling_fixtures import images_of, require_same_images, tiny_model
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from sit_atconv import SiT
+from sit_atconv.sampling import SamplerSettings
+
+KINDS = 2  # of blocks in a hybrid
+
+
+def compiled(model: SiT, backend: str, dynamic: bool | None = None) -> CompileCounterWithBackend:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    model.compile_repeated_blocks(fullgraph=True, backend=counter, dynamic=dynamic)
+    return counter
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_training_compiles_each_kind_of_block_once(autocast: bool) -> None:
+    model = tiny_model()
+    counter, optimizer = compiled(model, "aot_eager"), torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        x, t, y = torch.randn(5, 1, 8, 6), torch.rand(5), torch.randint(0, 4, (5,))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            velocity, tokens = model.forward_intermediates(x, t, y, blocks=[1])
+        (velocity.float().square().mean() + tokens[1].float().square().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert counter.frame_count == KINDS
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "programs"),
+    [(None, 3), (True, 1)],  # by default the first batch has a program, then any batch, then any number of labels
+)
+def test_sampling_compiles_for_new_kinds_of_sizes_alone(dynamic: bool | None, programs: int) -> None:
+    """Batches of 5 and 2 samples with and without guidance, which doubles them, and with 3 or 2 labels."""
+    settings = SamplerSettings(solver="euler", steps=4, guidance=2.0, interval=(0.0, 0.6))
+    model = tiny_model()
+    expected = images_of(model, range(12), settings, batch_size=5)
+    counter = compiled(model, "eager", dynamic)
+    require_same_images(images_of(model, range(12), settings, batch_size=5), expected)
+    assert counter.frame_count == KINDS * programs
+    images_of(model, range(14), settings, batch_size=6)
+    images_of(model, range(6), settings, batch_size=3, labels="1")
+    assert counter.frame_count == KINDS * programs
