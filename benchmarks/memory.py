@@ -145,10 +145,23 @@ def measure(name: str, side: int, batch: int, device: torch.device) -> dict:
     return {"model": name, "latent": side, "batch": batch, **{key: round(size, 1) for key, size in sizes.items()}}
 
 
-def table(rows: list[dict]) -> str:
+def summary(rows: list[dict]) -> list[dict]:
+    """A line a model: MiB of activations with none / mixers / blocks computed again, for each size and precision."""
+    lines: dict[str, dict] = {}
+    for row in rows:
+        shared = {"model": row["model"], "state GiB": row["state_gib"], "bf16 weights GiB": row["bf16_weights_gib"]}
+        line = lines.setdefault(row["model"], shared)
+        for precision in PRECISIONS:
+            sizes = [f"{row[f'{precision}_{what}']:.0f}" for what in CHECKPOINTING]
+            line[f"{precision}, latent {row['latent']}"] = " / ".join(sizes)
+    return list(lines.values())
+
+
+def table(rows: list[dict[str, str | float]]) -> str:
     """The rows in Markdown."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows])
+    shown = [[f"{value:,}" if isinstance(value, int) else str(value) for value in each.values()] for each in rows]
+    return "\n".join([*lines, *("| " + " | ".join(each) + " |" for each in shown)])
 
 
 def main() -> None:
@@ -164,11 +177,11 @@ def main() -> None:
     torch.manual_seed(0)
     cases = [(name, side) for side in options.latents for name in options.models]
     if options.measure:
-        print(f"{machine(device)}\n")
         rows = [measure(name, side, options.measure, device) for name, side in cases]
+        print(f"{machine(device)}\n\n{table(rows)}")
     else:
         rows = [count(name, side) for name, side in cases]
-    print(table(rows))
+        print(f"MiB an image with {' / '.join(CHECKPOINTING)} computed again\n\n{table(summary(rows))}")
     write_json(options.json, command_line(), device, rows)
 
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.memory import activation_bytes
+from benchmarks.memory import activation_bytes, table
 from benchmarks.timing import command_line, write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
@@ -81,13 +81,6 @@ def disk(recipe: str) -> dict[str, str | float]:
         "pictures_gb_at_most": pictures,
         "tokens_gb": gigabytes["tokens"],
     }
-
-
-def table(rows: list[dict[str, str | float]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    shown = [[f"{value:,}" if isinstance(value, int) else str(value) for value in each.values()] for each in rows]
-    return "\n".join([*lines, *("| " + " | ".join(each) + " |" for each in shown)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
