@@ -51,8 +51,8 @@ class SiT(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Block"]
-    # What `compile_repeated_blocks` compiles, once for all of a kind. Training has one batch size; where sizes vary, as in
-    # sampling, `dynamic=True` makes one program for all of them.
+    # What `compile_repeated_blocks` compiles, once for all of a kind. Training has one batch size; where sizes vary, as
+    # in sampling, `dynamic=True` makes one program for all of them.
     _repeated_blocks: ClassVar[list[str]] = ["Block"]
 
     @register_to_config
