@@ -75,6 +75,9 @@ def draw_model(measured: dict, out: Path) -> None:
     figure.savefig(out / "model.png", dpi=130)
 
 
+DRAWN = {"shape": draw_operator, "size": draw_model}  # by a key of their rows
+
+
 def emphasis(ours: bool) -> dict[str, float]:
     return {"linewidth": 2.4 if ours else 1.3, "markersize": 5 if ours else 3.5, "zorder": 3 if ours else 2}
 
@@ -106,7 +109,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for path in options.measurements:
         measured = read_json(path)
-        draw = draw_operator if "shape" in measured["rows"][0] else draw_model
+        draw = next((function for key, function in DRAWN.items() if key in measured["rows"][0]), None)
+        if draw is None:
+            command = measured["command"]
+            parser.error(f"{path} was written by {command}: give the JSON of benchmarks.operator or benchmarks.model.")
         draw(measured, options.out)
 
 

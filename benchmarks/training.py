@@ -8,6 +8,7 @@ step) or cached (its tokens read with the data); its weights are random. Data ar
 """
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_data(Path(folder), options.batch_size, options.latent, options.teacher)
             rows += measure(setting, Path(folder), options, device)
+        gc.collect()  # Accelerate's objects know one another, and hold a device's memory until they are collected
         for row in rows[-2 * len(options.models) :]:
             print(line(row))
     print("\nMiB: the peak of a step beyond weights, Adam's moments and averages. Ours: how many times as fast.")
@@ -95,10 +97,10 @@ def write_data(root: Path, count: int, latent: int, teacher: str) -> None:
     pixels, index = DOWNSCALE * latent, torch.arange(count)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (count, 3, pixels, pixels), generator=generator, dtype=torch.uint8)
-    seen = Teacher(teacher, "random")
+    seen = Teacher(teacher, "random", default_device())
     tensors = {
         "moments": torch.randn(count, 8, latent, latent, generator=generator).half(),
-        "tokens_0": torch.cat([seen.own_tokens(picture[None]) for picture in pictures]).half(),
+        "tokens_0": torch.cat([seen.own_tokens(picture[None]) for picture in pictures]).half().cpu(),
         "labels": index % 1000,
         "index": index,
         **pack_images([encode_png(picture.permute(1, 2, 0).numpy()) for picture in pictures]),
