@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from training_runs import ALIGNED, QUICKSTART, ROOT, TINY, losses, run_tiny, tiny_config
+from training_runs import ALIGNED, QUICKSTART, TINY, losses, run_tiny, tiny_config
 
 import sample as sample_command
 import train as train_command
@@ -22,7 +21,6 @@ from sit_atconv.config import (
     OptimizerConfig,
     TeacherConfig,
     TrainingConfig,
-    config_keys,
     load_config,
 )
 from sit_atconv.errors import InputError
@@ -31,15 +29,6 @@ from sit_atconv.models import create_model
 from sit_atconv.sampling.grid import save_grid
 from sit_atconv.training.objective import Objective, draw
 from sit_atconv.training.schedule import learning_rate
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_our_files_name_every_key_of_their_sections(path: Path) -> None:
-    given = yaml.safe_load(path.read_text())
-    assert given.keys() == {key.split(".")[0] for key in config_keys()}
-    absent = tuple(f"{section}." for section, keys in given.items() if keys is None)
-    named = {f"{section}.{key}" for section, keys in given.items() for key in keys or []}
-    assert {key for key in config_keys() if not key.startswith(absent)} == named
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Checkpoints:
 
         `best` is step and score of the best scored checkpoint: a kill may have come before the link to it.
         """
-        for checkpoint in self.complete():
+        for checkpoint in reversed(self.complete()):  # so that a kill on the way leaves no gap
             if step_of(checkpoint) > step:  # only after --resume: they belong to a future that is given up
                 aside = checkpoint.with_name(_SET_ASIDE + checkpoint.name)
                 shutil.rmtree(aside, ignore_errors=True)

@@ -53,7 +53,7 @@ def _lock(run: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)  # before it is let go: who opened it meanwhile sees that it is no longer there
         os.close(descriptor)
         for folder in made:
-            if not any(folder.iterdir()):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 

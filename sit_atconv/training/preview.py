@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sit_atconv.autoencoder import Autoencoder, load_autoencoder
+from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.config import PreviewConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.models import SiT
@@ -17,11 +17,16 @@ class Preview:
     """Draws RUN/samples/step-0010000.png: a row for each of the first classes, or one row of an unconditional model.
 
     It is what sample.py draws from the checkpoint of that step with the same settings, labels and seed.
+
+    Raises `InputError` for settings that cannot be used, or when the data's autoencoder cannot be had: now, not when
+    the first grid is due.
     """
 
-    def __init__(self, config: PreviewConfig, dataset: LatentDataset, folder: Path, seed: int) -> None:
-        self.config, self.spec, self.folder, self.seed = config, dataset.latents, folder, seed
-        self._autoencoder: Autoencoder | None = None  # opened at the first grid, and kept
+    def __init__(
+        self, config: PreviewConfig, dataset: LatentDataset, folder: Path, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.folder, self.seed = config, folder, seed
+        self._autoencoder = load_autoencoder(dataset.latents, device=device)
         interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
         self.settings = SamplerSettings(config.solver, config.steps, config.guidance, interval)
 
@@ -30,7 +35,6 @@ class Preview:
         columns, rows = self.config.per_class, min(self.config.classes, model.config.num_classes)
         labels = ",".join(str(label) for label in range(rows) for _ in range(columns)) or "balanced"
         count = columns * max(rows, 1)
-        self._autoencoder = self._autoencoder or load_autoencoder(self.spec, device=model.device)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -52,23 +52,27 @@ def train(config: Config, run: Path, resume: str | None = None) -> None:
     notes = check_run_directory(run, config)
     session = build_session(config, run)
     accelerator = session.accelerator
-    with locked(run, accelerator):
-        # Go back to where the run stands
-        checkpoints = Checkpoints(run / "checkpoints", config.log, accelerator)
-        position = Position(session, run)
-        checkpoint = checkpoints.find(resume)
-        if checkpoint is not None:
-            notes += position.restore(restore_state(session, checkpoint))
-            logger.info("Continuing %s from step %d.", run, position.step)
-        if position.step >= config.training.steps:
-            logger.info("%s is complete: all %d steps are done.", run, position.step)
-            return
-        trainer = Trainer(session, run, checkpoints, position)
+    checkpoints, position = Checkpoints(run / "checkpoints", config.log, accelerator), Position(session, run)
+    try:
+        with locked(run, accelerator):
+            # Go back to where the run stands
+            checkpoint = checkpoints.find(resume)
+            if checkpoint is not None:
+                notes += position.restore(restore_state(session, checkpoint))
+                logger.info("Continuing %s from step %d.", run, position.step)
+            if position.step >= config.training.steps:
+                logger.info("%s is complete: all %d steps are done.", run, position.step)
+                return
+            trainer = Trainer(session, run, checkpoints, position)
 
-        with Termination(accelerator.num_processes) as termination:
-            terminated = trainer.run(notes, termination)
-            accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
-            accelerator.end_training()
+            with Termination(accelerator.num_processes) as termination:
+                terminated = trainer.run(notes, termination)
+                accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
+                accelerator.end_training()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
     if terminated:
         raise SystemExit(TERMINATED)
 
@@ -85,24 +89,30 @@ class Trainer:
         self.batches = iter(session.loader(position.step))
         self.log = RunLog(run / "log.jsonl", accelerator)
         self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
-        self.preview = Preview(config.preview, session.dataset, run / "samples", config.training.seed)
-        scored = config.evaluation is not None
-        seed = config.training.seed
-        self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator) if scored else None
+        self.preview, self.evaluation, seed = None, None, config.training.seed
+        if config.preview.every and accelerator.is_main_process:
+            device = accelerator.device
+            self.preview = Preview(config.preview, session.dataset, run / "samples", seed, device)
+        if config.evaluation is not None:
+            self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator)
 
     def run(self, notes: list[str], termination: Termination) -> bool:
-        """Train until all steps are done, or SIGTERM; whether it was that. `notes` say what is not as it was.
-
-        Raises `TrainingStopped` when the disk is full.
-        """
-        try:
-            self.open(notes)
-            with ended(self.batches):
-                return self.loop(termination)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise TrainingStopped(self.checkpoints.advice(f"{error} in step {self.position.step}")) from error
+        """Train until all steps are done, or SIGTERM; whether it was that. `notes` say what is not as it was."""
+        self.open(notes)
+        steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
+        self.interval = Interval(self.session)
+        bar = tqdm(initial=self.position.step, total=steps, unit="step", desc="training", disable=silent)
+        with bar as progress, ended(self.batches):
+            while self.position.step < steps:
+                self.step()
+                progress.update()
+                if shown := self.after_step():
+                    progress.set_postfix(shown, refresh=False)
+                if termination.requested():
+                    logger.info("Stopping as asked: %s is written, the same command goes on from it.", self.save())
+                    return True
+        termination.settle()
+        return False
 
     def open(self, notes: list[str]) -> None:
         """Open the run directory for writing, and note there what is not as it was."""
@@ -119,22 +129,6 @@ class Trainer:
             self.log.note(step, note)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
-
-    def loop(self, termination: Termination) -> bool:
-        """Step after step; whether SIGTERM ended that."""
-        steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
-        self.interval = Interval(self.session)
-        with tqdm(initial=self.position.step, total=steps, unit="step", desc="training", disable=silent) as progress:
-            while self.position.step < steps:
-                self.step()
-                progress.update()
-                if shown := self.after_step():
-                    progress.set_postfix(shown, refresh=False)
-                if termination.requested():
-                    logger.info("Stopping as asked: %s is written, the same command goes on from it.", self.save())
-                    return True
-        termination.settle()
-        return False
 
     def step(self) -> None:
         """One optimiser step, over all micro-batches; skipped on the device when loss or gradient are not finite."""
@@ -191,7 +185,7 @@ class Trainer:
     def draw_preview(self) -> None:
         """Draw the grid of this step from the averaged weights."""
         model = self.session.averages.model()
-        if self.session.accelerator.is_main_process:
+        if self.preview is not None:
             self.preview.save(model, self.position.step)
 
     def evaluate(self) -> bool:
