@@ -39,6 +39,8 @@ def choose_backend(x: Tensor, kernels: Tensor) -> str:
     gradients = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
     rules = RULES.get((x.device.type, x.dtype, compiled, gradients))
     if rules is None:  # never measured, as all of CUDA so far: torch's own operations, whatever a GPU makes of ours
+        if x.device.type == "cpu":
+            return "folded"
         return "shifted" if compiled else "grouped"
     numbers = x.shape[1] * x.shape[2] * x.shape[3]
     for measured, backend in rules:
