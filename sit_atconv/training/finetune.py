@@ -36,7 +36,7 @@ def begin_with(model: SiT, path: str) -> None:
         )
     if source.config.latents and model.config.latents:
         theirs, ours = (LatentSpec.from_dict(each.config.latents) for each in (source, model))
-        # Which weights encoded them is the user's choice, so theirs are nothing to compare; what the numbers mean is not.
+        # Which weights encoded them is the user's choice and not compared; what the numbers mean is not.
         replace(theirs, weights_hash="").require_same(ours, path, "the data")
     state = {name: tensor for name, tensor in source.state_dict().items() if name != "position_table"}
     old = state.pop(_LABELS, None)
