@@ -1,5 +1,6 @@
 """Faults around the steps: two trainings in one place, storage that does not answer, kills between two writes."""
 
+import errno
 import os
 import signal
 import time
@@ -7,15 +8,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from training_runs import NO_PREVIEW, command_words, losses, run_tiny, start_run
 
 import train as train_command
+from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
 from sit_atconv.training import checkpoint as checkpoint_module
+from sit_atconv.training import lock as lock_module
+from sit_atconv.training import preview as preview_module
+from sit_atconv.training import run_directory as run_directory_module
 from sit_atconv.training import session as session_module
 from sit_atconv.training.checkpoint import Checkpoints
 from sit_atconv.training.evaluation import Evaluation
+from sit_atconv.training.stop import TrainingStopped
 from sit_atconv.training.trainer import Trainer
 
 SCORED = '--evaluation {"reference":"digits:heldout@8","features":"pixels","every":2,"samples":4,"steps":1}'
@@ -84,6 +91,32 @@ def test_a_refusal_leaves_no_directory_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not divide"):
         run_tiny(tmp_path / "some" / "run", "--training.batch_size 7 --training.accumulation 2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_autoencoder_that_cannot_be_had_is_missed_before_the_first_step(tmp_path: Path, monkeypatch) -> None:
+    def nowhere(spec: LatentSpec, device: torch.device) -> None:
+        raise InputError("No autoencoder.")
+
+    monkeypatch.setattr(preview_module, "load_autoencoder", nowhere)
+    with pytest.raises(InputError, match="No autoencoder"):
+        run_tiny(tmp_path / "run", "--preview.every 100")
+    assert not (tmp_path / "run").exists()
+    run_tiny(tmp_path / "run", f"--training.steps 1 {NO_PREVIEW}")
+
+
+@pytest.mark.parametrize("where", [lock_module.os, run_directory_module.Path], ids=["lock", "configuration"])
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path, monkeypatch, where: object) -> None:
+    run_tiny(tmp_path / "run", f"--training.steps 1 {NO_PREVIEW}")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, "write" if where is os else "write_text", full)
+        with pytest.raises(TrainingStopped, match=r"No space left.*step-0000001 is complete: make room"):
+            run_tiny(tmp_path / "run", f"--training.steps 2 {NO_PREVIEW}")
+    run_tiny(tmp_path / "run", f"--training.steps 2 {NO_PREVIEW}")
+    assert [line[0] for line in losses(tmp_path / "run")] == [1, 2]
 
 
 def test_samples_that_never_come_do_not_keep_a_finished_training_from_leaving(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW
-from training_runs import ALIGNED, NO_PREVIEW, ROOT, assert_same_checkpoint, log_lines, losses, start_run
+from training_runs import ALIGNED, NO_PREVIEW, ROOT, assert_same_checkpoint, command_words, log_lines, losses, start_run
 
 from sit_atconv import SiT
 from sit_atconv.config import Config, FlowConfig, OptimizerConfig, TrainingConfig
 from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.training import trainer
+from sit_atconv.training.integrity import read_position
 from sit_atconv.training.objective import Objective
 from sit_atconv.training.throughput import Interval
 from sit_atconv.training.trainer import Trainer
@@ -265,6 +268,17 @@ def test_deepspeed_trains_and_continues_as_ddp_does(tmp_path: Path, stage: str, 
     assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "latest" for run in ("parts", "whole")))
     assert_same_losses(tmp_path / "whole", tmp_path / "ddp")
     assert len({rank["ema"] for rank in records(tmp_path / "whole", 2)}) == 1
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_as_one_process_does(tmp_path: Path, single: Path) -> None:
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    words = [*launcher.split(), "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "train.py")]
+    words += [*command_words(SHARED), "--run", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    assert done.returncode == 0
+    assert_same_losses(tmp_path / "run", single)
+    assert read_position(tmp_path / "run" / "checkpoints" / "latest")["processes"] == 2
 
 
 def test_two_processes_continue_bit_for_bit_after_sigterm_to_one(tmp_path: Path) -> None:
