@@ -122,27 +122,33 @@ def count(name: str, side: int) -> dict:
     return row
 
 
-def measure(name: str, side: int, batch: int, device: torch.device) -> dict:
-    """MiB of a real step in fp32: kept for the backward pass, counted on fake tensors, and the peak with its gradients.
+def measure(name: str, side: int, batch: int, device: torch.device) -> list[dict]:
+    """MiB of real steps in fp32 at each degree of checkpointing: kept, the same counted on fake tensors, and the peak.
 
-    The peak is that of forward and backward pass beyond the weights, measured.
+    The peak is that of forward and backward pass beyond the weights, of whose gradients it has a part.
     """
     with device:
         model = create_model(name, input_size=side)
         arguments = inputs(model, batch, side)
-        kept = kept_bytes(lambda: model(*arguments), model)
-
-        def step() -> None:
-            model(*arguments).square().mean().backward()
-            model.zero_grad()
-
-        peak = peak_mebibytes(step, device)
-    with FakeTensorMode(), device:
+    without_numbers = FakeTensorMode()
+    with without_numbers, device:
         fake = create_model(name, input_size=side)
-        counted = kept_bytes(lambda: fake(*inputs(fake, batch, side)), fake)
-    gradients = sum(4 * p.numel() for p in model.parameters()) / 2**20
-    sizes = {"kept_mib": kept / 2**20, "counted_mib": counted / 2**20, "gradients_mib": gradients, "peak_mib": peak}
-    return {"model": name, "latent": side, "batch": batch, **{key: round(size, 1) for key, size in sizes.items()}}
+
+    def step() -> None:
+        model(*arguments).square().mean().backward()
+        model.zero_grad()
+
+    rows = []
+    for what in CHECKPOINTING:
+        model.recompute(what)
+        fake.recompute(what)
+        kept = kept_bytes(lambda: model(*arguments), model)
+        with without_numbers, device:
+            counted = kept_bytes(lambda: fake(*inputs(fake, batch, side)), fake)
+        sizes = {"kept MiB": kept / 2**20, "counted MiB": counted / 2**20, "peak MiB": peak_mebibytes(step, device)}
+        rounded = {key: round(size, 1) for key, size in sizes.items()}
+        rows.append({"model": name, "latent": side, "batch": batch, "computed again": what, **rounded})
+    return rows
 
 
 def summary(rows: list[dict]) -> list[dict]:
@@ -177,7 +183,7 @@ def main() -> None:
     torch.manual_seed(0)
     cases = [(name, side) for side in options.latents for name in options.models]
     if options.measure:
-        rows = [measure(name, side, options.measure, device) for name, side in cases]
+        rows = [row for name, side in cases for row in measure(name, side, options.measure, device)]
         print(f"{machine(device)}\n\n{table(rows)}")
     else:
         rows = [count(name, side) for name, side in cases]
