@@ -13,7 +13,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.memory import activation_bytes, table
+from benchmarks.memory import activation_bytes, fake_gpu, kept_bytes, table
 from benchmarks.timing import command_line, write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
@@ -44,6 +44,27 @@ def teacher_flops(config: Config, pixels: int) -> int:
     return total
 
 
+def teacher_bytes(config: Config) -> int:
+    """Weights of all teachers that run beside the training, in fp32."""
+    with torch.device("meta"):
+        names = [teacher.name.split(".")[0] for teacher in config.alignment.teachers] if config.alignment else []
+        models = [timm.create_model(name, num_classes=0, dynamic_img_size=True) for name in names]
+    return sum(4 * p.numel() for model in models for p in model.parameters())
+
+
+def projector_activation_bytes(width: int, hidden: int, tokens: int) -> int:
+    """What the projector for DINOv2-B leaves for its backward pass, of an image."""
+    with fake_gpu("bf16"):
+        projector = Projector(width, 768, hidden)
+        one, two = (kept_bytes(lambda n=n: projector(torch.randn(n, tokens, width)), projector) for n in (1, 2))
+    return two - one
+
+
+def checkpoint_bytes(parameters: int, averaged: int) -> int:
+    """fp32 weights and Adam's moments of everything trained, and one average of the model."""
+    return (4 + 8) * parameters + 4 * averaged
+
+
 def row(recipe: str, name: str) -> dict[str, str | float]:
     """One line of the table."""
     facts, config = RECIPES[recipe], load_config(CONFIGS / f"{recipe}.yaml")
@@ -52,25 +73,30 @@ def row(recipe: str, name: str) -> dict[str, str | float]:
         model = create_model(name, input_size=side, num_classes=facts["classes"])
         width = model.config.hidden_size
         aligned = [Projector(width, 768, config.alignment.projector_width)] if config.alignment else []
-    parameters = sum(p.numel() for module in (model, *aligned) for p in module.parameters())
+    tokens, averaged = (side // 2) ** 2, sum(p.numel() for p in model.parameters())
+    parameters = averaged + sum(p.numel() for module in aligned for p in module.parameters())
     projector_flops = sum(2 * p.numel() for module in aligned for p in module.parameters() if p.ndim == 2)
-    flops = training_flops(model, (4, side, side)) + 3 * projector_flops * (side // 2) ** 2
+    flops = training_flops(model, (4, side, side)) + 3 * projector_flops * tokens
     teacher = teacher_flops(config, facts["pixels"])
     kept = activation_bytes(name, side, "bf16", num_classes=facts["classes"])["none"]
+    if aligned:
+        kept += projector_activation_bytes(width, config.alignment.projector_width, tokens)
+    state = parameters * BYTES_PER_PARAMETER + teacher_bytes(config)
     return {
         "model": name,
         "parameters": parameters,
         "gflop_per_image": round((flops + teacher) / 1e9, 1),
         "teacher_share": round(teacher / (flops + teacher), 3),
-        "state_gib": round(parameters * BYTES_PER_PARAMETER / 2**30, 1),
+        "checkpoint_gb": round(checkpoint_bytes(parameters, averaged) / 1e9, 1),
+        "state_gib": round(state / 2**30, 1),
         "activation_mib_per_image": round(kept / 2**20),
-        "gib_on_8_gpus": round((parameters * BYTES_PER_PARAMETER + kept * batch // 8) / 2**30, 1),
+        "gib_on_8_gpus": round((state + kept * batch // 8) / 2**30, 1),
         "seconds_per_step_on_8_gpus": round((flops + teacher) * batch / 8 / (PEAK * SHARE), 3),
     }
 
 
 def disk(recipe: str) -> dict[str, str | float]:
-    """GB of a prepared data set: latents, pictures at most, one teacher's tokens."""
+    """GB of a prepared data set (latents, pictures at most, one teacher's tokens) and of 50,000 samples' pixels."""
     facts = RECIPES[recipe]
     each = {"latents": 2 * 4 * facts["side"] ** 2 * 2, "tokens": (facts["pixels"] // 16) ** 2 * 768 * 2}
     gigabytes = {name: round(size * facts["images"] * facts["copies"] / 1e9, 1) for name, size in each.items()}
@@ -80,6 +106,8 @@ def disk(recipe: str) -> dict[str, str | float]:
         "latents_gb": gigabytes["latents"],
         "pictures_gb_at_most": pictures,
         "tokens_gb": gigabytes["tokens"],
+        "tokens_kb_a_picture": round(each["tokens"] / 1e3),
+        "samples_gb": round(50_000 * facts["pixels"] ** 2 * 3 / 1e9, 1),
     }
 
 

@@ -239,7 +239,8 @@ def test_networks_that_cannot_begin_with_these_weights(photos, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             begin_with(fresh(None, **overrides), str(tmp_path / "source"))
-    begin_with(fresh(None, latents=LatentSpec("y", "1" * 64, 4, 8, 0.18215).to_dict()), str(tmp_path / "source"))
+    for digest in ("1" * 64, None):
+        begin_with(fresh(None, latents=LatentSpec("y", digest, 4, 8, 0.18215).to_dict()), str(tmp_path / "source"))
     begin_with(fresh(None, mixer_pattern=["attention", "atconv"]), str(tmp_path / "source"))
     with pytest.raises(InputError, match="is not a checkpoint"):
         begin_with(fresh(None), str(tmp_path))
