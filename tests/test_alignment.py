@@ -105,6 +105,15 @@ def test_teachers_are_frozen_and_leave_the_callers_randomness_alone():
     torch.testing.assert_close(again._model.state_dict(), teacher._model.state_dict(), rtol=0, atol=0)
 
 
+def test_training_in_bf16_does_not_reach_the_teacher():
+    """On a CPU cached tokens and the live teacher's are the same because of it; on a GPU it chooses bf16 by itself."""
+    teacher, images = Teacher("test_vit", "random"), pictures()
+    expected = teacher.tokens(images, (4, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = teacher.tokens(images, (4, 4))
+    assert torch.equal(found, expected) and found.grad_fn is None
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_local_weights(tmp_path, suffix):
     torch.manual_seed(11)
