@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -128,6 +129,32 @@ def test_samples_that_never_come_do_not_keep_a_finished_training_from_leaving(tm
     process.kill()
     assert code == 0
     assert [line[0] for line in losses(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_trainer_takes_its_data_workers_along(tmp_path: Path) -> None:
+    """Even those that wait for storage: other processes would wait for the connections that they hold."""
+    extra = f"--training.steps 4 --log.checkpoint_every 2 --data.workers 1 {NO_PREVIEW}"
+    process = start_run(tmp_path / "run", extra, wait_for_samples_after_step, 3)
+    while process.is_alive() and not (tmp_path / "run" / "checkpoints" / "latest").exists():
+        time.sleep(0.01)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert runs(worker)
+    process.kill()
+    process.join()
+    for _ in range(600):
+        if not runs(worker):
+            break
+        time.sleep(0.1)
+    assert not runs(worker)
+
+
+def runs(process: str) -> bool:
+    """Whether a process is there, and more than a name that nobody has read the exit code of."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_sigterm_ends_trackers_and_process_groups_as_the_last_step_does(tmp_path: Path, monkeypatch) -> None:

@@ -25,7 +25,7 @@ from sit_atconv.training.ema import WeightAverages, profiles
 from sit_atconv.training.finetune import begin_with
 from sit_atconv.training.objective import Objective, draw_fields
 from sit_atconv.training.projectors import begin_projectors
-from sit_atconv.training.stop import ignore_termination
+from sit_atconv.training.stop import follow_trainer
 from sit_atconv.training.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
 
 
@@ -67,7 +67,7 @@ class Session:
                 seed=self.config.training.seed,
             ),
         )
-        loader.worker_init_fn = ignore_termination
+        loader.worker_init_fn = follow_trainer
         return loader
 
     def batch_indices(self, step: int) -> list[int]:

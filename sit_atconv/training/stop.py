@@ -1,8 +1,10 @@
 """The ways in which training ends before its last step, each with its exit code."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from types import FrameType, TracebackType
 
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 TERMINATED = 128 + signal.SIGTERM
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class TrainingStopped(SystemExit):
@@ -61,12 +64,15 @@ class Termination:
         self._received = True
 
 
-def ignore_termination(worker: int) -> None:
+def follow_trainer(worker: int) -> None:
     """For data loading processes: a SIGTERM to the whole group must not kill them while the trainer finishes.
 
-    They leave when their loader is closed (see `ended`), or when the trainer is gone.
+    They leave when their loader is closed (see `ended`), and are killed when the trainer is gone (on Linux; elsewhere
+    they notice after a while): they hold copies of its connections, by whose end other trainers see that it is gone.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
