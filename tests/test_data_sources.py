@@ -326,6 +326,26 @@ def test_hugging_face_table(monkeypatch):
     np.testing.assert_array_equal(source[1].image, picture(2))
 
 
+def test_hugging_face_folders(tmp_path):
+    """With the package itself: what save_to_disk writes, with and without splits, and a repository of parquet files."""
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    rows = {"image": [Image.fromarray(picture(seed)) for seed in range(3)], "label": [1, 0, 1]}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+    table.save_to_disk(tmp_path / "table")
+    datasets.DatasetDict({"train": table, "test": table.select([2])}).save_to_disk(tmp_path / "splits")
+    (tmp_path / "repository").mkdir()
+    table.to_parquet(tmp_path / "repository" / "train.parquet")
+    for name in ("table", "splits", "splits:train", "repository"):
+        source = pickle.loads(pickle.dumps(open_source(f"hf:{tmp_path}/{name}")))
+        assert (source.class_names, source.labels.tolist(), source.lossy) == (["cat", "dog"], [1, 0, 1], False)
+        for index in range(3):
+            np.testing.assert_array_equal(source[index].image, picture(index))
+    assert len(open_source(f"hf:{tmp_path}/splits:test")) == 1
+    with pytest.raises(InputError, match=r"Unknown split of hf:.*splits 'val': allowed: train, test"):
+        open_source(f"hf:{tmp_path}/splits:val")
+
+
 @pytest.mark.shared
 def test_real_zips(shared):
     signs = open_source(shared / "data" / "sign-language-digits_10x206_100px.zip")

@@ -9,11 +9,12 @@ from PIL import Image
 
 from sit_atconv.data.decode import LOSSY_FORMATS, decode_image
 from sit_atconv.data.protocol import SourceImage
-from sit_atconv.errors import InputError
+from sit_atconv.errors import InputError, require_one_of
 
 
 class HuggingFaceSource:
-    """`NAME[:SPLIT]`: a hub id or a folder written by `save_to_disk`; the split is "train" unless given.
+    """`NAME[:SPLIT]`: a hub id, a copy of its repository or a folder written by `save_to_disk`; the split is "train"
+    unless given.
 
     The first Image column holds the pictures, the first ClassLabel column (or one named "label") the classes.
     """
@@ -48,7 +49,10 @@ class HuggingFaceSource:
 
     def _bytes(self, index: int) -> bytes:
         cell = self._table[index][self._column]
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        try:
+            return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        except OSError as error:
+            raise InputError(f"Cannot read {cell['path']}, hf:{self._name}[{index}]: {error.strerror}.") from error
 
 
 def _import_datasets() -> ModuleType:
@@ -63,9 +67,13 @@ def _load(datasets: ModuleType, name: str) -> object:
     path, _, split = name.partition(":")
     split = split or "train"
     try:
-        if not Path(path).exists():
+        if not any((Path(path) / saved).is_file() for saved in ("state.json", "dataset_dict.json")):
             return datasets.load_dataset(path, split=split)
         table = datasets.load_from_disk(path)
-        return table[split] if hasattr(table, "keys") else table
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"Cannot load hf:{name}: {error}. Check the name, the split and the connection.") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"Cannot load hf:{name}: {reason}. Check the name, the split and the connection.") from error
+    if not hasattr(table, "keys"):
+        return table
+    require_one_of(split, table.keys(), f"split of hf:{path}")
+    return table[split]
