@@ -326,12 +326,18 @@ def test_hugging_face_table(monkeypatch):
     np.testing.assert_array_equal(source[1].image, picture(2))
 
 
+def _labelled_pictures():
+    for seed, label in enumerate((1, 0, 1)):
+        yield {"image": Image.fromarray(picture(seed)), "label": label}
+
+
 def test_hugging_face_folders(tmp_path):
     """With the package itself: what save_to_disk writes, with and without splits, and a repository of parquet files."""
     datasets = pytest.importorskip("datasets")
     columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
-    rows = {"image": [Image.fromarray(picture(seed)) for seed in range(3)], "label": [1, 0, 1]}
-    table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+    table = datasets.Dataset.from_generator(
+        _labelled_pictures, features=datasets.Features(columns), cache_dir=str(tmp_path / "cache")
+    )
     table.save_to_disk(tmp_path / "table")
     datasets.DatasetDict({"train": table, "test": table.select([2])}).save_to_disk(tmp_path / "splits")
     (tmp_path / "repository").mkdir()
