@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import command_line, in_turns, machine, write_json
@@ -32,29 +33,37 @@ SHARD_SIZE = 1024
 
 
 class OneFileEach(Dataset):
-    """A file a sample and the default collation: how REPA's loader reads latents."""
+    """A file a sample, or two with its picture, and the default collation: how REPA's loader reads."""
 
-    def __init__(self, root: Path) -> None:
-        self._paths = sorted(root.rglob("*.npy"))
+    def __init__(self, root: Path, pictures: bool = False) -> None:
+        self._pictures = sorted(root.rglob("*.png")) if pictures else []
+        self._paths = sorted(root.rglob("*.npy"))[: len(self._pictures) or None]
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(np.load(self._paths[index])), torch.tensor(0)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        latent = torch.from_numpy(np.load(self._paths[index])), torch.tensor(0)
+        if not self._pictures:
+            return latent
+        with Image.open(self._pictures[index]) as picture:
+            return torch.from_numpy(np.array(picture).transpose(2, 0, 1)), *latent
+
+
+def smooth_picture(generator: torch.Generator) -> np.ndarray:
+    """256 × 256 × 3, which compresses about as photographs do."""
+    ramp, noise = torch.linspace(0, 255, 256), torch.randn(256, 256, 3, generator=generator) * 8
+    return (ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + noise).clamp(0, 255).byte().numpy()
 
 
 def write_shards(root: Path, count: int) -> None:
-    """Shards with mirrored latents and with smooth pictures, which compress about as photographs do."""
-    ramp = torch.linspace(0, 255, 256)
+    """Shards with mirrored latents and with pictures."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(256, 256, 3, generator=generator) * 8
-    shards = []
+    png, shards = encode_png(smooth_picture(generator)), []
     for number, start in enumerate(range(0, count, SHARD_SIZE)):
         index = torch.arange(start, min(start + SHARD_SIZE, count))
         moments = torch.randn(len(index), 8, 32, 32, generator=generator).half()
-        picture = (ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + noise).clamp(0, 255).byte()
-        images = pack_images([encode_png(picture.numpy())] * len(index))
+        images = pack_images([png] * len(index))
         tensors = {"moments": moments, "moments_flip": moments.flip(-1), "labels": index % 10, "index": index, **images}
         shards.append(write_shard(root / shard_name(number), tensors))
     names = [str(i) for i in range(10)]
@@ -76,11 +85,16 @@ def write_tokens(root: Path, count: int) -> None:
 
 
 def write_files(root: Path, count: int) -> None:
-    """The layout of REPA's preparation, fp32."""
+    """The layout of REPA's preparation: latents in fp32, pictures (of the first thousand) uncompressed."""
+    picture = Image.fromarray(smooth_picture(torch.Generator().manual_seed(0)))
     for index in range(count):
         path = root / "vae-sd" / f"{index // 1000:05d}" / f"img-mean-std-{index:08d}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.zeros((8, 32, 32), dtype=np.float32))
+        if index < SHARD_SIZE:
+            path = root / "images" / "00000" / f"img{index:08d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path, compress_level=0)
     (root / "vae-sd" / "dataset.json").write_text('{"labels": null}')
 
 
@@ -100,6 +114,9 @@ def contenders(shards: Path, tokens: Path, files: Path, batch_size: int) -> dict
         "REPA directory, our reader, 2 workers": lambda: training_loader(open_dataset(files), **ours, workers=2),
         "one .npy a sample, default collation, 2 workers": lambda: DataLoader(
             OneFileEach(files), **naive, num_workers=2
+        ),
+        "one .npy and one .png a sample, default collation, 2 workers": lambda: DataLoader(
+            OneFileEach(files, pictures=True), **naive, num_workers=2
         ),
     }
 
