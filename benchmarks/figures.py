@@ -71,7 +71,8 @@ def draw_model(measured: dict, out: Path) -> None:
         logarithmic(axis, sides)
         axis.set(title=size, xlabel="side of the latent", ylabel="images/s" if axis is axes[0, 0] else "")
     axes[0, 0].legend(frameon=False, loc="lower left")
-    title(figure, "Forward passes; × is ATConv's throughput over attention's", measured)
+    batch = measured["rows"][0]["batch"]
+    title(figure, f"Forward passes, batch {batch}; × is ATConv's throughput over attention's", measured)
     figure.savefig(out / "model.png", dpi=130)
 
 
