@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, write_json
 from sit_atconv import SiT, create_model
+from sit_atconv.models import list_models
 from sit_atconv.training.flops import training_flops
 
 MODELS = [f"{family}-{size}/2" for size in ("S", "B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
@@ -174,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=list_models(), metavar="NAME")
     parser.add_argument("--latents", type=int, nargs="+", default=[32, 64], help="256 and 512 px")
     parser.add_argument("--measure", type=int, metavar="BATCH", help="run these models in fp32 instead, for comparison")
     parser.add_argument("--json", type=Path)

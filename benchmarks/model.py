@@ -20,9 +20,10 @@ from benchmarks.timing import (
     peak_mebibytes,
     write_json,
 )
-from sit_atconv import SiT, create_model
+from sit_atconv import SiT, create_model, list_models
 
 FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
+SIZES = [name.removeprefix("SiT-ATConv-") for name in list_models("SiT-ATConv-*")]
 DEFAULTS = {"cpu": (["S/2"], [8, 16, 32, 64], 2), "cuda": (["B/2", "L/2", "XL/2"], [32, 64, 128], 64)}
 # Table VIII's latencies of the three families, by size and latent; whole sampling runs, in the paper's own unit.
 PUBLISHED = {
@@ -39,7 +40,7 @@ def main() -> None:
     device = default_device()
     sizes, latents, batch = DEFAULTS[device.type]
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
-    parser.add_argument("--sizes", nargs="+", default=sizes, help="such as B/2 XL/2")
+    parser.add_argument("--sizes", nargs="+", default=sizes, choices=SIZES, metavar="SIZE", help="such as B/2 XL/2")
     parser.add_argument("--latents", type=int, nargs="+", default=latents, help="height and width of a latent")
     parser.add_argument("--batch-size", type=int, default=batch)
     parser.add_argument("--compile", action="store_true", help="the repeated block of each model by torch.compile")

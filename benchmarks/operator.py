@@ -104,6 +104,8 @@ def main() -> None:
     B = options.batch_size or (64 if device.type == "cuda" else 1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     sides = options.sides or SIDES[device.type]
+    if options.channels % HEAD or any(side % WINDOW for side in sides):
+        parser.error(f"--channels must be multiples of {HEAD}, --sides of {WINDOW}, for heads and windows.")
     rows = [
         measure((B, side, side, options.channels), gradients, dtype, device, options.turns)
         for gradients in (False, True)

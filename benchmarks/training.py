@@ -33,6 +33,7 @@ from sit_atconv.config import (
 )
 from sit_atconv.data.manifest import Manifest, save_manifest
 from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.models import list_models
 from sit_atconv.training.flops import training_flops
 from sit_atconv.training.session import Session, build_session
 from sit_atconv.training.throughput import peak_flops
@@ -80,7 +81,7 @@ def parse(defaults: dict) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--models", nargs="+", default=defaults["models"])
+    parser.add_argument("--models", nargs="+", default=defaults["models"], choices=list_models(), metavar="NAME")
     parser.add_argument("--latent", type=int, default=32, help="height and width of a latent, an eighth of the pixels")
     parser.add_argument("--batch-size", type=int, default=defaults["batch"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
