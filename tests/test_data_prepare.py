@@ -232,6 +232,15 @@ def test_any_name_of_a_file_system_survives(tmp_path):
     assert open_dataset(tmp_path / "out").class_names == names
 
 
+def test_latents_that_are_no_numbers_are_not_written(photos, tmp_path):
+    broken = load_autoencoder(str(small_kl(tmp_path / "vae"))).module
+    torch.nn.init.constant_(broken.quant_conv.bias, float("nan"))
+    broken.save_pretrained(tmp_path / "vae")
+    with pytest.raises(InputError, match="The moments of picture 0 of the source are NaN or too large for fp16"):
+        prepare(options(photos, tmp_path / "out", str(tmp_path / "vae")))
+    assert sorted(contents(tmp_path / "out")) == ["dataset.json"]
+
+
 def test_sizes_the_autoencoder_cannot_take(photos, vae, tmp_path):
     with pytest.raises(InputError, match=r"multiples of 2 pixels, not 15x12: try"):
         prepare(PrepareOptions(photos, str(tmp_path / "out"), (15, 12), vae))

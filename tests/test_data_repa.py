@@ -164,6 +164,9 @@ def test_what_cannot_be_imported(repa, vae, tmp_path, capsys):
     with pytest.raises(SystemExit):
         importing(repa / "images", tmp_path / "out", vae)
     assert "was not prepared for REPA" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(repa), "--teacher", "test_vit", "--teacher-weights", "random"])
+    assert "while it is imported (--import)" in capsys.readouterr().err
     (repa / "images").rename(repa / "gone")
     with pytest.raises(SystemExit):
         importing(repa, tmp_path / "out", vae, "--images")

@@ -275,6 +275,12 @@ def test_teachers_that_cannot_be_added(bare, photos, tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 2 and message in capsys.readouterr().err
+    prepare(PrepareOptions(photos, str(tmp_path / "pixels"), (32, 48), "identity", workers=0))
+    added(tmp_path / "pixels", *ADD[:4])
+    for root, message in ((tmp_path / "pixels", "tokens of unmirrored"), (tmp_path / "plain", "holds no pictures")):
+        with pytest.raises(SystemExit):
+            added(root, *ADD[:4], "--flip")
+        assert message in capsys.readouterr().err
     settings = load_manifest(bare)
     again = {"flip": True, "images": True, "shard_size": 4, "teachers": TEACHERS}
     with pytest.raises(InputError, match=rf"Add teachers by: .* {bare} --teacher NAME"):

@@ -14,6 +14,7 @@ from sit_atconv.data.batches import StoredBatches
 from sit_atconv.data.encoding import tokens_encoder, write_shards
 from sit_atconv.data.manifest import Manifest, load_manifest, save_manifest
 from sit_atconv.data.preparation import process_state
+from sit_atconv.data.repa import is_repa
 from sit_atconv.data.shard_dataset import ShardDataset
 from sit_atconv.data.shard_files import ShardFiles
 from sit_atconv.errors import InputError
@@ -32,6 +33,10 @@ def add_teachers(
     with other weights, or when the disk is full.
     """
     state = process_state()
+    if is_repa(directory):
+        raise InputError(
+            f"{directory} was prepared for REPA: give the teacher while it is imported (--import)."
+        )
     dataset, manifest = ShardDataset(directory), load_manifest(directory)
     if not dataset.has_images:
         raise InputError(f"{directory} holds no pictures, which a teacher needs: prepare it anew with --teacher.")
@@ -39,7 +44,9 @@ def add_teachers(
         raise InputError(f"{directory} holds no mirrored latents, so tokens of mirror images are of no use.")
     for name, weights in teachers:
         if name in [spec.name for spec in manifest.teachers]:
-            find_tokens(name, weights, manifest.teachers, directory)
+            held = manifest.teachers[find_tokens(name, weights, manifest.teachers, directory)]
+            if flip and not held.flip:
+                raise InputError(f"{directory} holds {name}'s tokens of unmirrored pictures only: prepare it anew.")
             log.info("%s holds the tokens of %s already.", directory, name)
             continue
         teacher = Teacher(name, weights, state.device)
