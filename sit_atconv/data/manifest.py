@@ -1,17 +1,14 @@
 """dataset.json: everything that is to be known about a prepared data set before a shard is opened."""
 
-import errno
-import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.data.whole_files import read_json, write_json
 from sit_atconv.errors import InputError
 
 MANIFEST_NAME = "dataset.json"
@@ -156,42 +153,3 @@ def load_manifest(directory: str | Path) -> Manifest:
 def save_manifest(manifest: Manifest, directory: str | Path) -> None:
     """Write dataset.json, whole or not at all."""
     write_json(Path(directory) / MANIFEST_NAME, manifest.to_dict())
-
-
-def read_json(path: str | Path) -> dict:
-    """Parse a JSON file; `InputError` names it when it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. Was the data set prepared here?") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): prepare the data set again.") from error
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Write a JSON file, whole or not at all."""
-    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    # What is no UTF-8 in a file's name becomes an escape that JSON undoes.
-    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file beside `path`, flush it to disk, then rename: readers see all of it or nothing.
-
-    A failed write leaves nothing behind; a full disk is an `InputError`.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"No space left while writing {path}; the partial file was removed, complete ones are kept. Make room "
-                "and run the same command again."
-            ) from error
-        raise

@@ -14,8 +14,8 @@ from torch import Tensor
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.decode import decode_image
 from sit_atconv.data.latents import LatentDataset, empty_batch
-from sit_atconv.data.manifest import read_json
 from sit_atconv.data.protocol import SourceImage
+from sit_atconv.data.whole_files import read_json
 from sit_atconv.errors import InputError
 
 LATENTS, IMAGES = "vae-sd", "images"

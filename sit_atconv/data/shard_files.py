@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sit_atconv.data.manifest import Row, ShardInfo, SkippedImage, read_json, write_json
+from sit_atconv.data.manifest import Row, ShardInfo, SkippedImage
 from sit_atconv.data.shards import shard_name, write_shard
+from sit_atconv.data.whole_files import read_json, write_json
 from sit_atconv.errors import InputError
 
 

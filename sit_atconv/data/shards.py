@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sit_atconv.data.manifest import Row, ShardInfo, write_whole
+from sit_atconv.data.manifest import Row, ShardInfo
+from sit_atconv.data.whole_files import write_whole
 from sit_atconv.errors import InputError
 
 MAX_SHARD_SIZE = 4096

@@ -34,9 +34,7 @@ def add_teachers(
     """
     state = process_state()
     if is_repa(directory):
-        raise InputError(
-            f"{directory} was prepared for REPA: give the teacher while it is imported (--import)."
-        )
+        raise InputError(f"{directory} was prepared for REPA: give the teacher while it is imported (--import).")
     dataset, manifest = ShardDataset(directory), load_manifest(directory)
     if not dataset.has_images:
         raise InputError(f"{directory} holds no pictures, which a teacher needs: prepare it anew with --teacher.")
