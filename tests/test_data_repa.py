@@ -142,6 +142,22 @@ def test_verify_names_every_fault(repa, capsys):
             assert any(str(path) in line and message in line for line in lines), path
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "expected .*labels.* not a list"),
+        ({"labels": [["00000/img-mean-std-00000000.npy", [1]]]}, r"expected labels as \[\[name, class\]"),
+        ({"labels": [["00000/img-mean-std-00000000.npy", -2]]}, "has the label -2, below 0"),
+        ({"labels": []}, "lists no samples"),
+        ({"labels": [["00000/nothing.npy", 0]]}, "Cannot read latent .*nothing.npy"),
+    ],
+)
+def test_unusable_lists_of_labels(repa, content, message):
+    (repa / "vae-sd" / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        verify_dataset(str(repa))
+
+
 def test_what_cannot_be_imported(repa, vae, tmp_path, capsys):
     other = str(small_kl(tmp_path / "other", stages=4, scaling_factor=0.5))
     kl16 = str(small_kl(tmp_path / "kl16", stages=4, latent_channels=16))

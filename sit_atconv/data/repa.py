@@ -112,7 +112,10 @@ class RepaDataset(LatentDataset):
 def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
     """Sorted names of latent files, relative to vae-sd/, and their labels or None."""
     path = root / LATENTS / "dataset.json"
-    pairs = read_json(path).get("labels")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: expected {{"labels": [[name, class], …]}}, not a {type(content).__name__}.')
+    pairs = content.get("labels")
     if pairs is None:
         names = sorted(file.relative_to(root / LATENTS).as_posix() for file in (root / LATENTS).rglob("*.npy"))
         if not names:

@@ -24,7 +24,10 @@ def verify_dataset(directory: str, workers: int = 0) -> None:
     One prepared for REPA has no checksums: its files are read, by as many processes as there are `workers`.
     """
     if is_repa(directory) and not (Path(directory) / MANIFEST_NAME).exists():
-        _raise(directory, list(_repa_faults(directory, workers)))
+        dataset = RepaDataset(directory)
+        _raise(directory, list(_repa_faults(dataset, directory, workers)))
+        pictures = "and pictures" if dataset.has_images else "without pictures"
+        log.info("%s: %d latents %s, no fault (there are no checksums).", directory, len(dataset), pictures)
         return
     root, manifest = Path(directory), load_manifest(directory)
     if not manifest.complete:
@@ -115,8 +118,7 @@ class _RepaFaults(Dataset):
         return faults
 
 
-def _repa_faults(directory: str, workers: int) -> Iterator[str]:
-    dataset = RepaDataset(directory)
+def _repa_faults(dataset: RepaDataset, directory: str, workers: int) -> Iterator[str]:
     yield from (f"{Path(directory) / name}: not listed in vae-sd/dataset.json" for name in dataset.unlisted())
     ranges = [
         range(start, min(start + _ROWS_AT_A_TIME, len(dataset))) for start in range(0, len(dataset), _ROWS_AT_A_TIME)
@@ -124,5 +126,3 @@ def _repa_faults(directory: str, workers: int) -> Iterator[str]:
     loader = DataLoader(_RepaFaults(dataset), batch_size=None, sampler=ranges, num_workers=workers)
     for faults in tqdm(loader, unit=f"×{_ROWS_AT_A_TIME} img", desc="verifying"):
         yield from faults
-    pictures = "their pictures" if dataset.has_images else "there are no pictures"
-    log.info("%s: %d latents of %s and %s read.", directory, len(dataset), dataset.latent_shape, pictures)
