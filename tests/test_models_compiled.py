@@ -1,5 +1,7 @@
 """How often the repeated block is compiled: in training once for each kind, in sampling for sizes of a new kind."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sampling_fixtures import images_of, require_same_images, tiny_model
@@ -47,3 +49,19 @@ def test_sampling_compiles_for_new_kinds_of_sizes_alone(dynamic: bool | None, pr
     images_of(model, range(14), settings, batch_size=6)
     images_of(model, range(6), settings, batch_size=3, labels="1")
     assert counter.frame_count == KINDS * programs
+
+
+def test_a_setting_compiles_what_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")  # in the place of a compiler, which takes a minute
+    original = SiT.compile_repeated_blocks
+    monkeypatch.setattr(
+        SiT, "compile_repeated_blocks", lambda model, **given: original(model, backend=counter, **given)
+    )
+    settings = SamplerSettings(solver="euler", steps=2, guidance=2.0)
+    expected = images_of(tiny_model(), range(7), settings, batch_size=4, weak=tiny_model())
+    assert counter.frame_count == 0
+    compiling = replace(settings, compile=True)
+    images = images_of(tiny_model(), range(7), compiling, batch_size=4, weak=tiny_model())
+    require_same_images(images, expected)
+    assert counter.frame_count == KINDS  # one program for model and weak model, and for both batches

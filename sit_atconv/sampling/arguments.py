@@ -33,6 +33,7 @@ def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
         add("--last-step", choices=LAST_STEPS, help="of the SDE, " + _default("last_step")),
         add("--last-step-size", type=float, help="of the SDE, " + _default("last_step_size")),
         add("--precision", choices=PRECISIONS, help="bf16 runs the network in autocast"),
+        add("--compile", action="store_true", help="torch.compile: worth its minute in long runs on a GPU"),
     ]
     return [action.dest for action in added]
 

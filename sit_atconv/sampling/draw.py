@@ -44,8 +44,8 @@ class Drawing:
                 f"{settings.guidance_channels} channels cannot be guided: the model's latents have "
                 f"{model.config.in_channels}."
             )
-        self._network = StepNetwork(model, settings.precision)
-        self._weak = None if weak is None else StepNetwork(weak, settings.precision)
+        self._network = StepNetwork(model, settings.precision, settings.compile)
+        self._weak = None if weak is None else StepNetwork(weak, settings.precision, settings.compile)
 
     def latents(self, indices: list[int], labels: Tensor | None, seed: int) -> Tensor:
         """Normalised latents (b, C, h, w) fp32 of the samples numbered `indices`, with their labels (b,) on the CPU.

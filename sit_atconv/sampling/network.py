@@ -38,10 +38,13 @@ class StepNetwork:
     Args:
         model: on its device, in eval mode.
         precision: "no", or "bf16" for autocast.
+        compile: let torch.compile make one program of the blocks of a kind, for all batch sizes.
     """
 
-    def __init__(self, model: SiT, precision: str = "no") -> None:
+    def __init__(self, model: SiT, precision: str = "no", compile: bool = False) -> None:
         self.model, self.precision = model, precision
+        if compile:
+            model.compile_repeated_blocks(dynamic=True)
         self._embedded: dict[float, Tensor] = {}
 
     def bind(self, table: LabelTable | None) -> Callable[..., Tensor]:
