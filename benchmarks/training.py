@@ -69,10 +69,10 @@ def main() -> None:
     for setting in options.settings:
         with tempfile.TemporaryDirectory() as folder:
             write_data(Path(folder), options.batch_size, options.latent, options.teacher)
-            rows += measure(setting, Path(folder), options, device)
+            found = measure(setting, Path(folder), options, device)
         gc.collect()  # Accelerate's objects know one another, and hold a device's memory until they are collected
-        for row in rows[-2 * len(options.models) :]:
-            print(line(row))
+        print("\n".join(map(line, found)), flush=True)
+        rows += found
     print("\nMiB: the peak of a step beyond weights, Adam's moments and averages. Ours: how many times as fast.")
     write_json(options.json, command_line(), device, rows, precision=options.precision, compiled=options.compile)
 
@@ -88,6 +88,7 @@ def parse(defaults: dict) -> argparse.Namespace:
     parser.add_argument("--teacher", default=defaults["teacher"], help="timm's name; its weights are random")
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16" if torch.cuda.is_available() else "no")
     parser.add_argument("--compile", action="store_true", help="ours; the originals run as they are")
+    parser.add_argument("--ours", action="store_true", help="ours alone: large models fit in memory one at a time")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -127,12 +128,14 @@ def configuration(model: str, setting: str, data: Path, options: argparse.Namesp
     )
 
 
-def contenders(config: Config) -> tuple[Session, dict[str, Contender]]:
-    """Our step and the original one, on the same first batch and from the same weights, by name."""
+def contenders(config: Config, ours_alone: bool = False) -> tuple[Session, dict[str, Contender]]:
+    """Our step and, unless it stays alone, the original one, on the same first batch and from the same weights."""
     session = build_session(config, Path(config.data.path))
     batch = next(iter(session.loader(0)))
-    original = "SiT's" if config.alignment is None else "REPA's"
-    return session, {"ours": our_step(session, batch), original: original_step(session, batch)}
+    found = {"ours": our_step(session, batch)}
+    if not ours_alone:
+        found["SiT's" if config.alignment is None else "REPA's"] = original_step(session, batch)
+    return session, found
 
 
 def our_step(session: Session, batch: dict[str, Tensor]) -> Contender:
@@ -166,7 +169,7 @@ def measure(setting: str, data: Path, options: argparse.Namespace, device: torch
     """All models and both steps of one setting, in turns."""
     steps, flops = {}, {}
     for model in options.models:
-        session, found = contenders(configuration(model, setting, data, options))
+        session, found = contenders(configuration(model, setting, data, options), options.ours)
         steps |= {(model, name): contender for name, contender in found.items()}
         flops[model] = training_flops(session.model, session.dataset.latent_shape)
     times = median_milliseconds({key: contender.step for key, contender in steps.items()}, device, options.turns)
