@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -301,12 +302,12 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     """
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
     parser.source = source
-    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/, overridden by what follows it")
+    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; keys given here besides override it")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
     try:
-        parsed = parser.parse_args(argv)
+        parsed = parser.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
     except UnicodeDecodeError as error:
         parser.error(f"the configuration is no text file: {error}.")
     for f in fields(Config):
@@ -315,6 +316,17 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     namespace = parser.instantiate(parsed)
     config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
+
+
+def _files_first(words: Sequence[str]) -> list[str]:
+    """--config FILE before all else: the last value of a key counts, and the file's must not replace one by hand."""
+    files, others, rest = [], [], iter(words)
+    for word in rest:
+        if word == "--config":
+            files += [word, *islice(rest, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
 
 
 _OPTIONAL_SECTIONS = {"alignment": AlignmentConfig, "evaluation": EvaluationConfig}

@@ -51,6 +51,8 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     assert config.model.mixer_pattern == ["atconv", "attention"]
     config = load_config(CONFIGS / "imagenet256_repa.yaml", ["--alignment", "null"])
     assert config.alignment is None
+    for last in (["--config", f"{CONFIGS}/quickstart.yaml"], [f"--config={CONFIGS}/quickstart.yaml"]):
+        assert parse_command_line(["--training.steps", "7", *last])[0].training.steps == 7
 
 
 @pytest.mark.parametrize(
