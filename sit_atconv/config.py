@@ -302,7 +302,7 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     """
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
     parser.source = source
-    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; keys given here besides override it")
+    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other words override its keys")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
