@@ -199,6 +199,7 @@ def test_what_the_deepspeed_file_says_to_every_process(monkeypatch) -> None:
     ("settings", "message"),
     [
         ({"zero_optimization": {"stage": 3}}, "asks for ZeRO stage 3"),
+        ({"zero_optimization": {}}, "asks for ZeRO stage 0"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "asks for offloading"),
         ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Lamb"}}, "asks for an optimizer"),
         ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "asks for a precision"),

@@ -53,18 +53,17 @@ def _lock(run: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)  # before it is let go: who opened it meanwhile sees that it is no longer there
         os.close(descriptor)
         for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
 
 def _acquire(path: Path) -> int:
-    """A descriptor of the locked file."""
+    """A descriptor of the locked file. Raises `InputError` when another process has locked it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(
-                descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # of this process alone: data workers do not inherit it
+            # The lock is this process's alone: data workers, which inherit the descriptor, do not hold it.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _HELD:
                 return descriptor
@@ -74,6 +73,7 @@ def _acquire(path: Path) -> int:
                 f"{path.parent} is trained into by {holder or 'another process'}: wait for it or stop it, or choose "
                 "another --run."
             ) from None
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
-            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
         os.close(descriptor)  # its last holder has removed it since it was opened

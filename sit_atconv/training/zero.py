@@ -42,9 +42,10 @@ def configure_zero(accelerator: Accelerator, config: Config) -> None:
     """
     settings = accelerator.deepspeed_plugin.deepspeed_config
     zero = settings["zero_optimization"]
+    stage = zero.get("stage", 0)  # DeepSpeed's default
     offloaded = [zero.get(f"offload_{what}") or {} for what in ("optimizer", "param")]
     refused = {
-        f"ZeRO stage {zero['stage']}": zero["stage"] not in (1, 2),
+        f"ZeRO stage {stage}": stage not in (1, 2),
         "offloading": any(each.get("device", "none") != "none" for each in offloaded),
         "an optimizer or a scheduler": bool({"optimizer", "scheduler"} & settings.keys()),
         "a precision": any(settings.get(kind, {}).get("enabled") for kind in ("bf16", "fp16", "torch_autocast")),
@@ -56,9 +57,9 @@ def configure_zero(accelerator: Accelerator, config: Config) -> None:
                 "configs/accelerate/deepspeed.yaml (stage 1 or 2), leave precision and optimiser to the training "
                 "configuration, and take configs/accelerate/fsdp2.yaml to split the weights too."
             )
-    if config.training.precision == "fp16":
-        raise InputError("fp16 under DeepSpeed is not supported: take training.precision bf16.")
     training = config.training
+    if training.precision == "fp16":
+        raise InputError("fp16 under DeepSpeed is not supported: take training.precision bf16.")
     settings["gradient_accumulation_steps"] = training.accumulation
     settings["gradient_clipping"] = config.optimizer.clip_norm or 0.0
     settings["train_batch_size"] = training.batch_size
