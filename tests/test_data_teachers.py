@@ -20,10 +20,12 @@ from training_runs import losses, run_tiny
 import sit_atconv.data.shard_files as shard_files
 from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
 from sit_atconv.data.dataset import open_dataset
-from sit_atconv.data.manifest import load_manifest
-from sit_atconv.data.preparation import PrepareOptions, prepare
+from sit_atconv.data.manifest import Row, load_manifest
+from sit_atconv.data.options import PrepareOptions
+from sit_atconv.data.preparation import prepare
 from sit_atconv.data.prepare import main
 from sit_atconv.data.sampler import training_loader
+from sit_atconv.data.shard_files import ShardFiles
 from sit_atconv.data.verify import verify_dataset
 from sit_atconv.errors import InputError
 from sit_atconv.files import sha256_of_file
@@ -234,6 +236,23 @@ def test_adding_goes_on_where_it_was_interrupted(bare, monkeypatch):
     assert written == names[:1] + names
     verify_dataset(str(bare))
     assert [spec.name for spec in load_manifest(bare).teachers] == ["test_vit"]
+
+
+def test_a_note_does_not_outlive_the_file_it_describes(tmp_path, monkeypatch):
+    """Files of two teachers have equal names and may have equal sizes."""
+    rows = {"tokens_0": Row(torch.float16, (1, 2))}
+    first, second = (ShardFiles(tmp_path, rows, "tokens_0", {"teacher": name}) for name in ("first", "second"))
+    tensors = {"tokens_0": torch.zeros(1, 1, 2).half(), "labels": torch.tensor([0]), "index": torch.tensor([0])}
+    first.write(0, [0], tensors, [])
+    assert first.missing([0]) == [] and second.missing([0]) == [0]
+
+    def interrupted(path, values):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shard_files, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        second.write(0, [0], tensors, [])
+    assert first.missing([0]) == second.missing([0]) == [0]
 
 
 def test_faults_of_added_tokens_are_named(bare, capsys):

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,19 +66,14 @@ def write_shards(
     total = sum(len(positions) for positions in ranges.values())
     bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05)
     with bar, _grouping(device) as in_groups:
-        for number, shard in _by_shard(loader):
+        for number, shard in itertools.groupby(loader, key=lambda batch: batch.shard):
             parts = []
             for batch in shard:
                 batch.encoded |= _encode(in_groups, encoders, files.rows, batch)
-                batch.images = batch.images[:0]
+                batch.images = batch.images.new_empty(0)  # a slice would hold their memory until the shard is written
                 parts.append(batch)
                 bar.update(len(batch.index) + len(batch.skipped))
             _write(files, number, parts)
-
-
-def _by_shard(batches: Iterable[PictureBatch]) -> Iterator[tuple[int, Iterator[PictureBatch]]]:
-    """Consecutive batches of one shard together, without holding more than one at a time."""
-    return itertools.groupby(batches, key=lambda batch: batch.shard)
 
 
 @contextlib.contextmanager

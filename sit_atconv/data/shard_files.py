@@ -35,6 +35,7 @@ class ShardFiles:
             if not finite.all():
                 row = int((~finite).int().argmax())
                 raise InputError(f"The {name} of picture {index[row]} of the source are NaN or too large for fp16.")
+        self._note(number).unlink(missing_ok=True)  # of what was written for another basis, and may be of equal size
         info = write_shard(self.directory / shard_name(number, self.part), tensors)
         note = {"basis": self.basis, "shard": asdict(info), "skipped": [asdict(skip) for skip in skipped]}
         write_json(self._note(number), note)
