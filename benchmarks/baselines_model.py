@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.models import SiT
+from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import ATConv
-from sit_atconv.models.sit import Block
 
 
 class ReleasedATConv(ATConv):

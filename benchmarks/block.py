@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.baselines_model import ReleasedATConv
 from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
+from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import ATConv, Attention
-from sit_atconv.models.sit import Block
 
 SIZES = {"cpu": ((384, 6, 16), (768, 12, 16), (384, 6, 32)), "cuda": ((1152, 16, 16), (1152, 16, 32), (1152, 16, 64))}
 

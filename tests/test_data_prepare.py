@@ -19,7 +19,8 @@ from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.data.crop import center_crop
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.manifest import load_manifest
-from sit_atconv.data.preparation import PrepareOptions, prepare
+from sit_atconv.data.options import PrepareOptions
+from sit_atconv.data.preparation import prepare
 from sit_atconv.data.prepare import main
 from sit_atconv.data.sources import open_source
 from sit_atconv.data.verify import verify_dataset

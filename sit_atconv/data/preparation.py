@@ -22,8 +22,6 @@ from sit_atconv.data.shard_files import ShardFiles
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 
-__all__ = ["PrepareOptions", "prepare", "process_state"]
-
 log = logging.getLogger(__name__)
 
 
@@ -92,9 +90,9 @@ def _shard_count(manifest: Manifest) -> int:
 def _describe(
     options: PrepareOptions, source: ImageSource | RepaDataset, autoencoder: Autoencoder, teachers: Sequence[Teacher]
 ) -> Manifest:
-    names = [teacher.name for teacher in teachers]
-    if len(set(names)) < len(names):
-        raise InputError(f"The teachers {', '.join(names)} name one twice: give each once.")
+    taught = [teacher.name for teacher in teachers]
+    if len(set(taught)) < len(taught):
+        raise InputError(f"The teachers {', '.join(taught)} name one twice: give each once.")
     spec = autoencoder.spec
     resolution = source.resolution if options.take_latents else options.resolution
     autoencoder.require_divisible(*resolution)

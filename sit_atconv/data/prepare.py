@@ -9,7 +9,8 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from sit_atconv.data.preparation import PrepareOptions, prepare, process_state
+from sit_atconv.data.options import PrepareOptions
+from sit_atconv.data.preparation import prepare, process_state
 from sit_atconv.data.shards import MAX_SHARD_SIZE
 from sit_atconv.data.teaching import add_teachers
 from sit_atconv.data.verify import verify_dataset
@@ -28,21 +29,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--flip", action="store_true", help="also encode the mirror image of every picture")
     add("--images", action="store_true", help="keep the crops, losslessly, beside their latents (a teacher needs them)")
     add("--teacher", action="append", default=[], metavar="NAME", help="keep this timm model's tokens; repeatable")
-    add(
-        "--teacher-weights",
-        action="append",
-        default=[],
-        metavar="W",
-        help="hub (default), random or a file, for each",
-    )
+    weights = "hub (default), random or a file, for each"
+    add("--teacher-weights", action="append", default=[], metavar="W", help=weights)
     add("--unconditional", action="store_true", help="drop the labels, e.g. of folders that are not classes")
     add("--batch-size", type=_positive, default=32, help="pictures encoded at a time (default 32)")
-    add(
-        "--shard-size",
-        type=_positive,
-        default=MAX_SHARD_SIZE,
-        help=f"samples a shard (default, most: {MAX_SHARD_SIZE})",
-    )
+    most = f"samples a shard (default, most: {MAX_SHARD_SIZE})"
+    add("--shard-size", type=_positive, default=MAX_SHARD_SIZE, help=most)
     add("--max-bad", type=_count, default=0, help="pictures that may be undecodable (default 0)")
     add("--workers", type=_count, default=2, help="decoding processes for each encoding one (default 2)")
     add("--verify", action="store_true", help="check every byte of the data set afterwards")
