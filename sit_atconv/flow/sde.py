@@ -44,6 +44,17 @@ def sde_times(steps: int, start: float, last_step: str, last_step_size: float) -
     return torch.cat([torch.linspace(start, last_step_size, steps, dtype=torch.float64), torch.zeros(1).double()])
 
 
+def diffusion_at(times: Tensor, interpolant: Interpolant, name: str, scale: float) -> list[float]:
+    """`scale` times the diffusion D called `name` at each of `times` (N,).
+
+    Raises `InputError` for an unknown name or a negative scale.
+    """
+    require_one_of(name, DIFFUSIONS, "diffusion")
+    if scale < 0:
+        raise InputError(f"The diffusion scale must be >= 0, not {scale}.")
+    return (scale * DIFFUSIONS[name](interpolant, times)).tolist()
+
+
 def integrate_sde(
     velocity: Velocity,
     x: Tensor,
@@ -66,15 +77,13 @@ def integrate_sde(
     Args:
         velocity: callable of (x, t) with t a scalar tensor of the host; x arrives in its own dtype.
         x: noise at t = 1, (B, ...).
-        method: "euler-maruyama": N network calls, moments err in first order of the step; or "heun": 2N−1, the last
-            step being the other's, and second order.
+        method: "euler-maruyama" (N network calls, weak order 1) or "heun" (2N−1, its last step the other's; order 2).
         interpolant: what the network was trained with, `Linear()` when not given.
         start: below 1 where a prediction is singular there, `interpolant.time_range(prediction)[1]`. It is lowered to
             that of the score, 1 − 1e-3 for linear and cosine, for sbdm and for Tweedie's estimate from pure noise.
         diffusion: D(t), a name in `DIFFUSIONS`, times `diffusion_scale`.
-        last_step: over [0, last_step_size]: "mean" (the drift without noise; too narrow where D is still large, as
-            the constant one is), "tweedie" (the estimate of the data), "euler" (the ODE's step), or "none" (no special
-            step: N equal ones, all with noise).
+        last_step: over [0, last_step_size]: "mean" (no noise: too narrow where D is still large, as the constant one),
+            "tweedie" (the estimate of the data), "euler" (the ODE's step), or "none" (N equal steps, all with noise).
         noise: step number -> standard normal tensor of x's shape; torch's global generator when not given.
         dtype: of state and time grid; fp64 where the device has it.
         samples: numbers of the samples, for the message of `NonFiniteError`.
@@ -86,16 +95,12 @@ def integrate_sde(
     """
     interpolant = interpolant or Linear()
     require_one_of(method, SDE_METHODS, "SDE solver")
-    require_one_of(diffusion, DIFFUSIONS, "diffusion")
-    if diffusion_scale < 0:
-        raise InputError(f"The diffusion scale must be >= 0, not {diffusion_scale}.")
     if diffusion == "sbdm" or (steps == 1 and last_step == "tweedie"):
         start = min(start, interpolant.time_range("score")[1])
     times = sde_times(steps, start, last_step, last_step_size)
-    D = diffusion_scale * DIFFUSIONS[diffusion](interpolant, times)
-    dtype = dtype or solver_dtype(x.device)
-    noise = noise or (lambda step: torch.randn_like(x))
-    sde = _DiscreteSde(interpolant, times.to(dtype), D.tolist())
+    D = diffusion_at(times, interpolant, diffusion, diffusion_scale)
+    dtype, noise = dtype or solver_dtype(x.device), noise or (lambda step: torch.randn_like(x))
+    sde = _DiscreteSde(interpolant, times.to(dtype), D)
     guard, state, starts = FiniteGuard(x, samples), x.to(dtype), times[:-1].tolist()
     for i, t in enumerate(starts):
         field = widened(at_step(velocity, t), x.dtype, dtype)

@@ -11,9 +11,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from sit_atconv.autoencoder import DiffusersAutoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.flow.field import OnStep
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
@@ -24,6 +26,7 @@ from sit_atconv.sampling.settings import SamplerSettings
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 Generators = torch.Generator | list[torch.Generator] | None
+Callback = Callable[..., dict[str, Tensor] | None] | None  # diffusers'
 
 
 class SiTPipeline(DiffusionPipeline):
@@ -120,7 +123,7 @@ class SiTPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
+        callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **settings: Any,
     ) -> ImagePipelineOutput | tuple:
@@ -143,39 +146,45 @@ class SiTPipeline(DiffusionPipeline):
             InputError: for labels that the model does not have, and settings that do not go together.
         """
         require_one_of(output_type, OUTPUT_TYPES, "output type")
+        if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
+            raise InputError("Callbacks are handed the latents and nothing else: name ('latents',).")
         labels = self._labels(class_labels, num_images)
-        count = num_images if labels is None else len(labels)
         if guidance_scale is None:
             guidance_scale = 1.0 if labels is None else 4.0
         chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
         drawing = Drawing(self.transformer, chosen)
-        if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
-            raise InputError("Callbacks are handed the latents and nothing else: name ('latents',).")
-
-        shape = (count, *self._latent_shape(height, width))
+        shape = (num_images if labels is None else len(labels), *self._latent_shape(height, width))
         if latents is not None and latents.shape != shape:
             raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
 
         def draw_noise(step: int | None = None) -> Tensor:
             return randn_tensor(shape, generator, self._execution_device)  # where a model that is offloaded will run
 
-        def after_step(step: int, t: float, state: Tensor) -> Tensor:
-            bar.update()
-            if callback_on_step_end is None:
-                return state
-            returned = callback_on_step_end(self, step, t, {"latents": state}) or {}
-            return returned.get("latents", state)
-
         with self.progress_bar(total=num_inference_steps) as bar:
             drawn = drawing.integrate(
                 draw_noise() if latents is None else latents.to(self._execution_device, torch.float32),
                 labels,
                 increment=draw_noise,
-                on_step=after_step if chosen.solver != "dopri5" or callback_on_step_end else None,
+                on_step=self._on_step(chosen.solver, bar, callback_on_step_end),
             )
         images = drawn if output_type == "latent" else self._decode(drawn, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _on_step(self, solver: str, bar: tqdm, callback: Callback) -> OnStep | None:
+        """What the solver calls after every step: the bar, and the user's callback as diffusers calls it.
+
+        None for dopri5, which has no steps of all images; a callback it is handed, and refuses.
+        """
+        if solver == "dopri5" and callback is None:
+            return None
+
+        def after_step(step: int, t: float, state: Tensor) -> Tensor:
+            bar.update()
+            returned = callback(self, step, t, {"latents": state}) if callback is not None else None
+            return (returned or {}).get("latents", state)
+
+        return after_step
 
     def _labels(self, given: int | str | Sequence[int | str] | None, repeat: int) -> Tensor | None:
         """Labels (B,) on the CPU, each `repeat` times; None for an unconditional model."""
