@@ -53,26 +53,29 @@ def _shard_faults(root: Path, number: int, manifest: Manifest) -> Iterator[str]:
     """Faults of a shard, and of the tokens kept beside it."""
     shard = None
     for part, (files, rows) in enumerate(manifest.series):
-        path, images = root / files[number].name, manifest.has_images and part == 0
-        faults = list(_file_faults(path, files[number]))
-        if not faults or "checksum" in faults[0]:
-            try:
-                reader = ShardReader(path, files[number].count, rows, images)
-            except InputError as error:
-                faults.append(f": {error}")
-            else:
-                faults += _content_faults(reader, rows, manifest, images, shard)
-                shard = reader if part == 0 else shard
-        yield from (f"{path}{fault}" for fault in faults)
+        info, images = files[number], manifest.has_images and part == 0
+        path = root / info.name
+        incomplete = _incomplete(path, info)
+        if incomplete is not None:
+            yield f"{path}: {incomplete}"
+            continue
+        if sha256_of_file(path) != info.sha256:
+            yield f"{path}: the checksum differs, so bytes have changed since it was written"
+        try:
+            reader = ShardReader(path, info.count, rows, images)
+        except InputError as error:
+            yield f"{path}: {error}"
+            continue
+        yield from (f"{path}{fault}" for fault in _content_faults(reader, rows, manifest, images, shard))
+        shard = reader if part == 0 else shard
 
 
-def _file_faults(path: Path, info: ShardInfo) -> Iterator[str]:
+def _incomplete(path: Path, info: ShardInfo) -> str | None:
+    """Why there is no use in reading a file; None if it has its size."""
     if not path.is_file():
-        yield ": missing"
-    elif path.stat().st_size != info.bytes:
-        yield f": {path.stat().st_size:,} bytes instead of {info.bytes:,} (truncated?)"
-    elif sha256_of_file(path) != info.sha256:
-        yield ": the checksum differs, so bytes have changed since it was written"
+        return "missing"
+    size = path.stat().st_size
+    return None if size == info.bytes else f"{size:,} bytes instead of {info.bytes:,} (truncated?)"
 
 
 def _content_faults(
