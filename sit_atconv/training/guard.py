@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sit_atconv.training.run_directory import UNFINISHED
+from sit_atconv.training.run_directory import whole_file
 from sit_atconv.training.stop import TrainingStopped
 
 
@@ -89,9 +89,8 @@ class Guard:
                 {"step": step, "terms": [terms[i] for terms in by_process], "samples": self._indices(step)}
                 for i, (step, _) in enumerate(bad)
             ]
-            unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-            unfinished.write_text(json.dumps(report, indent=1))
-            unfinished.replace(path)
+            with whole_file(path) as unfinished:
+                unfinished.write_text(json.dumps(report, indent=1))
         return path
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sit_atconv.training.run_directory import UNFINISHED
+from sit_atconv.training.run_directory import whole_file
 
 
 class Averages:
@@ -65,9 +65,8 @@ class RunLog:
         if not self._accelerator.is_main_process or not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-        rewound = self.path.with_name(f"{UNFINISHED}{self.path.name}")
-        rewound.write_text("".join(line + "\n" for line in kept))
-        rewound.replace(self.path)
+        with whole_file(self.path) as rewound:
+            rewound.write_text("".join(line + "\n" for line in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line of numbers, and send it to the trackers."""

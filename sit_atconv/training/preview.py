@@ -10,7 +10,7 @@ from sit_atconv.data.latents import LatentDataset
 from sit_atconv.models import SiT
 from sit_atconv.sampling import SamplerSettings, generate
 from sit_atconv.sampling.grid import save_grid
-from sit_atconv.training.run_directory import UNFINISHED
+from sit_atconv.training.run_directory import whole_file
 
 
 class Preview:
@@ -38,6 +38,5 @@ class Preview:
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / f"{UNFINISHED}{step:07d}.png"
-        save_grid(images, columns, unfinished)
-        unfinished.replace(self.folder / f"step-{step:07d}.png")
+        with whole_file(self.folder / f"step-{step:07d}.png") as unfinished:
+            save_grid(images, columns, unfinished)

@@ -1,7 +1,9 @@
 """RUN/config.yaml: the configuration a run was begun with, and which of its keys may change when it goes on."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,16 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
 def write_configuration(run: Path, config: Config) -> None:
     """Make the directory and its config.yaml, or renew it, whole or not at all."""
     run.mkdir(parents=True, exist_ok=True)
-    unfinished = run / f"{UNFINISHED}config.yaml"
-    unfinished.write_text(config.to_yaml())
-    unfinished.replace(run / "config.yaml")
+    with whole_file(run / "config.yaml") as unfinished:
+        unfinished.write_text(config.to_yaml())
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` at the end of the context: the file is there whole or not at all."""
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    yield unfinished
+    unfinished.replace(path)
 
 
 def forget_after(step: int, run: Path) -> None:
