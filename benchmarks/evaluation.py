@@ -74,7 +74,7 @@ def benchmark_features(source: str, count: int, weights: str, rounds: int, devic
         "sit-atconv": our_loop(opened, len(pictures), weights, device),
     }
     measured = in_turns(loops, rounds, timed)
-    times = {name: [seconds for _, seconds in rounds_] for name, rounds_ in measured.items()}
+    times = {name: [seconds for _, seconds in turns] for name, turns in measured.items()}
     theirs, ours = (measured[name][-1][0].double() for name in loops)
     result = {
         "what": "features",
@@ -82,7 +82,7 @@ def benchmark_features(source: str, count: int, weights: str, rounds: int, devic
         "relative_difference": float((ours - theirs).norm() / theirs.norm()),
     }
     for clock in clocks():
-        seconds = {name: [one[clock] for one in rounds_] for name, rounds_ in times.items()}
+        seconds = {name: [turn[clock] for turn in turns] for name, turns in times.items()}
         speeds = {name: len(pictures) / statistics.median(each) for name, each in seconds.items()}
         by_round = [a / b for a, b in zip(seconds["torch-fidelity"], seconds["sit-atconv"], strict=True)]
         ratio = speeds["sit-atconv"] / speeds["torch-fidelity"]

@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.models import list_models
+from sit_atconv.models.sit import RECOMPUTED
 from sit_atconv.training.flops import training_flops
 
 MODELS = [f"{family}-{size}/2" for size in ("S", "B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
-CHECKPOINTING = ("none", "mixers", "blocks")
 PRECISIONS = ("bf16", "fp32")
 STATE_BYTES = 4 + 4 + 8 + 4  # of a parameter: weight, gradient, Adam's moments, average
 
@@ -93,14 +93,14 @@ def activation_bytes(name: str, side: int, precision: str, **overrides: object) 
     with fake_gpu(precision):
         model = create_model(name, input_size=side, **overrides)
         found = {}
-        for what in CHECKPOINTING:
+        for what in RECOMPUTED:
             model.recompute(what)
             one, two = (kept_bytes(lambda n=n: model(*inputs(model, n, side)), model) for n in (1, 2))
             found[what] = two - one
             found.setdefault("once", 2 * one - two)  # of the first, which keeps all
     depth = len(model.blocks)
-    again = {what: round((found["none"] - found[what]) / depth) for what in CHECKPOINTING}
-    return found | {what: found[what] + again[what] for what in CHECKPOINTING}
+    again = {what: round((found["none"] - found[what]) / depth) for what in RECOMPUTED}
+    return found | {what: found[what] + again[what] for what in RECOMPUTED}
 
 
 def count(name: str, side: int) -> dict:
@@ -119,7 +119,7 @@ def count(name: str, side: int) -> dict:
         found = activation_bytes(name, side, precision)
         if precision == "bf16":
             row["bf16_weights_gib"] = round(found["once"] / 2**30, 2)
-        row |= {f"{precision}_{what}": round(found[what] / 2**20, 1) for what in CHECKPOINTING}
+        row |= {f"{precision}_{what}": round(found[what] / 2**20, 1) for what in RECOMPUTED}
     return row
 
 
@@ -140,7 +140,7 @@ def measure(name: str, side: int, batch: int, device: torch.device) -> list[dict
         model.zero_grad()
 
     rows = []
-    for what in CHECKPOINTING:
+    for what in RECOMPUTED:
         model.recompute(what)
         fake.recompute(what)
         kept = kept_bytes(lambda: model(*arguments), model)
@@ -159,7 +159,7 @@ def summary(rows: list[dict]) -> list[dict]:
         shared = {"model": row["model"], "state GiB": row["state_gib"], "bf16 weights GiB": row["bf16_weights_gib"]}
         line = lines.setdefault(row["model"], shared)
         for precision in PRECISIONS:
-            sizes = [f"{row[f'{precision}_{what}']:.0f}" for what in CHECKPOINTING]
+            sizes = [f"{row[f'{precision}_{what}']:.0f}" for what in RECOMPUTED]
             line[f"{precision}, latent {row['latent']}"] = " / ".join(sizes)
     return list(lines.values())
 
@@ -188,7 +188,7 @@ def main() -> None:
         print(f"{machine(device)}\n\n{table(rows)}")
     else:
         rows = [count(name, side) for name, side in cases]
-        print(f"MiB an image with {' / '.join(CHECKPOINTING)} computed again\n\n{table(summary(rows))}")
+        print(f"MiB an image with {' / '.join(RECOMPUTED)} computed again\n\n{table(summary(rows))}")
     write_json(options.json, command_line(), device, rows)
 
 

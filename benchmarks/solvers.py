@@ -73,8 +73,8 @@ def main() -> None:
     print(f"\n{options.steps} steps. The distance is the root mean square of grey levels, of {len(rows)} images.")
     if options.png:
         save_grid(torch.cat(pictures), len(rows), options.png)
-    rows = [{"solver": solver, "calls": calls[solver], "distance": distance[solver]} for solver in calls]
-    write_json(options.json, command_line(), device, rows, steps=options.steps)
+    found = [{"solver": solver, "calls": calls[solver], "distance": distance[solver]} for solver in calls]
+    write_json(options.json, command_line(), device, found, steps=options.steps)
 
 
 if __name__ == "__main__":

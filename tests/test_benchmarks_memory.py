@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.memory import CHECKPOINTING, activation_bytes, fake_gpu, inputs, kept_bytes
+from benchmarks.memory import activation_bytes, fake_gpu, inputs, kept_bytes
 from sit_atconv import create_model
+from sit_atconv.models.sit import RECOMPUTED
 
 TINY = {"hidden_size": 128, "depth": 3, "num_heads": 2, "num_classes": 1000}
 
@@ -20,7 +21,7 @@ def test_each_storage_is_counted_once_and_weights_are_not() -> None:
 
 
 @pytest.mark.parametrize("mixer", ["attention", "atconv"])
-@pytest.mark.parametrize("what", CHECKPOINTING)
+@pytest.mark.parametrize("what", RECOMPUTED)
 def test_the_count_without_numbers_is_that_of_a_real_step(mixer: str, what: str) -> None:
     def count() -> int:
         model = create_model("SiT-S/2", hidden_size=32, depth=3, num_heads=2, mixer_pattern=mixer)
@@ -37,7 +38,7 @@ def test_the_count_without_numbers_is_that_of_a_real_step(mixer: str, what: str)
 def test_activations_are_linear_in_tokens_and_shrink_by_checkpointing(family: str, precision: str) -> None:
     """A count that held N×N scores would grow sixteenfold."""
     small, large = (activation_bytes(f"{family}-S/2", side, precision, **TINY) for side in (16, 32))
-    for what in CHECKPOINTING:
+    for what in RECOMPUTED:
         assert large[what] / small[what] == pytest.approx(4, rel=0.05)
     assert large["blocks"] < large["mixers"] < large["none"]
     # Once for all images: matrices in bf16, but for those that no gradient passes through

@@ -15,7 +15,7 @@ from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
 from sit_atconv.models.mixers import create_mixer
 
 POSITIONS = ("sincos", "table", "none")
-RECOMPUTED = ("none", "blocks", "mixers")
+RECOMPUTED = ("none", "mixers", "blocks")
 
 
 def expand_mixer_pattern(pattern: str | Sequence[str], depth: int) -> list[str]:
