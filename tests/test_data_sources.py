@@ -325,6 +325,15 @@ def test_hugging_face_table(monkeypatch):
     assert (len(source), source.class_names, source.labels.tolist(), source.lossy) == (2, ["cat", "dog"], [1, 0], False)
     np.testing.assert_array_equal(source[1].image, picture(2))
 
+    monkeypatch.setitem(FLAT, "1.png", b"no picture")  # does not keep the others from being read
+    np.testing.assert_array_equal(open_source("hf:owner/name")[1].image, picture(2))
+    monkeypatch.setattr(Table, "__getitem__", lambda self, key: [1, 0] if key == "kind" else {"picture": None})
+    with pytest.raises(InputError, match=r"hf:owner/name\[0\] holds no picture"):
+        open_source("hf:owner/name")[0]
+    monkeypatch.setattr(Table, "__len__", lambda self: 0)
+    with pytest.raises(InputError, match="its table is empty"):
+        open_source("hf:owner/name")
+
 
 def _labelled_pictures():
     for seed, label in enumerate((1, 0, 1)):

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sit_atconv.data.decode import LOSSY_FORMATS, decode_image
 from sit_atconv.data.protocol import SourceImage
@@ -29,6 +29,8 @@ class HuggingFaceSource:
         columns = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
         if not columns:
             raise InputError(f"hf:{name} has no column of pictures; its columns are {', '.join(features)}.")
+        if len(table) == 0:
+            raise InputError(f"hf:{name} holds no pictures: its table is empty.")
         self._column = columns[0]
         # Left encoded, so that pictures are decoded by the same code as everywhere.
         self._table = table.cast_column(self._column, datasets.Image(decode=False))
@@ -36,8 +38,7 @@ class HuggingFaceSource:
         label = (classes or [key for key in features if key == "label"] or [None])[0]
         self.labels = None if label is None else np.asarray(table[label], dtype=np.int64)
         self.class_names = list(features[label].names) if classes else None
-        with Image.open(io.BytesIO(self._bytes(0))) as first:
-            self.lossy = first.format in LOSSY_FORMATS
+        self.lossy = self._first_format() in LOSSY_FORMATS
 
     def __len__(self) -> int:
         return len(self._table)
@@ -47,8 +48,18 @@ class HuggingFaceSource:
         label = None if self.labels is None else int(self.labels[index])
         return SourceImage(decode_image(self._bytes(index), name, self._convert), label, name)
 
+    def _first_format(self) -> str | None:
+        """PIL's name for it; None for a first picture that cannot be read, which is named when its turn comes."""
+        try:
+            with Image.open(io.BytesIO(self._bytes(0))) as first:
+                return first.format
+        except (UnidentifiedImageError, InputError):
+            return None
+
     def _bytes(self, index: int) -> bytes:
         cell = self._table[index][self._column]
+        if cell is None:
+            raise InputError(f"hf:{self._name}[{index}] holds no picture.")
         try:
             return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         except OSError as error:
