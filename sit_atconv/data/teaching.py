@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from sit_atconv.alignment import Teacher
-from sit_atconv.alignment.cached import TeacherSpec, find_tokens, tokens_name
+from sit_atconv.alignment.cached import find_tokens, tokens_name
 from sit_atconv.data.batches import StoredBatches
 from sit_atconv.data.encoding import tokens_encoder, write_shards
 from sit_atconv.data.manifest import Manifest, load_manifest, save_manifest
@@ -49,41 +49,40 @@ def add_teachers(
             continue
         teacher = Teacher(name, weights, state.device)
         spec = teacher.spec(*manifest.resolution, flip or manifest.has_flip)
-        manifest = _add(Path(directory), manifest, dataset, teacher, spec, state, batch_size, workers)
+        number, extended = len(manifest.teachers), replace(manifest, teachers=[*manifest.teachers, spec])
+        files = _token_files(Path(directory), extended, number)
+        mine = range(state.process_index, len(manifest.shards), state.num_processes)
+        write_shards(
+            StoredBatches(dataset),
+            files,
+            {shard: dataset.shard_range(shard) for shard in files.missing(mine)},
+            [tokens_encoder(teacher, number, spec.flip)],
+            batch_size=batch_size,
+            workers=workers,
+            device=state.device,
+            progress=state.is_main_process,
+        )
+        state.wait_for_everyone()
+        manifest = _finish(extended, files, state)
     return manifest
 
 
-def _add(
-    root: Path,
-    manifest: Manifest,
-    dataset: ShardDataset,
-    teacher: Teacher,
-    spec: TeacherSpec,
-    state: PartialState,
-    batch_size: int,
-    workers: int,
-) -> Manifest:
-    number = len(manifest.teachers)
-    name, extended = tokens_name(number), replace(manifest, teachers=[*manifest.teachers, spec])
+def _token_files(root: Path, manifest: Manifest, number: int) -> ShardFiles:
+    """A file a shard for one of the teachers; those that are there count if teacher and pictures are the same."""
     pictures = hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
-    files = ShardFiles(root, extended.token_rows(number), name, {"teacher": spec.to_dict(), "pictures": pictures})
+    basis = {"teacher": manifest.teachers[number].to_dict(), "pictures": pictures}
+    return ShardFiles(root, manifest.token_rows(number), tokens_name(number), basis)
+
+
+def _finish(manifest: Manifest, files: ShardFiles, state: PartialState) -> Manifest:
+    """Name the files in dataset.json, from when on the data hold the last teacher's tokens."""
     numbers = range(len(manifest.shards))
-    write_shards(
-        StoredBatches(dataset),
-        files,
-        {k: dataset.shard_range(k) for k in files.missing(numbers[state.process_index :: state.num_processes])},
-        [tokens_encoder(teacher, number, spec.flip)],
-        batch_size=batch_size,
-        workers=workers,
-        device=state.device,
-        progress=state.is_main_process,
-    )
-    state.wait_for_everyone()
-    infos = [files.read_note(k)[0] for k in numbers]
+    infos = [files.read_note(shard)[0] for shard in numbers]
     state.wait_for_everyone()  # everyone has read the notes
-    extended = replace(extended, token_files={**manifest.token_files, name: infos})
+    manifest = replace(manifest, token_files={**manifest.token_files, files.part: infos})
     if state.is_main_process:
-        save_manifest(extended, root)
+        save_manifest(manifest, files.directory)
         files.remove_notes(numbers)
-        log.info("%s: tokens of %s added, %s a picture.", root, spec.name, files.rows[name].shape)
-    return extended
+        shape = files.rows[files.part].shape
+        log.info("%s: tokens of %s added, %s a picture.", files.directory, manifest.teachers[-1].name, shape)
+    return manifest
