@@ -38,7 +38,7 @@ class StepNetwork:
     Args:
         model: on its device, in eval mode.
         precision: "no", or "bf16" for autocast.
-        compile: let torch.compile make one program of the blocks of a kind, for all batch sizes.
+        compile: let torch.compile make one program of the blocks of a kind, for all batch sizes; the model stays so.
     """
 
     def __init__(self, model: SiT, precision: str = "no", compile: bool = False) -> None:
