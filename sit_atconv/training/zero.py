@@ -48,7 +48,7 @@ def configure_zero(accelerator: Accelerator, config: Config) -> None:
         f"ZeRO stage {stage}": stage not in (1, 2),
         "offloading": any(each.get("device", "none") != "none" for each in offloaded),
         "an optimizer or a scheduler": bool({"optimizer", "scheduler"} & settings.keys()),
-        "a precision": any(settings.get(kind, {}).get("enabled") for kind in ("bf16", "fp16", "torch_autocast")),
+        "a precision": any(settings.get(kind, {}).get("enabled") for kind in ("bf16", "fp16", "amp", "torch_autocast")),
     }
     for what, asked in refused.items():
         if asked:
