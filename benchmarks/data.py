@@ -11,8 +11,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from benchmarks.timing import command_line, in_turns, machine, write_json
 from sit_atconv.alignment import TeacherSpec
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.dataset import open_dataset
-from sit_atconv.data.manifest import Manifest, save_manifest
+from sit_atconv.data.manifest import Manifest, ShardInfo, save_manifest
 from sit_atconv.data.sampler import training_loader
 from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
 
@@ -66,9 +66,7 @@ def write_shards(root: Path, count: int) -> None:
         images = pack_images([png] * len(index))
         tensors = {"moments": moments, "moments_flip": moments.flip(-1), "labels": index % 10, "index": index, **images}
         shards.append(write_shard(root / shard_name(number), tensors))
-    names = [str(i) for i in range(10)]
-    manifest = Manifest("synthetic", (256, 256), SPEC, names, 10, True, True, SHARD_SIZE, count, count, True, shards)
-    save_manifest(manifest, root)
+    save_dataset(root, 256, 10, shards, has_flip=True, has_images=True)
 
 
 def write_tokens(root: Path, count: int) -> None:
@@ -79,9 +77,26 @@ def write_tokens(root: Path, count: int) -> None:
     shard = write_shard(
         root / shard_name(0), {"moments": moments, "tokens_0": tokens, "labels": index % 10, "index": index}
     )
-    names = [str(i) for i in range(10)]
-    manifest = Manifest("synthetic", (256, 256), SPEC, names, 10, False, False, count, count, count, True, [shard])
-    save_manifest(replace(manifest, teachers=[TEACHER]), root)
+    save_dataset(root, 256, 10, [shard], has_flip=False, has_images=False, teachers=[TEACHER])
+
+
+def save_dataset(root: Path, pixels: int, classes: int, shards: list[ShardInfo], **facts: Any) -> None:
+    """dataset.json beside complete shards; `facts` are further fields of the manifest."""
+    count = sum(shard.count for shard in shards)
+    manifest = Manifest(
+        source="synthetic",
+        resolution=(pixels, pixels),
+        latents=SPEC,
+        class_names=[str(i) for i in range(classes)],
+        num_classes=classes,
+        shard_size=shards[0].count,
+        source_count=count,
+        count=count,
+        complete=True,
+        shards=shards,
+        **facts,
+    )
+    save_manifest(manifest, root)
 
 
 def write_files(root: Path, count: int) -> None:

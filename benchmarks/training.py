@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines_model import ReleasedSiT
 from benchmarks.baselines_training import OriginalTraining
-from benchmarks.data import SPEC
+from benchmarks.data import SPEC, save_dataset
 from benchmarks.timing import command_line, default_device, machine, median_milliseconds, peak_mebibytes, write_json
 from sit_atconv.alignment import Teacher
 from sit_atconv.config import (
@@ -31,7 +31,6 @@ from sit_atconv.config import (
     TeacherConfig,
     TrainingConfig,
 )
-from sit_atconv.data.manifest import Manifest, save_manifest
 from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
 from sit_atconv.models import list_models
 from sit_atconv.training.flops import training_flops
@@ -108,12 +107,8 @@ def write_data(root: Path, count: int, latent: int, teacher: str) -> None:
         **pack_images([encode_png(picture.permute(1, 2, 0).numpy()) for picture in pictures]),
     }
     shard = write_shard(root / shard_name(0), tensors)
-    names, spec = [str(i) for i in range(1000)], seen.spec(pixels, pixels, flip=False)
-    size = (pixels, pixels)
-    save_manifest(
-        Manifest("noise", size, SPEC, names, 1000, False, True, count, count, count, True, [shard], teachers=[spec]),
-        root,
-    )
+    spec = seen.spec(pixels, pixels, flip=False)
+    save_dataset(root, pixels, 1000, [shard], has_flip=False, has_images=True, teachers=[spec])
 
 
 def configuration(model: str, setting: str, data: Path, options: argparse.Namespace) -> Config:
