@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from sit_atconv.models.layers import Linear
+
 
 class Projector(nn.Module):
     """Linear, SiLU, Linear, SiLU, Linear (REPA): tokens (B, N, dim) -> (B, N, teacher_dim)."""
@@ -9,11 +11,11 @@ class Projector(nn.Module):
     def __init__(self, dim: int, teacher_dim: int, hidden: int = 2048) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(dim, hidden),
+            Linear(dim, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, hidden),
+            Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, teacher_dim),
+            Linear(hidden, teacher_dim),
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

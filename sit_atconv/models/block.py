@@ -3,10 +3,10 @@
 from functools import partial
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sit_atconv.models.layers import Linear, Mlp
 from sit_atconv.ops.precision import autocast_inputs
 
 
@@ -44,8 +44,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.modulation = Linear(dim, 6 * dim)
         self.recompute_mixer = False
 
     def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
@@ -67,8 +67,8 @@ class FinalLayer(nn.Module):
     def __init__(self, dim: int, patch_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, patch_channels)
+        self.modulation = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, patch_channels)
 
     def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
         shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
+from sit_atconv.models.layers import Linear
 from sit_atconv.models.mixers import create_mixer
 
 POSITIONS = ("sincos", "table", "none")
@@ -87,7 +88,7 @@ class SiT(ModelMixin, ConfigMixin):
         self.grid = self._grid(*size)  # tokens along height and width at the training size
         patch_channels = patch_size**2 * in_channels
 
-        self.patch_embed = nn.Linear(patch_channels, hidden_size)  # the p×p convolution of stride p
+        self.patch_embed = Linear(patch_channels, hidden_size)  # the p×p convolution of stride p
         self.time_embed = TimeEmbedding(hidden_size)
         self.label_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None  # last row = null
         self.blocks = nn.ModuleList(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.models.layers import Linear
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu}
@@ -37,10 +38,10 @@ class ATConv(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd and positive, not {kernel_size}: an even kernel has no centre.")
         self.kernel_size, self.pool, self.activation = kernel_size, pool, activation
-        self.kernel_proj = nn.Linear(dim, dim)
+        self.kernel_proj = Linear(dim, dim)
         self.kernel_gen = nn.Linear(kernel_size**2, kernel_size**2)  # shared by all channels
-        self.value_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.value_proj = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         self.inhibition = nn.Parameter(torch.zeros(dim))  # λ = sigmoid(0) = ½ at the start
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
+from sit_atconv.models.layers import Linear
 
 
 class Attention(nn.Module):
@@ -18,8 +19,8 @@ class Attention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise InputError(f"The width {dim} is not a multiple of the {num_heads} attention heads.")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         # Views, whose gradients are written side by side in one pass

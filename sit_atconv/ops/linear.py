@@ -1,0 +1,113 @@
+"""Linear layers, x · weightᵀ + bias, by the library that computes them fastest.
+
+On x86 torch hands products of fp32 matrices to MKL, which leaves AVX-512 unused on processors that are not Intel's;
+oneDNN, which comes with torch too, uses it everywhere. On other devices and in other dtypes torch's own choice stands.
+`torch.backends.mkldnn.flags(enabled=False)` gives MKL's products back.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+_PLAIN = (Tensor, nn.Parameter)  # subclasses, such as sharded or quantised weights, know better
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: x (..., in), weight (out, in), bias (out,) -> (..., out).
+
+    Differentiable as often as wanted, forwards and backwards.
+    """
+    if not _is_onednn_faster(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.compiler.is_compiling():  # closed to compilers: they would go back to MKL
+        return _operator(x, weight, bias)
+    return _Product.apply(x, weight, bias)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """GELU, approximated by tanh, of a linear layer: one pass over memory where it runs for inference on oneDNN."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or not _is_onednn_faster(x, weight, bias):
+        return F.gelu(linear(x, weight, bias), approximate="tanh")
+    return _product(x, weight, bias, "gelu", "tanh")
+
+
+def _is_onednn_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return (
+        _BOTH_LIBRARIES
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and type(weight) in _PLAIN
+        and x.ndim > 1
+        and x.numel() > 0
+        and x.shape[-1:] == weight.shape[1:]  # else torch's own error is the better one
+        and (bias is None or (bias.shape, bias.dtype) == (weight.shape[:1], torch.float32))
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none", algorithm: str = "") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], algorithm)
+
+
+def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, weight and bias, those that are wanted: `linear` layers as well."""
+    x, weight = ctx.saved_tensors
+    rows = dy.flatten(0, -2)
+    return (
+        linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None,
+        linear(rows.t(), x.flatten(0, -2).t(), None) if ctx.needs_input_grad[1] else None,
+        rows.sum(0) if ctx.needs_input_grad[2] else None,
+    )
+
+
+class _Product(torch.autograd.Function):
+    """oneDNN's product in eager mode."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(linear, ctx, dy)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        terms = [linear(dx, weight)] if dx is not None else []
+        terms += [linear(x, dweight)] if dweight is not None else []
+        if dbias is not None:
+            terms.append(dbias.expand(*x.shape[:-1], -1))
+        return sum(terms[1:], terms[0])
+
+    @staticmethod
+    def vmap(info: Any, axes: tuple[int | None, ...], *inputs: Tensor | None) -> tuple[Tensor, int]:
+        return torch.vmap(F.linear, axes)(*inputs), 0
+
+
+@torch.library.custom_op("sit_atconv::linear", mutates_args=())
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product under torch.compile."""
+    return _product(x, weight, bias)
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+_operator.register_autograd(
+    partial(_gradients, _operator),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+)

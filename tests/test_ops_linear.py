@@ -1,0 +1,140 @@
+"""Linear layers by oneDNN compute what torch's do, whatever is asked of them: gradients, transforms, compilers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from sit_atconv.models.layers import Linear, Mlp
+from sit_atconv.ops import linear, linear_gelu
+
+needs_both_libraries = pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),
+    reason="oneDNN is preferred to MKL, where torch has both",
+)
+
+
+def arguments(*shape: int, out: int = 5, bias: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(out, shape[-1], requires_grad=True)
+    return x, weight, torch.randn(out, requires_grad=True) if bias else None
+
+
+def operations(run: Callable[[], object]) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        run()
+    return {event.name for event in recorded.events()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=0, max_size=3),
+    inputs=st.integers(1, 9),
+    out=st.integers(1, 9),
+    bias=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_torch(shape: list[int], inputs: int, out: int, bias: bool) -> None:
+    given = arguments(*shape, inputs, out=out, bias=bias)
+    wanted = [each for each in given if each is not None]
+    dy = torch.randn(*shape, out)
+    for ours, theirs in (
+        (linear(*given), F.linear(*given)),
+        (linear_gelu(*given), F.gelu(F.linear(*given), approximate="tanh")),
+    ):
+        torch.testing.assert_close(ours, theirs)
+        gradients = (torch.autograd.grad(y, wanted, dy, materialize_grads=True) for y in (ours, theirs))
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear_gelu(*given), F.gelu(F.linear(*given), approximate="tanh"))
+
+
+def test_second_gradients() -> None:
+    x, weight, bias = arguments(3, 4)
+
+    def second(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(function(x, weight, bias).sin().sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(first.sin().sum(), (x, weight, bias))
+
+    for a, b in zip(second(linear), second(F.linear), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_forward_derivatives(wanted: tuple[int, ...]) -> None:
+    primals = arguments(2, 3, 4)
+    moving = tuple(primals[i] for i in wanted)
+
+    def derivative(function: Callable[..., Tensor]) -> Tensor:
+        def of_moving(*values: Tensor) -> Tensor:
+            return function(*(dict(zip(wanted, values, strict=True)).get(i, primals[i]) for i in range(3)))
+
+        return torch.func.jvp(of_moving, moving, tuple(torch.ones_like(each) for each in moving))[1]
+
+    torch.testing.assert_close(derivative(linear), derivative(F.linear))
+
+
+def test_samples_are_mapped_over() -> None:
+    x, weight, bias = arguments(3, 2, 4)
+    torch.testing.assert_close(torch.func.vmap(linear, (0, None, None))(x, weight, bias), F.linear(x, weight, bias))
+    jacobian = torch.func.jacrev(linear)(x, weight, bias)
+    torch.testing.assert_close(jacobian, torch.func.jacrev(F.linear)(x, weight, bias))
+
+
+@needs_both_libraries
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled_without_breaks_and_left_to_onednn(gradients: bool) -> None:
+    torch._dynamo.reset()
+    x, weight, bias = arguments(6, 4)
+    compiled = torch.compile(linear_gelu, fullgraph=True)
+
+    def run(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(gradients):
+            y = function(x, weight, bias)
+        return (y, *torch.autograd.grad(y.sum(), (x, weight, bias))) if gradients else (y,)
+
+    for a, b in zip(run(compiled), run(linear_gelu), strict=True):
+        torch.testing.assert_close(a, b)
+    assert "mkldnn::_linear_pointwise" in operations(lambda: run(compiled))
+    assert "aten::mm" not in operations(lambda: run(compiled))
+
+
+@needs_both_libraries
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_the_choice_of_library() -> None:
+    x, weight, bias = arguments(6, 4)
+    onednn = "mkldnn::_linear_pointwise"
+    assert onednn in operations(lambda: linear(x, weight, bias))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert onednn not in operations(lambda: linear(x, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert onednn not in operations(lambda: linear(x, weight, bias))
+    assert onednn not in operations(lambda: linear(x.double(), weight.double(), bias.double()))
+
+
+def test_operator_registration() -> None:
+    torch.library.opcheck(torch.ops.sit_atconv.linear.default, arguments(3, 4))
+    torch.library.opcheck(torch.ops.sit_atconv.linear.default, arguments(2, 3, 4, bias=False))
+
+
+@pytest.mark.parametrize(("shape", "out"), [((2, 3), 5), ((2, 4), 6), ((), 5)])
+def test_shapes_that_do_not_belong_together_are_torchs_errors(shape: tuple[int, ...], out: int) -> None:
+    x, weight, bias = torch.randn(shape), torch.randn(5, 4), torch.randn(out)
+    with pytest.raises(RuntimeError) as theirs:
+        F.linear(x, weight, bias)
+    with pytest.raises(RuntimeError) as ours:
+        linear(x, weight, bias)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_modules_are_torchs_under_the_same_names() -> None:
+    ours, theirs = Mlp(4, 8), nn.Sequential()
+    theirs.fc1, theirs.act, theirs.fc2 = nn.Linear(4, 8), nn.GELU(approximate="tanh"), nn.Linear(8, 4)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert isinstance(Linear(2, 3, bias=False), nn.Linear)
