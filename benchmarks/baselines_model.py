@@ -3,7 +3,8 @@
 Parameters have the names and shapes of ours, so that one state fits both, and the direction of time is ours. What the
 originals do and we do not: patches by a strided convolution, time frequencies made anew and moved to the device in
 every call, SiLU of the condition in every block, ATConv's three projections over all tokens and a grouped convolution
-between transposes, hidden tokens folded for the projectors. Their four unused output channels are left out.
+between transposes, hidden tokens folded for the projectors, torch's own linear layers and timm's MLP. Their four unused
+output channels are left out.
 """
 
 import copy
@@ -11,15 +12,29 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from sit_atconv.models import SiT
 from sit_atconv.models.block import Block
+from sit_atconv.models.layers import Linear
 from sit_atconv.models.mixers import ATConv
+
+
+def with_torchs_layers(module: nn.Module) -> nn.Module:
+    """The module, its linear layers changed to torch's in place."""
+    for child in module.modules():
+        if isinstance(child, Linear):
+            child.__class__ = nn.Linear
+    return module
 
 
 class ReleasedATConv(ATConv):
     """The same function as `ATConv`, computed as the released code does."""
+
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        super().__init__(dim, kernel_size)
+        with_torchs_layers(self)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         B, N, C = x.shape
@@ -37,12 +52,15 @@ class ReleasedBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.mlp, self.modulation = block.norm1, block.norm2, block.mlp, block.modulation
-        self.mixer = block.mixer
+        block = with_torchs_layers(copy.deepcopy(block))
+        self.norm1, self.norm2, self.modulation, self.mixer = block.norm1, block.norm2, block.modulation, block.mixer
+        hidden, dim = block.mlp.fc1.weight.shape
+        self.mlp = Mlp(dim, hidden, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp.load_state_dict(block.mlp.state_dict())
         if isinstance(block.mixer, ATConv):
-            weight = block.mixer.out_proj.weight
-            self.mixer = ReleasedATConv(len(weight), block.mixer.kernel_size).to(weight)  # its dtype and device
+            self.mixer = ReleasedATConv(dim, block.mixer.kernel_size)
             self.mixer.load_state_dict(block.mixer.state_dict())
+        self.to(block.modulation.weight)  # its dtype and device
 
     def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=1)
@@ -60,13 +78,13 @@ class ReleasedSiT(nn.Module):
 
     def __init__(self, model: SiT, projectors: nn.ModuleList | None = None, aligned: int = 0) -> None:
         super().__init__()
-        model = copy.deepcopy(model)
+        model = with_torchs_layers(copy.deepcopy(model))
         self.num_classes, self.grid, self.patch_size = model.num_classes, model.grid, model.patch_size
         self.patch_embed, self.time_embed, self.label_embed = model.patch_embed, model.time_embed, model.label_embed
         self.blocks = nn.ModuleList(ReleasedBlock(block) for block in model.blocks)
         self.final = model.final
         self.position_table = model.position_table
-        self.projectors, self.aligned = copy.deepcopy(projectors or nn.ModuleList()), aligned
+        self.projectors, self.aligned = with_torchs_layers(copy.deepcopy(projectors or nn.ModuleList())), aligned
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The velocity at x (B, C, H, W), and the projected tokens (B, N, D) for each teacher."""

@@ -1,7 +1,8 @@
 """One ATConv block over one attention block, and the mixers alone: `python -m benchmarks.block [--json FILE]`.
 
 Table VIII of the ATConv paper (arXiv 2510.20092) compares whole models, whose blocks decide. The third contender is
-ATConv as it was released: all tokens projected before they are pooled, a grouped convolution between transposes.
+ATConv as it was released: all tokens projected before they are pooled, a grouped convolution between transposes, and
+torch's own linear layers.
 """
 
 import argparse
@@ -10,12 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines_model import ReleasedATConv
+from benchmarks.baselines_model import ReleasedATConv, ReleasedBlock
 from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import ATConv, Attention
 
-SIZES = {"cpu": ((384, 6, 16), (768, 12, 16), (384, 6, 32)), "cuda": ((1152, 16, 16), (1152, 16, 32), (1152, 16, 64))}
+SIZES = {
+    "cpu": ((384, 6, 16), (768, 12, 16), (384, 6, 32), (1152, 16, 32)),
+    "cuda": ((1152, 16, 16), (1152, 16, 32), (1152, 16, 64)),
+}
 
 
 def main() -> None:
@@ -45,11 +49,13 @@ def measure(
     dim, heads, side = size
     torch.manual_seed(0)
     torch.compiler.reset()
-    mixers = {"attention": Attention(dim, heads), "ATConv": ATConv(dim), "released": ReleasedATConv(dim)}
+    modules = {"attention": Attention(dim, heads), "ATConv": ATConv(dim), "released": ReleasedATConv(dim)}
+    if whole:
+        modules = {"attention": Block(dim, modules["attention"], 4.0), "ATConv": Block(dim, modules["ATConv"], 4.0)}
+        modules["released"] = ReleasedBlock(modules["ATConv"])
     runs = {}
-    for name, mixer in mixers.items():
-        module = (Block(dim, mixer, 4.0) if whole else mixer).to(device)
-        function = torch.compile(module) if options.compile else module
+    for name, module in modules.items():
+        function = torch.compile(module.to(device)) if options.compile else module.to(device)
         runs[name] = call(function, torch.randn(B, side**2, dim, device=device), side, whole, gradients)
     times = median_milliseconds(runs, device, options.turns)
     return {"dim": dim, "tokens": side**2, "block": whole, "gradients": gradients, "milliseconds": times}

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import full_precision
+from sit_atconv.ops import linear
 
 Array = np.ndarray | Tensor
 
@@ -93,14 +93,7 @@ def _squares(points: Tensor) -> Tensor:
 
 def _squared_distances(x: Tensor, x_squares: Tensor, y: Tensor, y_squares: Tensor) -> Tensor:
     """|x|^2 - 2 x.y + |y|^2, clamped at 0: (len(x), len(y)) float32."""
-    return _products(x, y).mul_(-2).add_(x_squares[:, None]).add_(y_squares).clamp_min_(0)
-
-
-def _products(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T. Where processors are not Intel's, oneDNN takes little more than half the time of MKL, torch's default."""
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return x @ y.T
-    return linear(x.to_mkldnn(), y.to_mkldnn()).to_dense()
+    return linear(x, y).mul_(-2).add_(x_squares[:, None]).add_(y_squares).clamp_min_(0)
 
 
 def _smallest(distances: Tensor, count: int) -> Tensor:

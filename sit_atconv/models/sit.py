@@ -1,7 +1,7 @@
 """SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), mixing tokens by attention or ATConv."""
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -145,8 +145,13 @@ class SiT(ModelMixin, ConfigMixin):
         y: Tensor | None = None,
         blocks: Iterable[int] = (8,),
         rows: Tensor | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1."""
+        read: Callable[[Tensor], Any] | None = None,
+    ) -> tuple[Tensor, dict[int, Any]]:
+        """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1.
+
+        Or what `read` makes of them, which is called right after the block: the backward pass then comes to it when the
+        later blocks have let go of their memory.
+        """
         wanted = set(blocks)
         if not wanted <= set(range(1, len(self.blocks) + 1)):
             raise InputError(f"Blocks {sorted(wanted)} asked for; the model has blocks 1 to {len(self.blocks)}.")
@@ -161,7 +166,7 @@ class SiT(ModelMixin, ConfigMixin):
             else:
                 tokens = block(tokens, c, grid, rows)
             if number in wanted:
-                intermediates[number] = tokens
+                intermediates[number] = tokens if read is None else read(tokens)
         return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
 
     def condition(self, t: Tensor, y: Tensor | None) -> Tensor:

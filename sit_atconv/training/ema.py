@@ -106,10 +106,11 @@ class WeightAverages:
     @torch.no_grad()
     def update(self, step: int, taken: Tensor) -> None:
         """Move every average towards the weights after `step`; by nothing where `taken`, a bool scalar, is false."""
+        weights = [local(parameter).detach() for parameter in self._model.parameters()]
         for name, profile in self.profiles.items():
+            averages = [local(average) for average in self._averages[name].values()]
             weight = taken * profile.weight(step)  # stays on the device
-            for average, parameter in zip(self._averages[name].values(), self._model.parameters(), strict=True):
-                local(average).lerp_(local(parameter).detach(), weight)
+            torch._foreach_lerp_(averages, weights, [weight] * len(weights))
 
     def model(self, name: str | None = None) -> SiT:
         """The averaged model in eval mode, the first one by default: the same object every time, filled anew.

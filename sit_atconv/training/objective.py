@@ -81,13 +81,14 @@ class Objective(nn.Module):
         y = None
         if self.model.num_classes:
             y = drop_labels(labels, draws.dropout, self.flow.label_dropout, self.model.num_classes)
-        hidden: dict[int, Tensor] = {}
+        projected: list[Tensor] = []
+
+        def project(tokens: Tensor) -> None:
+            projected.extend(projector(tokens) for projector in self.projectors)
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
             blocks = [self.alignment.block] if self.alignment else []
-            predicted, tokens = self.model.forward_intermediates(x_t, t, y, blocks)
-            hidden.update(tokens)
-            return predicted
+            return self.model.forward_intermediates(x_t, t, y, blocks, read=project)[0]
 
         flow = flow_matching_loss(
             network,
@@ -100,12 +101,11 @@ class Objective(nn.Module):
         ).mean()
         if self.alignment is None:
             return {"loss": flow, "flow": flow.detach()}
-        alignment = self._alignment(hidden[self.alignment.block], teachers)
+        alignment = self._alignment(projected, teachers)
         loss = flow + self.alignment.coefficient * alignment
         return {"loss": loss, "flow": flow.detach(), "alignment": alignment.detach()}
 
-    def _alignment(self, tokens: Tensor, teachers: list[Tensor] | None) -> Tensor:
-        projected = [project(tokens) for project in self.projectors]
+    def _alignment(self, projected: list[Tensor], teachers: list[Tensor] | None) -> Tensor:
         if teachers is None:  # zero, with zero gradients: wrappers for many processes expect the same graph every step
             return 0 * torch.stack([each.float().mean() for each in projected]).sum()
         if self.alignment.variant == "irepa":
