@@ -1,6 +1,6 @@
 """How fast evaluation is: Inception features beside torch-fidelity's own loop, and precision and recall at full size.
 
-    python -m benchmarks.evaluation --weights FILE [--source SOURCE] [--count N] [--rounds N] [--neighbours 50000 10000]
+    python -m benchmarks.evaluation --weights FILE [--source SOURCE] [--count N] [--turns N] [--neighbours 50000 10000]
 
 Both read the same images of the same source and run in turns; ratios are of medians. CPU seconds, of all threads and
 of reader processes, say more than the wall clock where other jobs run. Wanted on a CPU: at least 2 x torch-fidelity,
@@ -65,7 +65,7 @@ def our_loop(source: ImageSource, count: int, weights: str, device: torch.device
     return run
 
 
-def benchmark_features(source: str, count: int, weights: str, rounds: int, device: torch.device) -> dict:
+def benchmark_features(source: str, count: int, weights: str, turns: int, device: torch.device) -> dict:
     """Images a second of both loops, in turns, by the wall clock and by CPU seconds, and how far features are apart."""
     opened = open_source(source)
     pictures = Pictures(opened, count)
@@ -73,7 +73,7 @@ def benchmark_features(source: str, count: int, weights: str, rounds: int, devic
         "torch-fidelity": torch_fidelity_loop(pictures, weights, device),
         "sit-atconv": our_loop(opened, len(pictures), weights, device),
     }
-    measured = in_turns(loops, rounds, timed)
+    measured = in_turns(loops, turns, timed)
     times = {name: [seconds for _, seconds in turns] for name, turns in measured.items()}
     theirs, ours = (measured[name][-1][0].double() for name in loops)
     result = {
@@ -86,7 +86,7 @@ def benchmark_features(source: str, count: int, weights: str, rounds: int, devic
         speeds = {name: len(pictures) / statistics.median(each) for name, each in seconds.items()}
         by_round = [a / b for a, b in zip(seconds["torch-fidelity"], seconds["sit-atconv"], strict=True)]
         ratio = speeds["sit-atconv"] / speeds["torch-fidelity"]
-        result[clock] = {"images_per_second": speeds, "ratio": ratio, "ratio_by_round": by_round}
+        result[clock] = {"images_per_second": speeds, "ratio": ratio, "ratio_by_turn": by_round}
     return result
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--weights", help="features are measured only with weights")
     parser.add_argument("--source", default="digits@64")
     parser.add_argument("--count", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--neighbours", type=int, nargs=2, metavar=("SAMPLES", "REFERENCES"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
@@ -136,13 +136,13 @@ def main() -> None:
         seconds = found["seconds"]
         print(f"  {seconds['wall']:.1f} s ({seconds['cpu']:.1f} CPU seconds), peak {found['peak_gib']:.2f} GiB")
     if options.weights:
-        found = benchmark_features(options.source, options.count, options.weights, options.rounds, device)
+        found = benchmark_features(options.source, options.count, options.weights, options.turns, device)
         rows.append(found)
         print(f"Inception features of {found['images']} images of {options.source} on {device}, in turns:")
         for clock, unit in (("wall", "img/s"), ("cpu", "img/CPU s")):
             speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in found[clock]["images_per_second"].items())
-            rounds = ", ".join(f"{ratio:.2f}" for ratio in found[clock]["ratio_by_round"])
-            print(f"  {unit:<10} {speeds}: ratio {found[clock]['ratio']:.2f} (by round: {rounds})")
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in found[clock]["ratio_by_turn"])
+            print(f"  {unit:<10} {speeds}: ratio {found[clock]['ratio']:.2f} (by turn: {ratios})")
         print(f"  features apart by {found['relative_difference']:.1e}")
     write_json(options.json, command_line(), device, rows)
 

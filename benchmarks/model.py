@@ -1,8 +1,9 @@
 """Whole models: Table VIII and Fig. 6 of the ATConv paper (arXiv 2510.20092): `python -m benchmarks.model`.
 
 For each size: attention, hybrid and ATConv models in turns, forward passes of one batch without gradients, at several
-latent sizes. Table VIII's nine models are `--sizes B/2 L/2 XL/2 --latents 32 64`: its ratios of latency to attention's
-stand beside ours. `benchmarks.figures` draws throughput against latent size.
+latent sizes; and attention and ATConv models computed as their released programs do. Table VIII's nine models are
+`--sizes B/2 L/2 XL/2 --latents 32 64`: its ratios of latency to attention's stand beside ours. `benchmarks.figures`
+draws throughput against latent size.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.baselines_model import ReleasedSiT
 from benchmarks.timing import (
     Run,
     command_line,
@@ -20,9 +22,10 @@ from benchmarks.timing import (
     peak_mebibytes,
     write_json,
 )
-from sit_atconv import SiT, create_model, list_models
+from sit_atconv import create_model, list_models
 
 FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
+RELEASED = {"SiT": "SiT, released", "SiT-ATConv": "SiT-ATConv, released"}
 SIZES = [name.removeprefix("SiT-ATConv-") for name in list_models("SiT-ATConv-*")]
 DEFAULTS = {"cpu": (["S/2"], [8, 16, 32, 64], 2), "cuda": (["B/2", "L/2", "XL/2"], [32, 64, 128], 64)}
 # Table VIII's latencies of the three families, by size and latent; whole sampling runs, in the paper's own unit.
@@ -51,9 +54,9 @@ def main() -> None:
     print(
         f"{machine(device)}, batch {options.batch_size}. Milliseconds an image; hybrid's and ATConv's over attention's;"
     )
-    print("the same of Table VIII; peak MiB of a batch beyond the weights.\n")
+    print("the same of Table VIII; released attention and ATConv over ours; peak MiB of a batch beyond the weights.\n")
     names = f"{'attention':>10} {'hybrid':>9} {'ATConv':>9}"
-    print(f"{'size':6} {'latent':>6} {names} {'ratios':>13} {'published':>13} {names}")
+    print(f"{'size':6} {'latent':>6} {names} {'ratios':>13} {'published':>13} {'released':>11} {names}")
     for size in options.sizes:
         for latent in options.latents:
             rows.append(measure(size, latent, options, device))
@@ -69,19 +72,22 @@ def line(row: dict) -> str:
         f"{' '.join(f'{each / values[0]:.3f}' for each in values[1:]):>13}" if values else " " * 13
         for values in (ms, published)
     ]
+    cells.append(" ".join(f"{row['milliseconds'][RELEASED[f]] / row['milliseconds'][f]:5.2f}" for f in RELEASED))
     memory = [row["mebibytes"][family] for family in FAMILIES]
     cells += [f"{'-':>9}" if each is None else f"{each:9.1f}" for each in memory]
     return " ".join(cells)
 
 
 def measure(size: str, latent: int, options: argparse.Namespace, device: torch.device) -> dict:
-    """The three families at one size, in turns."""
+    """The families at one size, and the released programs with the same weights, in turns."""
     torch.compiler.reset()
     runs = {}
     for family in FAMILIES:
         model = create_model(f"{family}-{size}", input_size=latent).to(device).eval()
         for parameter in model.parameters():  # a fresh SiT predicts zero
             nn.init.normal_(parameter, std=0.02)
+        if family in RELEASED:
+            runs[RELEASED[family]] = call(ReleasedSiT(model), options.batch_size, latent, device)
         if options.compile:
             model.compile_repeated_blocks()
         runs[family] = call(model, options.batch_size, latent, device)
@@ -91,16 +97,16 @@ def measure(size: str, latent: int, options: argparse.Namespace, device: torch.d
         "batch": options.batch_size,
         "compiled": options.compile,
         "milliseconds": median_milliseconds(runs, device, options.turns),
-        "mebibytes": {family: peak_mebibytes(run, device) for family, run in runs.items()},
+        "mebibytes": {name: peak_mebibytes(run, device) for name, run in runs.items()},
     }
 
 
-def call(model: SiT, B: int, latent: int, device: torch.device) -> Run:
+def call(model: nn.Module, B: int, latent: int, device: torch.device) -> Run:
     """A forward pass, in bf16 on a GPU and fp32 on a CPU."""
     x, t = torch.randn(B, 4, latent, latent, device=device), torch.rand(B, device=device)
     y = torch.arange(B, device=device) % 1000
 
-    def run() -> torch.Tensor:
+    def run() -> object:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return model(x, t, y)
 

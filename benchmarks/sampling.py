@@ -1,7 +1,7 @@
-"""Sampling beside the loops of SiT and REPA on the same weights: `python -m benchmarks.sampling [--model NAME]`.
+"""Sampling beside the programs of SiT and REPA on the same weights: `python -m benchmarks.sampling [--model NAME]`.
 
-Each round runs every contender once, in turns; the table has medians, and what each of our savings is worth: it is
-taken away alone.
+Theirs are their loops around their network, both transcribed; or, to compare loops alone, around ours. The table has
+medians of several turns, and what each of our savings is worth: it is taken away alone.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import repa_euler_maruyama, sit_euler_maruyama
+from benchmarks.baselines_model import ReleasedSiT
 from benchmarks.timing import command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.flow import guided_velocity, integrate_sde
@@ -27,7 +28,7 @@ def main() -> None:
     device = default_device()
     contenders = build(options, device)
     with torch.inference_mode():
-        report(options, device, median_milliseconds(contenders, device, options.rounds))
+        report(options, device, median_milliseconds(contenders, device, options.turns))
 
 
 def parse() -> argparse.Namespace:
@@ -37,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--labels", type=int, default=4, help="how many different ones a batch holds")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -54,12 +55,25 @@ def build(options: argparse.Namespace, device: torch.device) -> dict[str, Callab
     labels = torch.arange(B) % options.labels
     on_device = labels.to(device)
 
+    released = ReleasedSiT(model)
+
+    def theirs(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return released(x, t, y)[0]
+
+    def sit(network: Callable) -> Callable[[], Tensor]:
+        return partial(sit_euler_maruyama, network, noise, on_device, 1000, steps, SCALE, increments)
+
+    def repa(network: Callable) -> Callable[[], Tensor]:
+        return partial(repa_euler_maruyama, network, noise, on_device, 1000, steps, SCALE, INTERVAL, increments)
+
     always = SamplerSettings("sde", steps, SCALE, guidance_channels=3)
     interval = SamplerSettings("sde", steps, SCALE, INTERVAL)
     return {
-        "SiT's loop": partial(sit_euler_maruyama, model, noise, on_device, 1000, steps, SCALE, increments),
+        "SiT's program": sit(theirs),
+        "  SiT's loop, our network": sit(model),
         "ours, guided as SiT": partial(Drawing(model, always).integrate, noise, labels, increments.__getitem__),
-        "REPA's loop": partial(repa_euler_maruyama, model, noise, on_device, 1000, steps, SCALE, INTERVAL, increments),
+        "REPA's program": repa(theirs),
+        "  REPA's loop, our network": repa(model),
         "ours, guided as REPA": partial(Drawing(model, interval).integrate, noise, labels, increments.__getitem__),
         "  a condition for every row": partial(plain, model, noise, on_device, steps, increments),
         "  times embedded at every step": partial(unembedded, model, interval, noise, labels, increments),
@@ -88,18 +102,18 @@ def report(options: argparse.Namespace, device: torch.device, medians: dict[str,
         f"{options.model}, latents {options.input_size}x{options.input_size}, batch {options.batch_size} of "
         f"{options.labels} labels, {options.steps} steps, {machine(device)}\n"
     )
-    print(f"{'':38} ms/image   to its reference")
-    rows, reference = [], 0.0
+    print(f"{'':38} ms/image   to the program above")
+    rows, program = [], 0.0
     for contender, milliseconds in medians.items():
-        reference = milliseconds if contender.endswith("loop") else reference
-        compared = medians["ours, guided as REPA"] if contender.startswith("  ") else reference
-        ratio, each = compared / milliseconds, milliseconds / options.batch_size
-        shown = "" if contender.endswith("loop") else f"{ratio:8.2f} x as fast"
+        original = contender.endswith("program")
+        program = milliseconds if original else program
+        ratio, each = program / milliseconds, milliseconds / options.batch_size
+        shown = "" if original else f"{ratio:8.2f} x as fast"
         print(f"{contender:38} {each:8.1f}   {shown}")
         rows.append(
             {"contender": contender.strip(), "milliseconds_per_image": round(each, 3), "ratio": round(ratio, 3)}
         )
-    print("\nReferences: the loop above for ours; ours as REPA for the indented lines, each with one saving less.")
+    print("\nThe last three lines are ours as REPA, each with one saving less.")
     write_json(options.json, command_line(), device, rows)
 
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "operator": "--sides 8 16 --channels 32 --turns 1 --batch-size 1",
     "model": "--sizes S/8 --latents 8 --turns 1 --batch-size 1",
     "training": "--models SiT-S/8 --latent 8 --settings cached --batch-size 1 --teacher test_vit --turns 1",
-    "sampling": "--model SiT-ATConv-S/8 --input-size 8 --batch-size 2 --labels 1 --steps 2 --rounds 1",
+    "sampling": "--model SiT-ATConv-S/8 --input-size 8 --batch-size 2 --labels 1 --steps 2 --turns 1",
     "evaluation": "--neighbours 40 30",
 }
 
