@@ -13,12 +13,17 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sit_atconv.memory import keep_freed_memory
+
 Run = Callable[[], object]
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    """The accelerator if there is one; else the CPU, on which memory is kept from now on as training does."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator()
+    keep_freed_memory()
+    return torch.device("cpu")
 
 
 def seconds(run: Run, device: torch.device) -> float:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sit_atconv.autoencoder import Autoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError
+from sit_atconv.memory import keep_freed_memory
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.sampling.draw import Drawing, latent_shape
@@ -68,6 +69,8 @@ def sample_to_directory(
     if num_samples < 1 or batch_size < 1:
         raise InputError("The number of samples and the batch size must be at least 1.")
     state = PartialState(cpu=not torch.accelerator.is_available())  # so that several CPU processes share the work
+    if state.device.type == "cpu":
+        keep_freed_memory()
     model, autoencoder = open_generator(checkpoint, vae, state.device)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # what does not go together is found before anything is written

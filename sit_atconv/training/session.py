@@ -19,6 +19,7 @@ from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.sampler import index_at, training_loader
 from sit_atconv.errors import InputError
+from sit_atconv.memory import keep_freed_memory
 from sit_atconv.models import SiT
 from sit_atconv.training.build import build_model, build_teachers, require_trackers
 from sit_atconv.training.ema import WeightAverages, profiles
@@ -119,6 +120,8 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
     cpu = not torch.accelerator.is_available()
     if config.training.precision == "fp16" and cpu:
         raise InputError("training.precision fp16 needs a GPU: take bf16 or no on a CPU.")
+    if cpu:
+        keep_freed_memory()
     zero = asked_for_zero()
     # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
     handlers = [DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)]
