@@ -19,6 +19,12 @@ needs_both_libraries = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In eager mode small products stay torch's."""
+    monkeypatch.setattr("sit_atconv.ops.dense._SMALL", 0)
+
+
 def arguments(*shape: int, out: int = 5, bias: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(out, shape[-1], requires_grad=True)
     return x, weight, torch.randn(out, requires_grad=True) if bias else None
@@ -105,7 +111,7 @@ def test_compiled_without_breaks_and_left_to_onednn(gradients: bool) -> None:
 
 @needs_both_libraries
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-def test_the_choice_of_library() -> None:
+def test_the_choice_of_library(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = arguments(6, 4)
     onednn = "mkldnn::_linear_pointwise"
     assert onednn in operations(lambda: linear(x, weight, bias))
@@ -114,6 +120,8 @@ def test_the_choice_of_library() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert onednn not in operations(lambda: linear(x, weight, bias))
     assert onednn not in operations(lambda: linear(x.double(), weight.double(), bias.double()))
+    monkeypatch.setattr("sit_atconv.ops.dense._SMALL", 6 * 4 * 5 + 1)
+    assert onednn not in operations(lambda: linear(x, weight, bias))
 
 
 def test_operator_registration() -> None:

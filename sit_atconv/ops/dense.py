@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+_SMALL = 2**23  # multiply-adds, below which a call costs more than oneDNN saves
 _PLAIN = (Tensor, nn.Parameter)  # subclasses, such as sharded or quantised weights, know better
 
 
@@ -43,6 +44,7 @@ def _is_onednn_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and type(weight) in _PLAIN
         and x.ndim > 1
+        and (torch.compiler.is_compiling() or x.numel() * len(weight) >= _SMALL)  # a program serves all batch sizes
         and x.numel() > 0
         and x.shape[-1:] == weight.shape[1:]  # else torch's own error is the better one
         and (bias is None or (bias.shape, bias.dtype) == (weight.shape[:1], torch.float32))
@@ -80,7 +82,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(linear, ctx, dy)
+        return _gradients(linear if torch.is_grad_enabled() else _product, ctx, dy)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
