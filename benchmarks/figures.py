@@ -25,8 +25,13 @@ STYLES = {  # of lines that may lie on one another
     "ATConv, released": ("#d62728", "x:"),
     "ATConv": ("#d62728", "o-"),
 }
-FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid", "SiT-ATConv": "ATConv"}
-FAMILY_COLOURS = {"SiT": "#222222", "SiT-Hybrid": "#9467bd", "SiT-ATConv": "#d62728"}
+MODELS = {  # label, colour, style
+    "SiT": ("attention", "#222222", "o-"),
+    "SiT-Hybrid": ("hybrid", "#9467bd", "o-"),
+    "SiT-ATConv": ("ATConv", "#d62728", "o-"),
+    "SiT, released": ("attention, released", "#222222", "x:"),
+    "SiT-ATConv, released": ("ATConv, released", "#d62728", "x:"),
+}
 
 
 def draw_operator(measured: dict, out: Path) -> None:
@@ -57,16 +62,15 @@ def draw_model(measured: dict, out: Path) -> None:
     for axis, size in zip(axes[0], sizes, strict=True):
         rows = [row for row in measured["rows"] if row["size"] == size]
         sides = [row["latent"] for row in rows]
-        for family, name in FAMILIES.items():
-            throughput = [1000 * row["batch"] / row["milliseconds"][family] for row in rows]
-            axis.plot(sides, throughput, "o-", color=FAMILY_COLOURS[family], label=name, **emphasis(name == "ATConv"))
+        for model, (label, colour, style) in MODELS.items():
+            throughput = [1000 * row["batch"] / row["milliseconds"][model] for row in rows]
+            axis.plot(sides, throughput, style, color=colour, label=label, **emphasis(label == "ATConv"))
         for row, side in zip(rows, sides, strict=True):
             ms = row["milliseconds"]
             where = (side, 1000 * row["batch"] / min(ms.values()))
             text = f"{ms['SiT'] / ms['SiT-ATConv']:.2f}×"
-            axis.annotate(
-                text, where, (0, 9), textcoords="offset points", ha="center", color=FAMILY_COLOURS["SiT-ATConv"]
-            )
+            colour = MODELS["SiT-ATConv"][1]
+            axis.annotate(text, where, (0, 9), textcoords="offset points", ha="center", color=colour)
         axis.margins(x=0.1, y=0.14)
         logarithmic(axis, sides)
         axis.set(title=size, xlabel="side of the latent", ylabel="images/s" if axis is axes[0, 0] else "")

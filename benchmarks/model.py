@@ -23,6 +23,7 @@ from benchmarks.timing import (
     write_json,
 )
 from sit_atconv import create_model, list_models
+from sit_atconv.errors import exit_on_input_error
 
 FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
 RELEASED = {"SiT": "SiT, released", "SiT-ATConv": "SiT-ATConv, released"}
@@ -114,4 +115,5 @@ def call(model: nn.Module, B: int, latent: int, device: torch.device) -> Run:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

@@ -26,7 +26,7 @@ from benchmarks.timing import (
 )
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
-SIDES = {"cpu": (8, 16, 32, 64), "cuda": (8, 16, 32, 64, 128)}
+SIDES = (8, 16, 32, 64, 128)
 HEAD = 32  # channels of a head
 WINDOW = 8
 
@@ -96,14 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--batch-size", type=int, help="default: 1 on a CPU, 64 on a GPU")
-    parser.add_argument("--sides", type=int, nargs="+", help="of the image in tokens, multiples of 8")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of the image in tokens, multiples of 8")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = default_device()
     B = options.batch_size or (64 if device.type == "cuda" else 1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    sides = options.sides or SIDES[device.type]
+    sides = options.sides
     if options.channels % HEAD or any(side % WINDOW for side in sides):
         parser.error(f"--channels must be multiples of {HEAD}, --sides of {WINDOW}, for heads and windows.")
     rows = [

@@ -16,6 +16,7 @@ from benchmarks.baselines import repa_euler_maruyama, sit_euler_maruyama
 from benchmarks.baselines_model import ReleasedSiT
 from benchmarks.timing import command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv import SiT, create_model
+from sit_atconv.errors import exit_on_input_error
 from sit_atconv.flow import guided_velocity, integrate_sde
 from sit_atconv.sampling import SamplerSettings
 from sit_atconv.sampling.draw import Drawing
@@ -118,4 +119,5 @@ def report(options: argparse.Namespace, device: torch.device, medians: dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

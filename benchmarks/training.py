@@ -32,6 +32,7 @@ from sit_atconv.config import (
     TrainingConfig,
 )
 from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models import list_models
 from sit_atconv.training.flops import training_flops
 from sit_atconv.training.session import Session, build_session
@@ -197,4 +198,5 @@ def line(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()
