@@ -16,8 +16,8 @@ from benchmarks.timing import Run, command_line, default_device, machine, median
 from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import ATConv, Attention
 
-SIZES = {
-    "cpu": ((384, 6, 16), (768, 12, 16), (384, 6, 32), (1152, 16, 32)),
+SIZES = {  # width, heads, side
+    "cpu": ((384, 6, 16), (768, 12, 16), (768, 12, 32), (1152, 16, 16), (1152, 16, 32)),
     "cuda": ((1152, 16, 16), (1152, 16, 32), (1152, 16, 64)),
 }
 
