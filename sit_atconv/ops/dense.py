@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-_SMALL = 2**23  # multiply-adds, below which a call costs more than oneDNN saves
+_SMALL = 2**21  # multiply-adds, below which a call costs more than oneDNN saves
 _PLAIN = (Tensor, nn.Parameter)  # subclasses, such as sharded or quantised weights, know better
 
 
