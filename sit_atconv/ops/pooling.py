@@ -24,7 +24,7 @@ def pool_tokens(x: Tensor, grid: tuple[int, int], bins: tuple[int, int], backend
         backend = "product" if x.is_cuda else "reduction"
     if backend == "reduction":
         image = x.unflatten(1, grid).permute(0, 3, 1, 2)  # a channels-last view
-        # In this order the gradient is channels last too; transposed, that of one sample is not, and takes ten times as long.
+        # Flattened and then transposed, one sample's gradient counts as channels first, and takes ten times as long.
         return F.adaptive_avg_pool2d(image, bins).permute(0, 2, 3, 1).flatten(1, 2)
     rows, columns = (_membership(length, count, x.device) for length, count in zip(grid, bins, strict=True))
     members = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (bins, N)
