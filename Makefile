@@ -1,5 +1,5 @@
 # make quickstart    install, train a small model on handwritten digits, sample, score     (MODEL=SiT-S/4 for attention)
-# make real          the ImageNet recipe in the small: photographs of hands, about half an hour   (needs SIGNS and TAESD)
+# make real          the ImageNet recipe in the small: photographs of hands, about twenty minutes (needs SIGNS and TAESD)
 # make test          install, run the whole test suite
 # VENV=path shares one environment between clones.
 
