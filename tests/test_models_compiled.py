@@ -7,7 +7,7 @@ import torch
 from sampling_fixtures import images_of, require_same_images, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from sit_atconv import SiT, create_model
+from sit_atconv import SiT
 from sit_atconv.sampling import SamplerSettings
 
 KINDS = 2  # of blocks in a hybrid
@@ -65,12 +65,3 @@ def test_a_setting_compiles_what_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_of(tiny_model(), range(7), compiling, batch_size=4, weak=tiny_model())
     require_same_images(images, expected)
     assert counter.frame_count == KINDS  # one program for model and weak model, and for both batches
-
-
-def test_exported_programs_hold_operations_of_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "folded")
-    model = create_model("SiT-Hybrid-S/2", input_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=5)
-    arguments = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 4])
-    program = torch.export.export(model, arguments)
-    torch.testing.assert_close(program.module()(*arguments), model(*arguments))
-    assert {node.target.namespace for node in program.graph.nodes if hasattr(node.target, "namespace")} == {"aten"}

@@ -1,5 +1,7 @@
 """The repeated block under torch.compile: one program for all blocks of a kind and all batch sizes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sit_atconv import create_model
 from sit_atconv.models.mixers import ATConv, Attention
+from sit_atconv.ops import per_sample_depthwise_conv2d
 
 KINDS = {"SiT-S/2": 1, "SiT-ATConv-S/2": 1, "SiT-Hybrid-S/2": 2}
 
@@ -54,3 +57,18 @@ def test_no_tokens_are_transposed(mixer: nn.Module, monkeypatch: pytest.MonkeyPa
         mixer(x[:1], (16, 16))
     copied = [event.input_shapes[0] for event in recorded.events() if event.name == "aten::clone"]
     assert all(torch.Size(shape).numel() < x[0].numel() for shape in copied)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_folded_convolution_is_closed_to_compilers(gradients: bool) -> None:
+    torch._dynamo.reset()
+    x, kernels = torch.randn(2, 4, 4, 3, requires_grad=gradients), torch.randn(2, 3, 3, 3)
+    compiled = torch.compile(partial(per_sample_depthwise_conv2d, backend="folded"), fullgraph=True)
+    compiled(x, kernels)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        y = compiled(x, kernels)
+        if gradients:
+            y.sum().backward()
+    names = {event.name for event in recorded.events()}
+    assert "sit_atconv::depthwise_folded" in names
+    assert ("sit_atconv::depthwise_folded_backward" in names) == gradients
