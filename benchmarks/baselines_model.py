@@ -48,11 +48,11 @@ class ReleasedATConv(ATConv):
 
 
 class ReleasedBlock(nn.Module):
-    """DiT's block: every one applies SiLU to the condition and modulates for itself."""
+    """DiT's block, of the parts of one of ours: every one applies SiLU to the condition and modulates for itself."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        block = with_torchs_layers(copy.deepcopy(block))
+        with_torchs_layers(block)
         self.norm1, self.norm2, self.modulation, self.mixer = block.norm1, block.norm2, block.modulation, block.mixer
         hidden, dim = block.mlp.fc1.weight.shape
         self.mlp = Mlp(dim, hidden, act_layer=lambda: nn.GELU(approximate="tanh"))

@@ -6,6 +6,7 @@ torch's own linear layers.
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def measure(
     modules = {"attention": Attention(dim, heads), "ATConv": ATConv(dim), "released": ReleasedATConv(dim)}
     if whole:
         modules = {"attention": Block(dim, modules["attention"], 4.0), "ATConv": Block(dim, modules["ATConv"], 4.0)}
-        modules["released"] = ReleasedBlock(modules["ATConv"])
+        modules["released"] = ReleasedBlock(copy.deepcopy(modules["ATConv"]))
     runs = {}
     for name, module in modules.items():
         function = torch.compile(module.to(device)) if options.compile else module.to(device)

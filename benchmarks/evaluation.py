@@ -74,7 +74,7 @@ def benchmark_features(source: str, count: int, weights: str, turns: int, device
         "sit-atconv": our_loop(opened, len(pictures), weights, device),
     }
     measured = in_turns(loops, turns, timed)
-    times = {name: [seconds for _, seconds in turns] for name, turns in measured.items()}
+    times = {name: [seconds for _, seconds in each] for name, each in measured.items()}
     theirs, ours = (measured[name][-1][0].double() for name in loops)
     result = {
         "what": "features",
@@ -82,11 +82,11 @@ def benchmark_features(source: str, count: int, weights: str, turns: int, device
         "relative_difference": float((ours - theirs).norm() / theirs.norm()),
     }
     for clock in clocks():
-        seconds = {name: [turn[clock] for turn in turns] for name, turns in times.items()}
+        seconds = {name: [turn[clock] for turn in each] for name, each in times.items()}
         speeds = {name: len(pictures) / statistics.median(each) for name, each in seconds.items()}
-        by_round = [a / b for a, b in zip(seconds["torch-fidelity"], seconds["sit-atconv"], strict=True)]
+        by_turn = [a / b for a, b in zip(seconds["torch-fidelity"], seconds["sit-atconv"], strict=True)]
         ratio = speeds["sit-atconv"] / speeds["torch-fidelity"]
-        result[clock] = {"images_per_second": speeds, "ratio": ratio, "ratio_by_turn": by_round}
+        result[clock] = {"images_per_second": speeds, "ratio": ratio, "ratio_by_turn": by_turn}
     return result
 
 

@@ -68,9 +68,7 @@ def sample_to_directory(
     """
     if num_samples < 1 or batch_size < 1:
         raise InputError("The number of samples and the batch size must be at least 1.")
-    state = PartialState(cpu=not torch.accelerator.is_available())  # so that several CPU processes share the work
-    if state.device.type == "cpu":
-        keep_freed_memory()
+    state = _processes()
     model, autoencoder = open_generator(checkpoint, vae, state.device)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # what does not go together is found before anything is written
@@ -109,3 +107,11 @@ def sample_to_directory(
     if state.is_main_process:
         directory.finish(all_labels)
         log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, out / "grid.png")
+
+
+def _processes() -> PartialState:
+    """All that were launched, several CPU processes too, which keep their memory."""
+    cpu = not torch.accelerator.is_available()
+    if cpu:
+        keep_freed_memory()
+    return PartialState(cpu=cpu)
