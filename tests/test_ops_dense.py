@@ -47,14 +47,11 @@ def test_values_and_gradients_are_those_of_torch(shape: list[int], inputs: int, 
     given = arguments(*shape, inputs, out=out, bias=bias)
     wanted = [each for each in given if each is not None]
     dy = torch.randn(*shape, out)
-    for ours, theirs in (
-        (linear(*given), F.linear(*given)),
-        (linear_gelu(*given), F.gelu(F.linear(*given), approximate="tanh")),
-    ):
-        torch.testing.assert_close(ours, theirs)
-        gradients = (torch.autograd.grad(y, wanted, dy, materialize_grads=True) for y in (ours, theirs))
-        for a, b in zip(*gradients, strict=True):
-            torch.testing.assert_close(a, b)
+    ours, theirs = linear(*given), F.linear(*given)
+    torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(y, wanted, dy, materialize_grads=True) for y in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
     with torch.inference_mode():
         torch.testing.assert_close(linear_gelu(*given), F.gelu(F.linear(*given), approximate="tanh"))
 
@@ -96,14 +93,14 @@ def test_samples_are_mapped_over() -> None:
 def test_compiled_without_breaks_and_left_to_onednn(gradients: bool) -> None:
     torch._dynamo.reset()
     x, weight, bias = arguments(6, 4)
-    compiled = torch.compile(linear_gelu, fullgraph=True)
+    compiled = torch.compile(linear, fullgraph=True)
 
     def run(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(gradients):
             y = function(x, weight, bias)
         return (y, *torch.autograd.grad(y.sum(), (x, weight, bias))) if gradients else (y,)
 
-    for a, b in zip(run(compiled), run(linear_gelu), strict=True):
+    for a, b in zip(run(compiled), run(F.linear), strict=True):
         torch.testing.assert_close(a, b)
     assert "mkldnn::_linear_pointwise" in operations(lambda: run(compiled))
     assert "aten::mm" not in operations(lambda: run(compiled))
@@ -145,4 +142,24 @@ def test_modules_are_torchs_under_the_same_names() -> None:
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(ours(x), theirs(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x))
     assert isinstance(Linear(2, 3, bias=False), nn.Linear)
+
+
+@pytest.mark.parametrize("how", ["replaced", "hooked", "its forward replaced"])
+def test_inference_calls_layers_that_do_more(how: str) -> None:
+    """As LoRA, hooks of users, and accelerate's offloading change layers."""
+    mlp, x = Mlp(4, 8), torch.randn(2, 3, 4)
+    expected = mlp.fc2(F.gelu(2 * mlp.fc1(x), approximate="tanh"))
+    if how == "replaced":
+        doubled = nn.Linear(4, 8)
+        doubled.load_state_dict({name: 2 * tensor for name, tensor in mlp.fc1.state_dict().items()})
+        mlp.fc1 = nn.Sequential(doubled)
+    elif how == "hooked":
+        mlp.fc1.register_forward_hook(lambda layer, inputs, y: 2 * y)
+    else:
+        forward = mlp.fc1.forward
+        mlp.fc1.forward = lambda x: 2 * forward(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(mlp(x), expected)

@@ -31,10 +31,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """GELU, approximated by tanh, of a linear layer: one pass over memory where it runs for inference on oneDNN."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or not _is_onednn_faster(x, weight, bias):
-        return F.gelu(linear(x, weight, bias), approximate="tanh")
-    return _product(x, weight, bias, "gelu", "tanh")
+    """GELU, approximated by tanh, of a linear layer, without gradients: one pass over memory on oneDNN."""
+    if _is_onednn_faster(x, weight, bias):
+        return _product(x, weight, bias, "gelu", "tanh")
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
 def _is_onednn_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
