@@ -1,18 +1,201 @@
-"""The sampling loops of SiT (arXiv 2401.08740) and REPA (arXiv 2410.06940), transcribed for comparison.
+"""The original programs transcribed to compare with: SiT (arXiv 2401.08740), REPA (2410.06940), ATConv (2510.20092).
 
-Both are written as those programs work, from their description: SiT keeps the batch doubled all the way, guides the
-first three channels and asks the network once for the velocity and once more for the score; REPA doubles the batch
-within the interval of guidance alone and converts one answer. Both hand the network a time and a label for each row.
-The noise of every step is given, so that results can be compared.
+All is written from their description, as those programs work. Results can be compared: parameters have the names and
+shapes of ours, so that one state fits both, every random draw is given, and time runs our way (SiT's own runs the
+other way, its velocity has the other sign).
+
+* Models: patches by a strided convolution, time frequencies made anew and moved to the device in every call, SiLU of
+  the condition and a modulation in every block, ATConv's three projections over all tokens and a grouped convolution
+  between transposes, hidden tokens folded for the projectors, torch's own linear layers and timm's MLP. Their four
+  unused output channels are left out.
+* Training steps: AdamW as torch makes it by default, an average updated parameter by parameter through dictionaries of
+  names, the loss read back in every step, REPA's alignment summed in a loop over teachers and samples. Encoding and
+  logging are left out.
+* Sampling loops: SiT keeps the batch doubled all the way, guides the first three channels, and asks the network once
+  for the velocity and once more for the score; REPA doubles the batch within the interval of guidance alone and
+  converts one answer. Both hand the network a time and a label for each row.
 """
 
+import copy
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from sit_atconv.models import SiT
+from sit_atconv.models.block import Block
+from sit_atconv.models.mixers import ATConv
+from sit_atconv.training.objective import Draws
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def with_torchs_layers(module: nn.Module) -> nn.Module:
+    """The module, its linear layers changed to torch's in place."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            child.__class__ = nn.Linear
+    return module
+
+
+class ReleasedATConv(ATConv):
+    """The same function as `ATConv`, computed as the released code does."""
+
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        super().__init__(dim, kernel_size)
+        with_torchs_layers(self)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        B, N, C = x.shape
+        K = self.kernel_size
+        context = F.adaptive_avg_pool2d(self.kernel_proj(x).transpose(1, 2).reshape(B, C, *grid), K).flatten(2)
+        kernels = self.kernel_gen(F.gelu(context))
+        kernels = kernels - torch.sigmoid(self.inhibition).view(1, C, 1) * kernels.mean(2, keepdim=True)
+        values = self.value_proj(x).transpose(1, 2).reshape(1, B * C, *grid)
+        y = F.conv2d(values, kernels.reshape(B * C, 1, K, K), padding=K // 2, groups=B * C)
+        return self.out_proj(y.view(B, C, N).transpose(1, 2))
+
+
+class ReleasedBlock(nn.Module):
+    """DiT's block, of the parts of one of ours: every one applies SiLU to the condition and modulates for itself."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        with_torchs_layers(block)
+        self.norm1, self.norm2, self.modulation, self.mixer = block.norm1, block.norm2, block.modulation, block.mixer
+        hidden, dim = block.mlp.fc1.weight.shape
+        self.mlp = Mlp(dim, hidden, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp.load_state_dict(block.mlp.state_dict())
+        if isinstance(block.mixer, ATConv):
+            self.mixer = ReleasedATConv(dim, block.mixer.kernel_size)
+            self.mixer.load_state_dict(block.mixer.state_dict())
+        self.to(block.modulation.weight)  # its dtype and device
+
+    def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=1)
+        y = self.norm1(x) * (1 + scale1.unsqueeze(1)) + shift1.unsqueeze(1)
+        x = x + gate1.unsqueeze(1) * self.mixer(y, grid)
+        y = self.norm2(x) * (1 + scale2.unsqueeze(1)) + shift2.unsqueeze(1)
+        return x + gate2.unsqueeze(1) * self.mlp(y)
+
+
+class ReleasedSiT(nn.Module):
+    """SiT with the weights of one of ours, and REPA's projectors of the tokens after block `aligned`.
+
+    The weights are copied; ATConv as by default: pooled over the grid, with GELU.
+    """
+
+    def __init__(self, model: SiT, projectors: nn.ModuleList | None = None, aligned: int = 0) -> None:
+        super().__init__()
+        model = with_torchs_layers(copy.deepcopy(model))
+        self.num_classes, self.grid, self.patch_size = model.num_classes, model.grid, model.patch_size
+        self.patch_embed, self.time_embed, self.label_embed = model.patch_embed, model.time_embed, model.label_embed
+        self.blocks = nn.ModuleList(ReleasedBlock(block) for block in model.blocks)
+        self.final = model.final
+        self.position_table = model.position_table
+        self.projectors, self.aligned = with_torchs_layers(copy.deepcopy(projectors or nn.ModuleList())), aligned
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The velocity at x (B, C, H, W), and the projected tokens (B, N, D) for each teacher."""
+        B, channels, p = len(x), x.shape[1], self.patch_size
+        weight = self.patch_embed.weight.view(-1, channels, p, p)
+        tokens = F.conv2d(x, weight, self.patch_embed.bias, stride=p).flatten(2).transpose(1, 2) + self.position_table
+        c = self._time(t) + self.label_embed(y)
+        projected = []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens, c, self.grid)
+            if number == self.aligned:
+                folded = tokens.reshape(-1, tokens.shape[-1])
+                projected = [project(folded).reshape(B, tokens.shape[1], -1) for project in self.projectors]
+        shift, scale = self.final.modulation(F.silu(c)).chunk(2, dim=1)
+        tokens = self.final.proj(self.final.norm(tokens) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1))
+        patches = tokens.reshape(B, *self.grid, p, p, channels)
+        return torch.einsum("nhwpqc->nchpwq", patches).reshape(x.shape), projected
+
+    def _time(self, t: Tensor) -> Tensor:
+        half = self.time_embed.features // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half).to(t.device)
+        angles = t[:, None].float() * frequencies[None]
+        features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+        first, activation, second = self.time_embed
+        return second(activation(first(features.to(first.weight.dtype))))
+
+
+class OriginalTraining:
+    """Weights, average and optimiser, and a step of either program on them.
+
+    Args:
+        network: trained in place.
+        precision: "no", or "bf16" for autocast, which REPA has from Accelerate and SiT has not.
+        lr, decay: both programs'.
+    """
+
+    def __init__(self, network: ReleasedSiT, precision: str = "no", lr: float = 1e-4, decay: float = 0.9999) -> None:
+        self.network, self.precision, self.decay = network, precision, decay
+        self.ema = copy.deepcopy(network).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0)
+
+    def sit_step(self, latents: Tensor, labels: Tensor, draws: Draws) -> float:
+        """SiT's step: its time runs from noise to data, its velocity has the other sign; no clipping."""
+        labels = torch.where(draws.dropout < 0.1, self.network.num_classes, labels)
+        s = 1 - draws.times
+        s_ = s.view(-1, *([1] * (latents.ndim - 1)))
+        x = s_ * latents + (1 - s_) * draws.noise
+        with self._autocast(latents):
+            predicted = -self.network(x, 1 - s, labels)[0]
+        loss = mean_flat((predicted - (latents - draws.noise)) ** 2).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        update_ema(self.ema, self.network, self.decay)
+        return loss.item()
+
+    def repa_step(self, latents: Tensor, labels: Tensor, draws: Draws, targets: list[Tensor]) -> dict[str, float]:
+        """REPA's step, aligned to teachers' tokens (B, N, D): the coefficient 0.5, gradients clipped to a norm of 1."""
+        labels = torch.where(draws.dropout < 0.1, self.network.num_classes, labels)
+        t_ = draws.times.view(-1, *([1] * (latents.ndim - 1)))
+        x = (1 - t_) * latents + t_ * draws.noise
+        with self._autocast(latents):
+            predicted, projected = self.network(x, draws.times, labels)
+        denoising = mean_flat((predicted - (draws.noise - latents)) ** 2).mean()
+        alignment = alignment_by_samples(projected, targets)
+        (denoising + 0.5 * alignment).backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_ema(self.ema, self.network, self.decay)
+        return {"flow": denoising.item(), "alignment": alignment.item(), "grad_norm": norm.item()}
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over all axes but the first."""
+    return torch.mean(x, dim=list(range(1, x.ndim)))
+
+
+def alignment_by_samples(projected: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """−cos of projected and teacher tokens, each (B, N, D), averaged by a loop over teachers and samples."""
+    loss = 0.0
+    for of_teacher, of_projector in zip(targets, projected, strict=True):
+        for target, tokens in zip(of_teacher, of_projector, strict=True):
+            tokens, target = F.normalize(tokens, dim=-1), F.normalize(target, dim=-1)
+            loss += -(target * tokens).sum(dim=-1).mean()
+    return loss / (len(targets) * len(targets[0]))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema ← decay·ema + (1 − decay)·model, one parameter after the other."""
+    averages, parameters = OrderedDict(ema.named_parameters()), OrderedDict(model.named_parameters())
+    for name, parameter in parameters.items():
+        averages[name.replace("module.", "")].mul_(decay).add_(parameter.data, alpha=1 - decay)
 
 
 def sit_euler_maruyama(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines_model import ReleasedATConv, ReleasedBlock
+from benchmarks.baselines import ReleasedATConv, ReleasedBlock
 from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import ATConv, Attention

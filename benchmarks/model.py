@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.baselines_model import ReleasedSiT
+from benchmarks.baselines import ReleasedSiT
 from benchmarks.timing import (
     Run,
     command_line,

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import repa_euler_maruyama, sit_euler_maruyama
-from benchmarks.baselines_model import ReleasedSiT
+from benchmarks.baselines import ReleasedSiT, repa_euler_maruyama, sit_euler_maruyama
 from benchmarks.timing import command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.errors import exit_on_input_error

@@ -1,7 +1,7 @@
 """A training step beside those of SiT and REPA: `python -m benchmarks.training [--models NAME ...] [--json FILE]`.
 
 Ours is the trainer's own: posterior sampling, teacher, forward and backward pass, clipping, fused AdamW, average, the
-check for numbers that are not finite. The originals are the transcriptions in `benchmarks.baselines_training`, with
+check for numbers that are not finite. The originals are the transcriptions in `benchmarks.baselines`, with
 the same inputs, weights and teacher; SiT's for plain runs, REPA's for aligned ones. A teacher is live (run in every
 step) or cached (its tokens read with the data); its weights are random. Data are synthetic and in memory:
 `benchmarks.data` measures reading. All contenders of a setting run in turns.
@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines_model import ReleasedSiT
-from benchmarks.baselines_training import OriginalTraining
+from benchmarks.baselines import OriginalTraining, ReleasedSiT
 from benchmarks.data import SPEC, save_dataset
 from benchmarks.timing import command_line, default_device, machine, median_milliseconds, peak_mebibytes, write_json
 from sit_atconv.alignment import Teacher

@@ -45,7 +45,7 @@ def test_activations_are_linear_in_tokens_and_shrink_by_checkpointing(family: st
     ends = ("label_embed.weight", "patch_embed.weight", "time_embed.0.weight")
     named = create_model(f"{family}-S/2", **TINY).named_parameters()
     matrices = sum(p.numel() for name, p in named if p.ndim == 2 and name not in ends)
-    assert large["once"] == pytest.approx(2 * matrices if precision == "bf16" else 0, rel=0.01, abs=3e4)
+    assert large["once"] == pytest.approx(2 * matrices if precision == "bf16" else 0, rel=0.01, abs=4e4)
 
 
 def test_the_fake_gpu_leaves_no_trace() -> None:

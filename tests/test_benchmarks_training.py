@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from training_runs import fresh_accelerate
 
-from benchmarks.baselines_model import ReleasedSiT
-from benchmarks.baselines_training import alignment_by_samples
+from benchmarks.baselines import ReleasedSiT, alignment_by_samples
 from benchmarks.training import SETTINGS, configuration, contenders, write_data
 from sit_atconv import create_model
 from sit_atconv.flow import alignment_loss

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.baselines_model import ReleasedATConv
+from benchmarks.baselines import ReleasedATConv
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers import ATConv, Attention
 

@@ -50,11 +50,11 @@ def test_a_training_step_takes_three_forward_passes(name: str) -> None:
 
 
 def test_mixers_cost_what_the_papers_say() -> None:
-    """Multiply-adds a token: attention 4C² + 2NC; ATConv, pooled first, 2C² + 9C and 9C² + 81C an image."""
+    """Multiply-adds a token: attention 4C² + 2NC; ATConv, pooled first, 2C² + 9C and 9C² + 90C an image."""
     N, C = 256, 1152
     blocks = {name: create_model(f"{name}-XL/2", input_size=4, depth=1).blocks[0] for name in ("SiT", "SiT-ATConv")}
     assert mixer_flops(blocks["SiT"].mixer, N, C) == 2 * N * (4 * C**2 + 2 * N * C)
-    assert mixer_flops(blocks["SiT-ATConv"].mixer, N, C) == 2 * (N * (2 * C**2 + 9 * C) + 9 * C**2 + 81 * C)
+    assert mixer_flops(blocks["SiT-ATConv"].mixer, N, C) == 2 * (N * (2 * C**2 + 9 * C) + 9 * C**2 + 90 * C)
     with pytest.raises(TypeError, match="Linear are not counted"):
         mixer_flops(nn.Linear(2, 2), N, C)
 

@@ -46,7 +46,7 @@ def _attention_flops(mixer: Attention, N: int, C: int) -> int:
 
 def _atconv_flops(mixer: ATConv, N: int, C: int) -> int:
     K2 = mixer.kernel_size**2
-    kernels = K2 * C**2 + C * K2**2  # from the pooled context
+    kernels = K2 * C**2 + C * K2 * (K2 + 1)  # from the pooled context; a row for inhibition
     return 2 * (2 * N * C**2 + kernels + N * C * K2)  # values and output, kernels, their convolution
 
 

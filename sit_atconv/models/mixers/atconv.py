@@ -14,6 +14,25 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"),
 POOLS = ("grid", "raster")
 
 
+class KernelGenerator(nn.Linear):
+    """The K² kernel numbers of each channel from its context, lateral inhibition folded in (Eq. 8-9).
+
+    One affine map serves all channels. Inhibition takes from a channel's numbers λ times their mean, λ of that channel.
+    The mean comes out of the same product: a row more, the sum of the others, gives the sum of the numbers.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+
+    def forward(self, context: Tensor, inhibition: Tensor) -> Tensor:
+        """α of Eq. 9 from φ of the context (B, K², C) and λ (C,): (B, K², C), channels last as kernels are read."""
+        weight = torch.cat([self.weight, self.weight.sum(0, keepdim=True)])
+        bias = torch.cat([self.bias, self.bias.sum(0, keepdim=True)])
+        product = torch.baddbmm(bias.unsqueeze(-1), weight.expand(len(context), -1, -1), context)
+        kernels, total = product.split((self.out_features, 1), dim=1)
+        return torch.addcmul(kernels, inhibition, total, value=-1 / self.out_features)
+
+
 class ATConv(nn.Module):
     """Mix tokens with one K×K kernel per image and channel: (B, N, C), grid (H, W) -> (B, N, C), any H, W >= 1.
 
@@ -39,7 +58,7 @@ class ATConv(nn.Module):
             raise InputError(f"kernel_size must be odd and positive, not {kernel_size}: an even kernel has no centre.")
         self.kernel_size, self.pool, self.activation = kernel_size, pool, activation
         self.kernel_proj = Linear(dim, dim)
-        self.kernel_gen = nn.Linear(kernel_size**2, kernel_size**2)  # shared by all channels
+        self.kernel_gen = KernelGenerator(kernel_size**2)
         self.value_proj = Linear(dim, dim)
         self.out_proj = Linear(dim, dim)
         self.inhibition = nn.Parameter(torch.zeros(dim))  # λ = sigmoid(0) = ½ at the start
@@ -55,12 +74,7 @@ class ATConv(nn.Module):
         # Context to kernel, Eq. 7-8. The paper projects N tokens and pools them into K²; we pool first. Pooling is
         # linear and its weights sum to 1, so the result is the same, and the projection costs K² tokens instead of N.
         context = self.kernel_proj(self._pool(x, grid))  # (B, K², C)
-        # Channels stay last to the end, as the convolution reads them.
-        weight, bias = self.kernel_gen.weight.expand(len(x), -1, -1), self.kernel_gen.bias.unsqueeze(-1)
-        kernels = torch.baddbmm(bias, weight, ACTIVATIONS[self.activation](context))  # (B, K², C)
-
-        # Lateral inhibition, Eq. 9, on the K² numbers of a channel
-        kernels = torch.addcmul(kernels, self.inhibition.sigmoid(), kernels.mean(1, keepdim=True), value=-1)
+        kernels = self.kernel_gen(ACTIVATIONS[self.activation](context), self.inhibition.sigmoid())
         return kernels.transpose(1, 2).unflatten(-1, (self.kernel_size, self.kernel_size))
 
     def _pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
