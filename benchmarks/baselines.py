@@ -51,14 +51,18 @@ class ReleasedATConv(ATConv):
         with_torchs_layers(self)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        B, N, C = x.shape
+        return self.out_proj(self.mix(self.kernel_proj(x), self.value_proj(x), grid))
+
+    def mix(self, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens v by the kernels of tokens k, both (B, N, C) and projected."""
+        B, N, C = v.shape
         K = self.kernel_size
-        context = F.adaptive_avg_pool2d(self.kernel_proj(x).transpose(1, 2).reshape(B, C, *grid), K).flatten(2)
+        context = F.adaptive_avg_pool2d(k.transpose(1, 2).reshape(B, C, *grid), K).flatten(2)
         kernels = self.kernel_gen(F.gelu(context))
         kernels = kernels - torch.sigmoid(self.inhibition).view(1, C, 1) * kernels.mean(2, keepdim=True)
-        values = self.value_proj(x).transpose(1, 2).reshape(1, B * C, *grid)
+        values = v.transpose(1, 2).reshape(1, B * C, *grid)
         y = F.conv2d(values, kernels.reshape(B * C, 1, K, K), padding=K // 2, groups=B * C)
-        return self.out_proj(y.view(B, C, N).transpose(1, 2))
+        return y.view(B, C, N).transpose(1, 2)
 
 
 class ReleasedBlock(nn.Module):

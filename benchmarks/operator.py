@@ -1,7 +1,7 @@
 """Token mixing alone, as in the ATConv paper's Fig. 4 (arXiv 2510.20092): `python -m benchmarks.operator`.
 
 ATConv, ours and as released, full attention and cheaper attentions on C = 128 channels over growing images, without
-the projections that all of them share: q, k, v (or the values and their kernels) are given. Time and peak memory,
+the projections that all of them share: q, k, v are given, and ATConv makes its kernels from k. Time and peak memory,
 forward and with gradients; `benchmarks.figures` draws them.
 """
 
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.baselines import ReleasedATConv
 from benchmarks.timing import (
     Run,
     command_line,
@@ -24,6 +25,7 @@ from benchmarks.timing import (
     peak_mebibytes,
     write_json,
 )
+from sit_atconv.models.mixers import ATConv
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 SIDES = (8, 16, 32, 64, 128)
@@ -67,29 +69,31 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ (k.transpose(-1, -2) @ v)) / (q @ k.sum(2).unsqueeze(-1))
 
 
-def atconv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Kernels from the 3×3 average of k, then their convolution with v."""
-    context = pool_tokens(k.flatten(1, 2), tuple(k.shape[1:3]), (3, 3))
-    return per_sample_depthwise_conv2d(v, context.transpose(1, 2).unflatten(-1, (3, 3)))
+def atconv(mixer: ATConv, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """v by the kernels of k; the mixer's projections are left out."""
+    return per_sample_depthwise_conv2d(v, mixer.kernels(k.flatten(1, 2), tuple(k.shape[1:3])))
 
 
-def released_atconv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def released_atconv(mixer: ReleasedATConv, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same as the released code does it: channels first and back, torch's grouped convolution."""
-    B, H, W, C = v.shape
-    context = F.adaptive_avg_pool2d(k.permute(0, 3, 1, 2).contiguous(), 3)
-    y = F.conv2d(v.permute(0, 3, 1, 2).reshape(1, B * C, H, W), context.view(B * C, 1, 3, 3), padding=1, groups=B * C)
-    return y.view(B, C, H * W).transpose(1, 2).reshape(B, H, W, C)
+    return mixer.mix(k.flatten(1, 2), v.flatten(1, 2), tuple(v.shape[1:3])).unflatten(1, v.shape[1:3])
 
 
-MIXINGS: dict[str, Mixing] = {
-    "ATConv": atconv,
-    "ATConv, released": released_atconv,
+ATTENTIONS: dict[str, Mixing] = {
     "attention": attention,
     "window": window_attention,
     "pooled keys": pooled_attention,
     "linear": linear_attention,
     "grid": grid_attention,
 }
+
+
+def all_mixings(channels: int, dtype: torch.dtype, device: torch.device) -> dict[str, Mixing]:
+    """All contenders; both ATConvs make kernels with the same weights."""
+    ours, released = (kind(channels).requires_grad_(False).to(device, dtype) for kind in (ATConv, ReleasedATConv))
+    released.load_state_dict(ours.state_dict())
+    ours.kernel_proj = nn.Identity()
+    return {"ATConv": partial(atconv, ours), "ATConv, released": partial(released_atconv, released), **ATTENTIONS}
 
 
 def main() -> None:
@@ -118,7 +122,7 @@ def main() -> None:
 def measure(shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device: torch.device, turns: int) -> dict:
     """One size, all contenders in turns."""
     tokens = [torch.randn(shape, device=device, dtype=dtype, requires_grad=gradients) for _ in range(3)]
-    runs = {name: call(mixing, tokens) for name, mixing in MIXINGS.items()}
+    runs = {name: call(mixing, tokens) for name, mixing in all_mixings(shape[-1], dtype, device).items()}
     return {
         "shape": shape,
         "gradients": gradients,
@@ -138,7 +142,7 @@ def call(mixing: Mixing, tokens: list[Tensor]) -> Run:
 
 def report(rows: list[dict], device: torch.device) -> None:
     print(f"{machine(device)}. Milliseconds; in brackets peak MiB beyond what was there before.\n")
-    print(f"{'B, H, W, C':22} {'':15}" + "".join(f"{name:>18}" for name in MIXINGS))
+    print(f"{'B, H, W, C':22} {'':15}" + "".join(f"{name:>18}" for name in rows[0]["milliseconds"]))
     for row in rows:
         cells = []
         for name, ms in row["milliseconds"].items():
