@@ -107,3 +107,10 @@ def test_what_cannot_be_computed_is_refused() -> None:
         log_likelihood(lambda x, t: x, torch.zeros(2, 3), probe=torch.ones(2))
     with pytest.raises(NonFiniteError, match="samples 5 to 6"):
         log_likelihood(lambda x, t: x * torch.nan, torch.zeros(2, 3), 3, samples=[5, 6])
+
+
+@pytest.mark.parametrize("still", [lambda x, t: torch.zeros_like(x), lambda x, t: 0 * t * torch.ones(x.shape)])
+def test_a_field_that_does_not_depend_on_x_has_no_divergence(still) -> None:
+    x = torch.randn(3, 4)
+    expected = (x**2 / 2 + math.log(2 * math.pi) / 2).mean(1) / math.log(2)
+    torch.testing.assert_close(log_likelihood(still, x, 3).float(), expected)

@@ -112,9 +112,19 @@ def test_the_benchmarks_released_atconv_computes_the_same(grid: tuple[int, int])
 def test_contract_of_parameters() -> None:
     mixer = ATConv(8, kernel_size=3)
     assert mixer.inhibition.shape == (8,)
-    assert mixer.kernel_gen.weight.shape == (9, 9)
+    assert isinstance(mixer.kernel_gen, torch.nn.Linear) and mixer.kernel_gen(torch.randn(2, 8, 9)).shape == (2, 8, 9)
     assert sum(p.numel() for p in mixer.parameters()) == 3 * 8**2 + 4 * 8 + 3**4 + 3**2
     assert sum(p.numel() for p in Attention(8, 2).parameters()) == 4 * 8**2 + 4 * 8
+
+
+def test_a_generator_that_does_more_is_called() -> None:
+    """As LoRA, hooks, and accelerate's offloading change layers."""
+    mixer, tokens = random_atconv(6, torch.float64), torch.randn(2, 12, 6, dtype=torch.float64)
+    expected = mixer.kernels(tokens, (3, 4))
+    called = []
+    mixer.kernel_gen.register_forward_hook(lambda *call: called.append(call))
+    torch.testing.assert_close(mixer.kernels(tokens, (3, 4)), expected, rtol=1e-12, atol=1e-12)
+    assert len(called) == 1
 
 
 def test_attention_against_its_definition() -> None:

@@ -90,6 +90,7 @@ def test_shared_conditions_give_what_a_condition_a_sample_gives(scalar_time: boo
     t = t[0] if scalar_time else t
     plain = model(x, t if scalar_time else t[rows], labels[rows])
     torch.testing.assert_close(model(x, t, labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(x, t.reshape(-1, 1), labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
     embedded = model.time_embed(t.reshape(-1))
     torch.testing.assert_close(model(x, embedded, labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
 
@@ -241,3 +242,32 @@ def test_damaged_weights_are_named(tmp_path, damage: str) -> None:
         save_file(state, weights)
     with pytest.raises(InputError, match=str(tmp_path)):
         load_model(tmp_path)
+
+
+def test_a_model_made_without_memory_computes_the_same_once_loaded() -> None:
+    model = tiny()
+    with torch.device("meta"):
+        hollow = tiny(random=False), tiny(random=False)
+    hollow[0].to_empty(device="cpu").load_state_dict(model.state_dict())
+    hollow[1].load_state_dict(model.state_dict(), assign=True)
+    x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([0, 5, 2])
+    for each in hollow:
+        torch.testing.assert_close(each(x, t, y), model(x, t, y))
+
+
+@pytest.mark.parametrize("name", ["SiT-ATConv-S/2", "SiT-Hybrid-S/2"])
+def test_an_exported_program_takes_any_batch(name: str) -> None:
+    model = tiny(name)
+
+    def inputs(B: int) -> tuple[torch.Tensor, ...]:
+        return torch.randn(B, 4, 8, 8), torch.rand(B), torch.arange(B) % 5
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(model, inputs(4), dynamic_shapes=[{0: batch}] * 3)
+    for B in (2, 7):
+        given = inputs(B)
+        torch.testing.assert_close(program.module()(*given), model(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_nothing() -> None:
+    assert tiny()(torch.empty(0, 4, 8, 8), torch.empty(0), torch.empty(0, dtype=torch.int64)).shape == (0, 4, 8, 8)

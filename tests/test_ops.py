@@ -158,6 +158,33 @@ def test_the_fastest_measured_backend_is_chosen(monkeypatch: pytest.MonkeyPatch)
         assert chosen(8, 16) == "folded"
 
 
+def test_what_a_compiler_cannot_differentiate_is_not_chosen() -> None:
+    case = {"device": "cpu", "dtype": "float32", "compiled": True, "gradients": True}
+    rows = [{**case, "numbers": 8, "milliseconds": {"grouped": 1.0, "folded": 2.0, "shifted": 3.0}}]
+    assert list(selection.load_rules(json.dumps({"rows": rows})).values()) == [[(8, "folded")]]
+
+
+@pytest.mark.parametrize("backend", EVERYWHERE)
+def test_a_batch_of_nothing(backend: str) -> None:
+    x, kernels = torch.empty(0, 4, 3, 5, requires_grad=True), torch.empty(0, 5, 3, 3, requires_grad=True)
+    y = per_sample_depthwise_conv2d(x, kernels, backend)
+    gradients = torch.autograd.grad(y.sum(), (x, kernels))
+    assert [tensor.shape for tensor in (y, *gradients)] == [x.shape, x.shape, kernels.shape]
+
+
+@pytest.mark.parametrize("backend", EVERYWHERE)
+def test_compiled_transforms_of_functions(backend: str) -> None:
+    """Of which custom operators know nothing."""
+    torch._dynamo.reset()
+    x, kernels = (tensor.detach() for tensor in random_arguments(2, 4, 3, 5, 3))
+
+    def derivative(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.func.jvp(lambda x: per_sample_depthwise_conv2d(x, kernels, backend).sin(), (x,), (x,))
+
+    for a, b in zip(torch.compile(derivative, backend="aot_eager")(x), derivative(x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_measurements_in_the_package_name_backends_that_there_are() -> None:
     chosen = {backend for rules in selection.RULES.values() for _, backend in rules}
     assert chosen and chosen <= set(BACKENDS)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from sit_atconv.models.layers import Linear, Mlp
 from sit_atconv.ops import linear, linear_gelu
@@ -54,6 +55,28 @@ def test_values_and_gradients_are_those_of_torch(shape: list[int], inputs: int, 
         torch.testing.assert_close(a, b)
     with torch.inference_mode():
         torch.testing.assert_close(linear_gelu(*given), F.gelu(F.linear(*given), approximate="tanh"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_any_strides_of_the_bias(compiled: bool) -> None:
+    x, weight, _ = arguments(3, 4)
+    function = torch.compile(linear, backend="aot_eager") if compiled else linear
+    for bias in (torch.randn(5, 3)[:, 1], torch.randn(1).expand(5)):
+        torch.testing.assert_close(function(x, weight, bias), F.linear(x, weight, bias))
+        with torch.inference_mode():
+            expected = F.gelu(F.linear(x, weight, bias), approximate="tanh")
+            torch.testing.assert_close(linear_gelu(x, weight, bias), expected)
+
+
+def test_batched_gradients() -> None:
+    x, weight, bias = arguments(2, 3, 4)
+    directions = torch.randn(6, 2, 3, 5)
+    results = (
+        torch.autograd.grad(function(x, weight, bias), (x, weight, bias), directions, is_grads_batched=True)
+        for function in (linear, F.linear)
+    )
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_second_gradients() -> None:
@@ -104,6 +127,35 @@ def test_compiled_without_breaks_and_left_to_onednn(gradients: bool) -> None:
         torch.testing.assert_close(a, b)
     assert "mkldnn::_linear_pointwise" in operations(lambda: run(compiled))
     assert "aten::mm" not in operations(lambda: run(compiled))
+
+
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
+def test_compiled_transforms_of_functions(transform: str) -> None:
+    torch._dynamo.reset()
+    x, weight, bias = (tensor.detach() for tensor in arguments(6, 4))
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        if transform == "jvp":
+            return torch.func.jvp(lambda x: linear(x, weight, bias).sin(), (x,), (x,))
+        if transform == "grad":
+            return (torch.func.grad(lambda x: linear(x, weight, bias).sin().sum())(x),)
+        return (torch.func.vmap(torch.func.grad(lambda x: linear(x[None], weight, bias).sin().sum()))(x),)
+
+    for a, b in zip(torch.compile(run, backend="aot_eager")(x), run(x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_traced() -> None:
+    x, weight, bias = (tensor.detach() for tensor in arguments(6, 4))
+    torch.testing.assert_close(torch.jit.trace(linear, (x, weight, bias))(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_torch_counts_the_operations() -> None:
+    x, weight, bias = arguments(2, 3, 4)
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight, bias).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 3 * 4 * 5)
 
 
 @needs_both_libraries

@@ -41,6 +41,15 @@ def test_without_a_flow_the_likelihood_is_the_normal_distributions(solver: str) 
     torch.testing.assert_close(bits, (nats / math.log(2) + math.log2(127.5)).double(), rtol=0, atol=3e-3)
 
 
+def test_the_model_stays_trainable() -> None:
+    model = digit_model(0.1)
+    model.patch_embed.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    bits = score_likelihood(model, open_dataset(DATA), SamplerSettings("heun", 1), rows=range(2), batch_size=1)
+    next(bits)
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
 def test_a_likelihood_depends_on_seed_and_row_alone() -> None:
     model, dataset, settings = digit_model(0.1), open_dataset(DATA), SamplerSettings("heun", 4)
     together = torch.cat(list(score_likelihood(model, dataset, settings, rows=range(5), batch_size=5)))

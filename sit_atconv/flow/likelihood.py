@@ -29,7 +29,10 @@ class VelocityAndTrace:
         with torch.inference_mode(False), torch.enable_grad():
             x = state[:, 0].to(self.network_dtype, copy=True).requires_grad_()
             v = self.velocity(x, t.clone()).to(state.dtype)
-            (pulled_back,) = torch.autograd.grad(v, x, self.probe.to(v.dtype))
+            pulled_back = torch.zeros_like(x)
+            if v.requires_grad:  # else the field does not depend on x
+                options = {"allow_unused": True, "materialize_grads": True}
+                (pulled_back,) = torch.autograd.grad(v, x, self.probe.to(v.dtype), **options)
         return torch.stack([v.detach(), self.probe * pulled_back.to(state.dtype)], dim=1)
 
     def at_step(self, t: float) -> "VelocityAndTrace":

@@ -22,12 +22,12 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = Linear(dim, hidden), Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or _is_wrapped(self.fc1):
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or is_wrapped(self.fc1):
             return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
-def _is_wrapped(layer: nn.Module) -> bool:
+def is_wrapped(layer: nn.Module) -> bool:
     """Whether calling the layer does more than its product: LoRA, offloaded weights, hooks."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks
     return type(layer) is not Linear or "forward" in vars(layer) or bool(hooks)

@@ -55,6 +55,7 @@ class SiT(ModelMixin, ConfigMixin):
     # What `compile_repeated_blocks` compiles, once for all of a kind. Training has one batch size; where sizes vary, as
     # in sampling, `dynamic=True` makes one program for all of them.
     _repeated_blocks: ClassVar[list[str]] = ["Block"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["time_embed"]  # Fourier features need its precision
 
     @register_to_config
     def __init__(
@@ -98,6 +99,7 @@ class SiT(ModelMixin, ConfigMixin):
         self.final = FinalLayer(hidden_size, patch_channels)
         table = None if position == "none" else sincos_position(hidden_size, self.grid)
         self.register_buffer("position_table", table, persistent=position == "table")
+        self.register_load_state_dict_post_hook(SiT._make_position_table)
         self.gradient_checkpointing = False
         self._initialise()
 
@@ -112,6 +114,12 @@ class SiT(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=0.02)
         for linear in (*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj):
             nn.init.zeros_(linear.weight)
+
+    def _make_position_table(self, _: object = None) -> None:
+        """Beside loaded weights, where a model made without memory (on torch's device "meta") has none."""
+        if self.config.position == "sincos":
+            table = sincos_position(self.config.hidden_size, self.grid, self.patch_embed.weight.device)
+            self.position_table = table.to(self.position_table.dtype)
 
     def recompute(self, what: str) -> None:
         """Less memory for more time in training: what the backward pass computes again instead of keeping it.
@@ -177,7 +185,8 @@ class SiT(ModelMixin, ConfigMixin):
                 if self.label_embed is None
                 else f"This model needs labels in [0, {self.num_classes}); the null class is {self.num_classes}."
             )
-        embedding = t if t.ndim == 2 else self.time_embed(t.reshape(-1))
+        embedded = t.ndim == 2 and t.shape[1] == self.config.hidden_size
+        embedding = t if embedded else self.time_embed(t.reshape(-1))
         return embedding if y is None else embedding + self.label_embed(y)
 
     def embed_patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,11 +7,15 @@ oneDNN, which comes with torch too, uses it everywhere. On other devices and in 
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from sit_atconv.ops.registration import closed_to_compiler
 
 _BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 _SMALL = 2**21  # multiply-adds, below which a call costs more than oneDNN saves
@@ -25,9 +29,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _is_onednn_faster(x, weight, bias):
         return F.linear(x, weight, bias)
-    if torch.compiler.is_compiling():  # closed to compilers: they would go back to MKL
+    if closed_to_compiler():  # it would go back to MKL
         return _operator(x, weight, bias)
-    return _Product.apply(x, weight, bias)
+    return F.linear(x, weight, bias) if torch.compiler.is_compiling() else _Product.apply(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -40,6 +44,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _is_onednn_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         _BOTH_LIBRARIES
+        and not torch.jit.is_tracing()
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and type(weight) in _PLAIN
@@ -54,16 +59,18 @@ def _is_onednn_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none", algorithm: str = "") -> Tensor:
+    if bias is not None:
+        bias = bias.contiguous()  # oneDNN takes it to be, unasked
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], algorithm)
 
 
 def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Of x, weight and bias, those that are wanted: `linear` layers as well."""
     x, weight = ctx.saved_tensors
-    rows = dy.flatten(0, -2)
+    rows = dy.reshape(-1, dy.shape[-1])  # here and below: vmap has no rule for flatten
     return (
         linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None,
-        linear(rows.t(), x.flatten(0, -2).t(), None) if ctx.needs_input_grad[1] else None,
+        linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if ctx.needs_input_grad[1] else None,
         rows.sum(0) if ctx.needs_input_grad[2] else None,
     )
 
@@ -113,3 +120,12 @@ _operator.register_autograd(
     partial(_gradients, _operator),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
 )
+
+
+def _count(x_shape: torch.Size, weight_shape: torch.Size, *others: Any, **options: Any) -> int:
+    """Floating-point operations, for torch's `FlopCounterMode`: a multiply-add is two."""
+    return 2 * prod(x_shape) * weight_shape[0]
+
+
+if _BOTH_LIBRARIES:
+    register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.sit_atconv.linear])(_count)

@@ -57,6 +57,8 @@ def per_sample_depthwise_conv2d(x: Tensor, kernels: Tensor, backend: str = "auto
         require_one_of(backend, BACKENDS, "backend in SIT_ATCONV_DEPTHWISE")
     if backend == "triton":
         _require_triton(x)
+    if B == 0:  # convolutions of no groups are refused
+        backend = "shifted"
     return BACKENDS[backend](x, kernels)
 
 

@@ -9,6 +9,14 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def closed_to_compiler() -> bool:
+    """Whether a compiler is to be given a closed operator: it traces, and through no transform of torch.func.
+
+    Of those a custom operator knows nothing: forward derivatives would silently be zero, others fail.
+    """
+    return torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 def register_operator(name: str, forward: Forward, backward: Backward) -> Forward:
     """Register `sit_atconv::<name>` and `sit_atconv::<name>_backward`; returns the first, differentiable twice.
 

@@ -1,6 +1,7 @@
 """How likely a model finds images: `python -m sit_atconv.sampling.likelihood --checkpoint MODEL --data DATA`."""
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -66,21 +67,34 @@ def score_likelihood(
     if settings.stochastic:
         raise InputError(f"The likelihood follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
     require_same_data(model, dataset, "the data set")
-    drawing = Drawing(model.requires_grad_(False), settings)
+    drawing = Drawing(model, settings)
     low, high = drawing.interpolant.time_range(model.config.prediction)
     pixels = dataset.latents.autoencoder == IDENTITY
     for batch in encoded_batches(model, dataset, rows, seed, batch_size):
         latents = _dequantise(batch, seed) if pixels else batch.latents
-        bits = log_likelihood(
-            drawing.velocity(batch.labels, model.device),
-            latents,
-            **drawing.ode_options,
-            probe=_signs(batch, seed),
-            start=low,
-            end=high,
-            samples=batch.rows,
-        )
+        with _frozen(model):
+            bits = log_likelihood(
+                drawing.velocity(batch.labels, model.device),
+                latents,
+                **drawing.ode_options,
+                probe=_signs(batch, seed),
+                start=low,
+                end=high,
+                samples=batch.rows,
+            )
         yield bits.cpu() + (math.log2(_LEVELS) if pixels else 0.0)
+
+
+@contextlib.contextmanager
+def _frozen(model: SiT) -> Iterator[None]:
+    """The gradients of the weights, which nobody wants, are not computed within."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def _dequantise(batch: EncodedBatch, seed: int) -> Tensor:

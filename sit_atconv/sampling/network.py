@@ -63,7 +63,8 @@ class StepNetwork:
 
     def _embed(self, t: Tensor, device: torch.device) -> Tensor:
         """The embedding (1, C) of a scalar time, which is on the CPU: looking at it does not wait for the device."""
-        if hasattr(self.model, "_hf_hook"):  # offloaded: its weights come when all of it is called, not a part
+        # Offloaded weights come when all of the model is called, not a part; graphs of gradients serve one call.
+        if hasattr(self.model, "_hf_hook") or torch.is_grad_enabled():
             return t
         time = float(t)
         if time not in self._embedded:

@@ -7,30 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.models.layers import Linear
+from sit_atconv.models.layers import Linear, is_wrapped
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 POOLS = ("grid", "raster")
-
-
-class KernelGenerator(nn.Linear):
-    """The K² kernel numbers of each channel from its context, lateral inhibition folded in (Eq. 8-9).
-
-    One affine map serves all channels. Inhibition takes from a channel's numbers λ times their mean, λ of that channel.
-    The mean comes out of the same product: a row more, the sum of the others, gives the sum of the numbers.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size, size)
-
-    def forward(self, context: Tensor, inhibition: Tensor) -> Tensor:
-        """α of Eq. 9 from φ of the context (B, K², C) and λ (C,): (B, K², C), channels last as kernels are read."""
-        weight = torch.cat([self.weight, self.weight.sum(0, keepdim=True)])
-        bias = torch.cat([self.bias, self.bias.sum(0, keepdim=True)])
-        product = torch.baddbmm(bias.unsqueeze(-1), weight.expand(len(context), -1, -1), context)
-        kernels, total = product.split((self.out_features, 1), dim=1)
-        return torch.addcmul(kernels, inhibition, total, value=-1 / self.out_features)
 
 
 class ATConv(nn.Module):
@@ -58,7 +39,7 @@ class ATConv(nn.Module):
             raise InputError(f"kernel_size must be odd and positive, not {kernel_size}: an even kernel has no centre.")
         self.kernel_size, self.pool, self.activation = kernel_size, pool, activation
         self.kernel_proj = Linear(dim, dim)
-        self.kernel_gen = KernelGenerator(kernel_size**2)
+        self.kernel_gen = Linear(kernel_size**2, kernel_size**2)  # shared by all channels
         self.value_proj = Linear(dim, dim)
         self.out_proj = Linear(dim, dim)
         self.inhibition = nn.Parameter(torch.zeros(dim))  # λ = sigmoid(0) = ½ at the start
@@ -74,8 +55,25 @@ class ATConv(nn.Module):
         # Context to kernel, Eq. 7-8. The paper projects N tokens and pools them into K²; we pool first. Pooling is
         # linear and its weights sum to 1, so the result is the same, and the projection costs K² tokens instead of N.
         context = self.kernel_proj(self._pool(x, grid))  # (B, K², C)
-        kernels = self.kernel_gen(ACTIVATIONS[self.activation](context), self.inhibition.sigmoid())
+        kernels = self._generate(ACTIVATIONS[self.activation](context))
         return kernels.transpose(1, 2).unflatten(-1, (self.kernel_size, self.kernel_size))
+
+    def _generate(self, context: Tensor) -> Tensor:
+        """α (B, K², C) from φ of the context (B, K², C), channels last as the convolution reads them (Eq. 8-9).
+
+        Lateral inhibition takes from a channel's numbers λ times their mean. It is folded into the generator's product:
+        a row more, the sum of the others, gives the sum of the numbers.
+        """
+        size, generator = self.kernel_size**2, self.kernel_gen
+        if is_wrapped(generator):
+            kernels = generator(context.mT).mT
+            total = kernels.sum(1, keepdim=True)
+        else:
+            weight = torch.cat([generator.weight, generator.weight.sum(0, keepdim=True)])
+            bias = torch.cat([generator.bias, generator.bias.sum(0, keepdim=True)])
+            product = torch.baddbmm(bias.unsqueeze(-1), weight.expand(context.shape[0], -1, -1), context)
+            kernels, total = product.split((size, 1), dim=1)
+        return torch.addcmul(kernels, self.inhibition.sigmoid(), total, value=-1 / size)
 
     def _pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Average tokens (B, N, C) over K² bins: (B, K², C). Bins overlap where K does not divide the grid."""
