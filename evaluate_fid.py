@@ -19,8 +19,8 @@ from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling
 def open_stream(options: Namespace, device: torch.device) -> SampleStream:
     """This process's share of the samples of a checkpoint, as sample.py draws them."""
     settings, rest = split_sampling_arguments({name: vars(options)[name] for name in options.sampling})
-    if rest["num_samples"] < 1:
-        raise InputError("--num-samples must be at least 1.")
+    if rest["num_samples"] < 2:
+        raise InputError(f"--num-samples must be at least 2, not {rest['num_samples']}: one sample has no covariance.")
     state = PartialState()
     mine = share(rest["num_samples"], state.process_index, state.num_processes)
     model, autoencoder = open_generator(options.checkpoint, rest.get("vae"), device)

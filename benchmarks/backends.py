@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Run, default_device, median_milliseconds, write_json
+from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d
 
 SIZES = {"cpu": ((4, 384), (16, 384), (16, 768), (32, 1152)), "cuda": ((16, 384), (16, 1152), (32, 1152), (64, 1152))}
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into the package")
     options = parser.parse_args()
     device = default_device()
-    rows = [measured(case, device, options.turns) for case in cases(device)]
+    rows = [measured(case, device, options.turns) | {"machine": machine(device)} for case in cases(device)]
     for row in rows:
         times = "   ".join(f"{name} {ms:.3f}" for name, ms in row["milliseconds"].items())
         flags = ("compiled" if row["compiled"] else "eager", "with gradients" if row["gradients"] else "forward")
@@ -36,7 +36,7 @@ def main() -> None:
     if options.write:
         path = Path(str(resources.files("sit_atconv.ops").joinpath("measurements.json")))
         kept = [row for row in json.loads(path.read_text())["rows"] if row["device"] != device.type]
-        write_json(path, "python -m benchmarks.backends --write", device, kept + rows)
+        write_json(path, command_line(), device, kept + rows)
 
 
 def cases(device: torch.device) -> Iterator[dict]:

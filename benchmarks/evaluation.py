@@ -117,7 +117,7 @@ def clocks() -> dict[str, float]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--weights", help="features are measured only with weights")
     parser.add_argument("--source", default="digits@64")
     parser.add_argument("--count", type=int, default=96)

@@ -22,6 +22,7 @@ from benchmarks.timing import command_line, write_json
 from sit_atconv.data.sources import open_source
 from sit_atconv.evaluation import InceptionFeatures, inception_score, precision_recall
 from sit_atconv.evaluation.per_class import feature_distance
+from sit_atconv.images import to_float, to_uint8
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
@@ -44,7 +45,7 @@ def truncated(images: Tensor) -> Tensor:
     """What floor(127.5 x + 127.5) makes of values that round to these images: half a grey level darker on average."""
     generator = torch.Generator().manual_seed(0)
     values = images.float() + torch.rand(images.shape, generator=generator) - 0.5
-    return values.floor().clamp(0, 255).to(torch.uint8)
+    return to_uint8(to_float(values), rounding="truncate")
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,7 +72,7 @@ def measure(features: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[s
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--source", required=True)
     parser.add_argument("--count", type=int, default=250)

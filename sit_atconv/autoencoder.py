@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.files import sha256_of_file
 
 IDENTITY = "identity"
-WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 # Luma of ITU-R BT.601, PIL's own conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -79,7 +80,7 @@ class LatentSpec:
 
 
 def sample_posterior(moments: Tensor, noise: Tensor, spec: LatentSpec) -> Tensor:
-    """Normalised latents (mean + std · noise - shift) · scale in fp32, where `moments` are.
+    """Normalised latents (mean + std · noise - shift) · scale in fp32, on the device of `moments`.
 
     moments: (B, 2C, H, W), mean and standard deviation; noise: (B, C, H, W) standard normal.
     """

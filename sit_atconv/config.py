@@ -20,9 +20,14 @@ from jsonargparse.typing import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    restricted_number_type,
 )
 
 from sit_atconv.errors import nearest
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**64)])
+Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class ModelConfig:
         kernel_size: K of ATConv.
         pool: what ATConv pools: "grid" (the paper) or "raster" (the released code).
         activation: φ of ATConv.
-        position: "sincos", or "none" (the paper's FFHQ runs of pure ATConv).
+        position: "sincos", or "none" (the released code's FFHQ runs of pure ATConv).
         init_from: fine-tune: begin with the weights of this `model/` directory, of a run or of sit_atconv.convert.
     """
 
@@ -146,7 +151,7 @@ class OptimizerConfig:
     """
 
     lr: PositiveFloat = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = 1.0
@@ -188,7 +193,7 @@ class TrainingConfig:
     max_bad_steps: PositiveInt = 20
     gradient_checkpointing: Literal["none", "blocks", "mixers"] | bool = "none"
     compile: bool = False
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.gradient_checkpointing, bool):
@@ -231,7 +236,7 @@ class PreviewConfig:
     every: PositiveInt | None = 10_000
     classes: PositiveInt = 8
     per_class: PositiveInt = 8
-    solver: Literal["euler", "heun", "midpoint", "dopri5", "sde"] = "heun"
+    solver: Solver = "heun"
     steps: PositiveInt = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
@@ -262,7 +267,7 @@ class EvaluationConfig:
     features: str = "inception"
     weights: str | None = None
     batch_size: PositiveInt = 64
-    solver: Literal["euler", "heun", "midpoint", "dopri5", "sde"] = "heun"
+    solver: Solver = "heun"
     steps: PositiveInt = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
@@ -359,6 +364,8 @@ class _Parser(ArgumentParser):
     source = ""  # what was read, for the beginning of that paragraph
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if message.startswith("Unexpected config"):
+            message = "the configuration is empty, or holds no sections with keys."
         group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
         option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
         key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None

@@ -2,9 +2,24 @@
 
 import contextlib
 import difflib
+import errno
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_OF_THE_USER = (
+    *FULL_DISK,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 class InputError(ValueError):
@@ -29,11 +44,18 @@ def require_one_of(value: str, allowed: Iterable[str], what: str) -> None:
 def exit_on_input_error() -> Iterator[None]:
     """Wrap a command's main function: a user's mistake ends it with one paragraph and exit code 2, no traceback.
 
-    Programming errors keep their traceback. A file that cannot be read or written counts as the user's.
+    Programming errors keep their traceback. A file that cannot be read or written counts as the user's, and so does a
+    full disk. Ctrl-C ends it with code 130.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         yield
-    except (InputError, PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        sys.stderr.write(f"error: {error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted: what is written stays, and the same command goes on from there.\n")
+        sys.exit(130)
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_USER:
+            raise
+        full = " Make room and run the same command again." if getattr(error, "errno", None) in FULL_DISK else ""
+        sys.stderr.write(f"error: {error}{full}\n")
         sys.exit(2)

@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """From now on large tensors that are freed stay in the process, for the next ones; for a run on a CPU.
 
     By default glibc hands large blocks back to the system, and every new one costs page faults: a training step of a
-    small model then takes a quarter to a half longer. Without glibc (other systems) nothing changes.
+    small model then takes 40 to 50 % longer (docs/performance.md). Without glibc (other systems) nothing changes.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

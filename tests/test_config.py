@@ -1,12 +1,14 @@
 """Configurations: the shipped files load, round-trip, and a mistake is named with the nearest key."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from sit_atconv.config import Config, config_differences, config_keys, load_config, parse_command_line
+from sit_atconv.config import Config, Solver, config_differences, config_keys, load_config, parse_command_line
 from sit_atconv.models import create_model
+from sit_atconv.sampling import SOLVERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -22,6 +24,10 @@ def test_shipped_configurations_load_are_complete_and_round_trip(path: Path, tmp
     named = {f"{section}.{key}" for section, keys in given.items() for key in keys or []}
     assert {key for key in config_keys() if not key.startswith(absent)} == named
     assert path.read_text().count("#") > 5  # a comment says why
+
+
+def test_training_draws_by_every_solver() -> None:
+    assert get_args(Solver) == SOLVERS
 
 
 def test_the_published_settings() -> None:
@@ -65,6 +71,8 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--training.steps", "0"], "v>0"),
         (["--training.precision", "fp8"], "'no', 'bf16'"),
         (["--flow.label_dropout", "1.5"], "flow.label_dropout"),
+        (["--optimizer.betas", "[0.9,1.0]"], "v<1"),
+        (["--training.seed", str(2**64)], "training.seed"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -86,6 +94,7 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("training: {steps: soon}", "training.steps"),
         ("training: [1, 2]", "training"),
         ("training: {steps: 3", "expected ',' or '}'"),
+        ("", "the configuration is empty"),
     ],
 )
 def test_mistakes_in_a_file_end_with_code_2(text: str, message: str, tmp_path: Path, capsys) -> None:

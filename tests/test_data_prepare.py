@@ -315,3 +315,17 @@ def test_command_line(photos, vae, tmp_path, capsys):
                 main(arguments)
             assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
         assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == before
+
+
+def test_two_programs_do_not_prepare_one_data_set(photos, vae, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", hold, str(out / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"out is prepared by .*choose another OUT"):
+            prepare(options(photos, out, vae))
+        other.communicate(b"\n")
+    assert prepare(options(photos, out, vae)).count == 9  # what the other left behind means nothing
+    assert not (out / ".lock").exists()

@@ -247,6 +247,17 @@ def test_damaged_npz(tmp_path):
         open_source(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("member", ["arr_0", "arr_1"])
+def test_changed_bytes_of_an_npz(tmp_path, member):
+    images, labels = np.stack([picture(i) for i in range(4)]), np.arange(4)
+    np.savez(tmp_path / "x.npz", images, labels)
+    whole, changed = (tmp_path / "x.npz").read_bytes(), (images if member == "arr_0" else labels).tobytes()
+    open_source(tmp_path / "x.npz").verify()
+    (tmp_path / "x.npz").write_bytes(whole.replace(changed, changed[:-1] + b"\x07"))
+    with pytest.raises(InputError, match=rf"x\.npz is damaged: cannot read '{member}': Bad CRC-32"):
+        open_source(tmp_path / "x.npz").verify()
+
+
 def test_npz_declaring_more_than_there_is(tmp_path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

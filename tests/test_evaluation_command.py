@@ -1,23 +1,27 @@
 """The command as a user runs it, on one process and on several, and what it says about mistakes."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 from sampling_fixtures import tiny_model
 
+from evaluate_fid import open_stream as open_checkpoint
 from sit_atconv.data.digits import load_digits
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation import SampleStream
+from sit_atconv.evaluation import SampleStream, command
 from sit_atconv.evaluation.command import parse, run
 from sit_atconv.evaluation.digits import describe, score_digits
 from sit_atconv.sampling import SamplerSettings, sample_to_directory
+from sit_atconv.sampling.arguments import add_sampling_arguments
 
 ROOT = Path(__file__).parents[1]
 PIXELS = ["--features", "pixels", "--device", "cpu", "--workers", "0"]
@@ -28,11 +32,17 @@ def evaluate_fid(*arguments: str, stream: SampleStream | None = None) -> None:
     run(parse(list(arguments), lambda parser: []), lambda options, device: stream)
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess:
+def python(*arguments: str, stdout: IO[str] | int = subprocess.PIPE) -> subprocess.CompletedProcess:
     """Python in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
+        [sys.executable, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
     )
 
 
@@ -130,7 +140,7 @@ EVALUATE = ["--samples", "digits@8", "--reference", "digits@8"]
         ([*EVALUATE, "--metrics", "fid"], "no metric 'fid'"),
         ([*EVALUATE, "--classes", "a,b"], "labels separated by commas"),
         ([*EVALUATE, "--bootstrap", "-1"], "at least two resamples"),
-        ([*EVALUATE, "--batch-size", "0"], "batch size"),
+        ([*EVALUATE, "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         ([*EVALUATE, "--workers", "-1"], "workers"),
         ([*EVALUATE, "--weights", "w.pth"], "Pixels have no network"),
         ([*EVALUATE, "--device", "gpu9"], "device 'gpu9'"),
@@ -162,6 +172,64 @@ def test_usage(arguments, capsys):
 def test_a_report_that_cannot_be_written_is_found_before_the_work(tmp_path):
     with pytest.raises(InputError, match="give the name of a file"):
         evaluate_fid("--samples", "absent", "--reference", "absent", "--json", str(tmp_path), *PIXELS)
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "x.npz", tmp_path / "file" / "folder" / "x.npz"):
+        for asked in ((*EVALUATE, "--json"), ("reference", "digits@8")):
+            with pytest.raises(InputError, match=rf"{out}: {out.parent} is not a folder; give the name of a file"):
+                evaluate_fid(*asked, str(out))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reference", "absent", "out.npz"], "'absent' does not exist"),
+        (["reference", "digits:tran", "out.npz"], "split of the digits"),
+        (["--samples", "absent", "--reference", "digits@8"], "'absent' does not exist"),
+        (["--samples", "digits@8", "--reference", "absent.npz"], "'absent.npz' does not exist"),
+        (["--checkpoint", "absent", "--reference", "digits@8"], "no model"),
+    ],
+)
+def test_what_is_not_there_is_found_before_weights_are_fetched(arguments, message, tmp_path, monkeypatch):
+    def fetch(*_: object) -> None:
+        raise AssertionError("went for the weights")
+
+    def open_stream(*_: object) -> SampleStream:
+        raise InputError("no model")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "create_features", fetch)
+    with pytest.raises(InputError, match=message):
+        run(parse([*arguments, "--device", "cpu"], lambda parser: []), open_stream)
+
+
+@pytest.mark.parametrize("count", ["0", "1"])
+def test_a_checkpoint_has_to_draw_two_samples(count, tmp_path):
+    arguments = ["--checkpoint", str(tmp_path), "--reference", "digits@8", "--num-samples", count]
+    options = parse(arguments, add_sampling_arguments)
+    with pytest.raises(InputError, match=rf"--num-samples must be at least 2, not {count}"):
+        run(options, open_checkpoint)
+
+
+def test_a_full_disk_leaves_no_file_and_costs_no_numbers(digits, tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    report = tmp_path / "scores.json"
+    with pytest.raises(InputError, match=r"No space left while writing .*scores\.json"):
+        evaluate_fid("--samples", str(digits), "--reference", "digits:heldout@8", "--json", str(report), *PIXELS)
+    assert not list(tmp_path.iterdir()) and "FD-pixels" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_gone_is_no_mistake(digits, tmp_path):
+    arguments = ["--samples", str(digits), "--reference", "digits:heldout@8", "--json", str(tmp_path / "s.json")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        result = python("evaluate_fid.py", *arguments, *PIXELS, stdout=gone)
+    assert result.returncode == 0 and "Traceback" not in result.stderr and "Broken" not in result.stderr
+    assert json.loads((tmp_path / "s.json").read_text())["metrics"]["fd_pixels"] > 0
 
 
 def test_the_library_needs_neither_torch_fidelity_nor_scikit_learn():

@@ -1,5 +1,7 @@
 """Reference files, read and written, and features kept on disk between runs."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -121,6 +123,20 @@ def test_statistics_that_cannot_be_used(tmp_path, folder, arrays, message):
         evaluate(folder, str(tmp_path / "bad.npz"), StandIn())
 
 
+def test_a_changed_byte_in_statistics_is_found(tmp_path, folder):
+    path = tmp_path / "fid_stats.npz"
+    np.savez(path, mu=np.full(6, 3.0), sigma=np.eye(6))
+    path.write_bytes(path.read_bytes().replace(np.full(6, 3.0).tobytes(), np.full(6, 3.5).tobytes()))
+    with pytest.raises(InputError, match=r"fid_stats\.npz is damaged: cannot read 'mu'"):
+        evaluate(folder, str(path), StandIn())
+
+
+def test_statistics_of_one_image_are_refused(tmp_path, folder):
+    np.savez(tmp_path / "one.npz", mu=np.zeros(6), sigma=np.eye(6), count=1)
+    with pytest.raises(InputError, match="number of references is 1"):
+        evaluate(folder, str(tmp_path / "one.npz"), StandIn())
+
+
 def test_other_features_need_the_images(tmp_path, folder):
     np.savez(tmp_path / "fid_stats.npz", mu=np.zeros(6), sigma=np.eye(6))
     with pytest.raises(InputError, match="Inception features only; raw pixels need its images"):
@@ -146,6 +162,18 @@ def test_writing_never_overwrites_and_keeps_to_the_published_features(tmp_path, 
     with pytest.raises(InputError, match="at least two"):
         write_reference(one, tmp_path / "new.npz", StandIn())
     assert not (tmp_path / "new.npz").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, folder, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"No space left while writing .*new\.npz"):
+        write_reference(folder, tmp_path / "out" / "new.npz", StandIn())
+    with pytest.raises(InputError, match="No space left"):
+        evaluate(folder, folder, StandIn(), Options(reading=Reading(cache=tmp_path / "cache")))
+    assert not [path for name in ("out", "cache") for path in (tmp_path / name).rglob("*") if path.is_file()]
 
 
 def test_large_references_keep_a_drawn_share_of_features(folder):

@@ -75,13 +75,12 @@ def test_diffusers_switch_stays_usable_and_adds_up() -> None:
     assert not model.is_gradient_checkpointing
 
 
-def test_nothing_is_recomputed_without_gradients() -> None:
+def test_mixers_run_plainly_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     model.recompute("mixers")
-    calls = count_mixer_calls(model)
+    monkeypatch.setattr("sit_atconv.models.block.checkpoint", None)
     with torch.no_grad():
         model(*batch())
-    assert len(calls) == 3
 
 
 def kept_numbers(model: SiT, inputs: tuple[Tensor, ...]) -> int:

@@ -1,13 +1,14 @@
-"""How often the repeated block is compiled: in training once for each kind, in sampling for sizes of a new kind."""
+"""How often the repeated block is compiled: once for each kind of it, and again for sizes of a new kind."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from sampling_fixtures import images_of, require_same_images, tiny_model
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from sit_atconv import SiT
+from sit_atconv import SiT, create_model
 from sit_atconv.sampling import SamplerSettings
 
 KINDS = 2  # of blocks in a hybrid
@@ -18,6 +19,20 @@ def compiled(model: SiT, backend: str, dynamic: bool | None = None) -> CompileCo
     counter = CompileCounterWithBackend(backend)
     model.compile_repeated_blocks(fullgraph=True, backend=counter, dynamic=dynamic)
     return counter
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("SiT-S/2", 1), ("SiT-ATConv-S/2", 1), ("SiT-Hybrid-S/2", KINDS)])
+def test_each_kind_of_block_is_compiled_for_the_first_batch_size_and_for_any(name: str, kinds: int) -> None:
+    model = create_model(name, input_size=8, hidden_size=16, depth=4, num_heads=2, num_classes=5)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    batches = [(torch.randn(B, 4, 8, 8), torch.rand(B), torch.arange(B) % 5) for B in (4, 3, 6, 2, 9)]
+    with torch.no_grad():
+        expected = [model(*batch) for batch in batches]
+        counter = compiled(model, "eager")
+        for batch, velocity in zip(batches, expected, strict=True):
+            torch.testing.assert_close(model(*batch), velocity, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 2 * kinds
 
 
 @pytest.mark.parametrize("autocast", [False, True])

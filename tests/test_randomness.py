@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sit_atconv.errors import InputError
 from sit_atconv.images import to_float, to_uint8
 from sit_atconv.randomness import Stream, keyed_generator, keyed_normal, keyed_uniform
 
@@ -59,3 +60,5 @@ def test_truncation_is_half_a_level_darker() -> None:
     x = torch.linspace(-1, 1, 10_001)
     darker = to_uint8(x).float().mean() - to_uint8(x, rounding="truncate").float().mean()
     assert darker.item() == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(InputError, match="Unknown rounding 'floor'"):
+        to_uint8(x, rounding="floor")

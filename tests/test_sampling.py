@@ -1,10 +1,17 @@
 """Generation: what a sample depends on, what is computed for it, and labels."""
 
+import math
+from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sampling_fixtures import PIXELS, images_of, require_same_images, tiny_model
 from torch import nn
 
@@ -12,6 +19,7 @@ from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.errors import InputError
 from sit_atconv.flow import NonFiniteError, guided_velocity
 from sit_atconv.sampling import SamplerSettings, generate
+from sit_atconv.sampling.arguments import add_sampling_arguments
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.labels import choose_labels
 
@@ -152,11 +160,66 @@ def test_unknown_labels_are_named(rule: str, classes: int) -> None:
         ({"solver": "heun", "rtol": 1e-4}, "rtol would do nothing"),
         ({"steps": 0}, "at least one step, not 0"),
         ({"solver": "sde", "last_step": "last"}, "Unknown last step"),
+        (
+            {"solver": "sde", "last_step": "none", "last_step_size": 0.1},
+            "last_step_size would do nothing with the last",
+        ),
+        *(({"guidance": scale}, f"finite number >= 0, not {scale}") for scale in (-1.0, math.nan, math.inf)),
+        *(({"guidance": 2.0, "interval": i}, "low <= high <= 1") for i in ((0.7, 0.2), (-0.1, 1.0), (0.0, math.nan))),
+        ({"interval": (0.7, 0.2)}, "low <= high <= 1, not 0.7 0.2"),
+        *(({"shift": shift}, "positive and finite") for shift in (0.0, -1.0, math.nan, math.inf)),
+        *(({"solver": "sde", "diffusion_scale": s}, "diffusion scale must be") for s in (-1.0, math.nan, math.inf)),
+        *(({"solver": "sde", "last_step_size": size}, "between 0 and 1") for size in (0.0, 1.0, math.nan)),
+        *(({"solver": "dopri5", "atol": tolerance}, "tolerances") for tolerance in (-1e-6, math.nan, math.inf)),
+        ({"solver": "dopri5", "rtol": -1.0}, "tolerances"),
+        ({"solver": "dopri5", "atol": 0.0, "rtol": 0.0}, "one of them positive"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SamplerSettings(**options)
+
+
+@hypothesis_settings(deadline=None)
+@given(scale=st.floats(), interval=st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)))
+def test_settings_allow_the_guidance_that_the_field_allows(scale: float, interval: tuple[float, float]) -> None:
+    def allowed(make: Callable[[], object]) -> bool:
+        try:
+            make()
+        except InputError:
+            return False
+        return True
+
+    scale = 2.0 if scale == 1 else scale  # with which an interval would do nothing
+    field = partial(guided_velocity, None, torch.zeros(1, dtype=torch.int64), scale, null_label=1, interval=interval)
+    assert allowed(field) == allowed(lambda: SamplerSettings(guidance=scale, interval=interval))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": 0.0},
+        {"guidance": 2.0, "interval": (0.3, 0.3)},
+        {"solver": "sde", "diffusion_scale": 0.0},
+        {"solver": "sde", "last_step": "none"},
+        {"solver": "dopri5", "atol": 0.0},
+        {"solver": "dopri5", "rtol": 0.0},
+    ],
+)
+def test_the_ends_of_the_ranges_can_be_drawn_with(options: dict) -> None:
+    assert images_of(tiny_model(), [0], SamplerSettings(steps=2, **options)).shape == (1, 3, 8, 6)
+
+
+@pytest.mark.parametrize("word", ["-1", str(2**64), "1.5", "x"])
+def test_seeds_that_are_none_end_at_the_command_line(word: str, capsys) -> None:
+    parser = ArgumentParser()
+    add_sampling_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", word])
+    assert f"argument --seed: {word} is no seed: give a whole number from 0 to {2**64 - 1}" in capsys.readouterr().err
+    for fine in (0, 2**64 - 1):
+        assert parser.parse_args(["--seed", str(fine)]).seed == fine
+    choose_labels("random", [0], 3, seed=2**64 - 1)
 
 
 def test_guidance_that_the_model_cannot_have_is_refused_before_any_call() -> None:

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from training_runs import NO_PREVIEW, command_words, losses, run_tiny, start_run
 
 import train as train_command
+from sit_atconv import lock as lock_module
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
 from sit_atconv.training import checkpoint as checkpoint_module
-from sit_atconv.training import lock as lock_module
 from sit_atconv.training import preview as preview_module
 from sit_atconv.training import run_directory as run_directory_module
 from sit_atconv.training import session as session_module
@@ -231,3 +231,21 @@ def test_an_old_checkpoint_that_somebody_reads_does_not_stop_the_rotation(tmp_pa
     assert names == [".unfinished-step-0000001", "latest", "step-0000004"]
     run_tiny(tmp_path / "run", f"{extra} --training.steps 5")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["latest", "step-0000005"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--model.num_classes 0 --preview.guidance 2", "needs a model with classes"),
+        (f"{NO_PREVIEW} --evaluation.reference digits:heldout@8 --evaluation.samples 1", "at least 2"),
+        (
+            f"{NO_PREVIEW} --model.num_classes 0 --evaluation.reference digits:heldout@8 --evaluation.guidance 2 "
+            "--evaluation.features pixels",
+            "needs a model with classes",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_the_first_step(extra: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        run_tiny(tmp_path / "run", extra)
+    assert list(tmp_path.iterdir()) == []

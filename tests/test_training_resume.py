@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from training_runs import (
     ALIGNED,
     NO_PREVIEW,
@@ -267,6 +269,9 @@ def test_a_checkpoint_is_opened_without_unpickling(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr("pickle.loads", None)
     monkeypatch.setattr(torch, "load", None)
     run_tiny(tmp_path / "run", f"--training.steps 4 {NO_PREVIEW}")
-    assert SiT.from_pretrained(tmp_path / "run" / "checkpoints" / "step-0000004" / "model") is not None
+    folder = tmp_path / "run" / "checkpoints" / "step-0000004" / "model"
+    loaded, stored = SiT.from_pretrained(folder).state_dict(), load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    assert loaded.keys() == stored.keys()
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
     suffixes = {p.suffix for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
     assert suffixes == {".json", ".safetensors"}

@@ -53,7 +53,7 @@ class CachedTeacher:
         self.key = tokens_name(number)
 
     def targets(self, batch: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, h·w, dim) fp32 for `grid` (h, w) from batch[key] (B, N, dim), where that is."""
+        """Tokens (B, h·w, dim) fp32 for `grid` (h, w) from batch[key] (B, N, dim), on the batch's device."""
         return resample_tokens(batch[self.key].float(), self._grid, grid)
 
 

@@ -31,12 +31,7 @@ class Teacher:
 
     key = "image"  # what it needs of a batch
 
-    def __init__(
-        self,
-        name: str = "vit_base_patch14_dinov2.lvd142m",
-        weights: str = "hub",
-        device: str | torch.device = "cpu",
-    ) -> None:
+    def __init__(self, name: str, weights: str, device: str | torch.device = "cpu") -> None:
         self.name, self.weights, self.device = name, weights, torch.device(device)
         self._model = _create(name, weights).eval().requires_grad_(False).to(self.device)
         self._patch: int = self._model.patch_embed.patch_size[0]

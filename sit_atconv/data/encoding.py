@@ -32,12 +32,12 @@ class Encoder(NamedTuple):
 
 
 def moments_encoder(autoencoder: Autoencoder, flip: bool) -> Encoder:
-    """Latents."""
+    """Posterior moments (n, 2C, h, w) of pictures, kept as `moments`."""
     return Encoder("moments", lambda pixels: autoencoder.encode(to_float(pixels)), flip)
 
 
 def tokens_encoder(teacher: Teacher, number: int, flip: bool) -> Encoder:
-    """The tokens of the teacher with this number."""
+    """Teacher tokens (n, N, D), kept as `tokens_<number>`."""
     return Encoder(tokens_name(number), teacher.own_tokens, flip)
 
 

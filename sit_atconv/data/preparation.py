@@ -3,11 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-
-import torch
-from accelerate import PartialState
 
 from sit_atconv.alignment import Teacher
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, load_autoencoder
@@ -21,6 +17,8 @@ from sit_atconv.data.repa import RepaDataset
 from sit_atconv.data.shard_files import ShardFiles
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
+from sit_atconv.lock import LOCK, locked
+from sit_atconv.processes import process_state
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +36,32 @@ def prepare(options: PrepareOptions) -> Manifest:
     source = open_for_import(options, autoencoder) if importing else open_source(options.source, convert=True)
     manifest = _describe(options, source, autoencoder, teachers)
     out = Path(options.out)
-    if _is_complete(out, manifest):
-        if state.is_main_process:
-            log.info("%s is already complete.", out)
-        return load_manifest(out)
-
-    # Everyone has compared settings before the first process begins to write.
-    state.wait_for_everyone()
+    if not _is_complete(out, manifest):
+        state.wait_for_everyone()  # everyone has compared settings before the first process begins to write
+        with locked(out, state, "prepared", "OUT"):
+            finished = _is_complete(out, manifest)  # by another program, meanwhile
+            state.wait_for_everyone()  # all have looked before the first one writes
+            if not finished:
+                return _encode(options, source, manifest, autoencoder, teachers)
     if state.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
+        log.info("%s is already complete.", out)
+    return load_manifest(out)
+
+
+def _encode(
+    options: PrepareOptions,
+    source: ImageSource | RepaDataset,
+    manifest: Manifest,
+    autoencoder: Autoencoder,
+    teachers: Sequence[Teacher],
+) -> Manifest:
+    """Write the manifest, the shards that are missing, and the manifest of the complete data set, which is returned."""
+    state, out = process_state(), Path(options.out)
+    if state.is_main_process:
         save_manifest(manifest, out)
     state.wait_for_everyone()
 
+    importing = options.take_latents
     encoders = [] if importing else [moments_encoder(autoencoder, manifest.has_flip)]
     encoders += [tokens_encoder(teacher, k, manifest.teachers[k].flip) for k, teacher in enumerate(teachers)]
     files = ShardFiles(out, manifest.shard_rows)
@@ -67,15 +79,6 @@ def prepare(options: PrepareOptions) -> Manifest:
     )
     state.wait_for_everyone()
     return _finish(manifest, files, options.max_bad) if state.is_main_process else manifest
-
-
-def process_state() -> PartialState:
-    """This process among those of the launcher.
-
-    Without an accelerator, Accelerate joins processes only if told so. They wait for one another as long as it takes:
-    after a restart one may have hours more to do than the others; a dead one is noticed by the launcher.
-    """
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def _shard_range(manifest: Manifest, number: int) -> range:
@@ -120,7 +123,7 @@ def _describe(
 def _is_complete(out: Path, manifest: Manifest) -> bool:
     """Whether `out` holds this data set already. Raises `InputError` when it holds something else."""
     if not (out / MANIFEST_NAME).exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
             raise InputError(f"{out} exists and holds no data set of ours: choose a new or empty directory.")
         return False
     found = load_manifest(out)

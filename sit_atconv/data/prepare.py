@@ -10,15 +10,17 @@ import re
 from collections.abc import Sequence
 
 from sit_atconv.data.options import PrepareOptions
-from sit_atconv.data.preparation import prepare, process_state
+from sit_atconv.data.preparation import prepare
 from sit_atconv.data.shards import MAX_SHARD_SIZE
 from sit_atconv.data.teaching import add_teachers
 from sit_atconv.data.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
+from sit_atconv.processes import process_state
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sit_atconv.data.prepare", description=__doc__.split("\n\n")[0])
+    description = __doc__.split("\n\n")[0]
+    parser = argparse.ArgumentParser("python -m sit_atconv.data.prepare", description=description, allow_abbrev=False)
     add = parser.add_argument
     add("source", help="folder, zip, npz, REPA directory, hf:NAME or digits; without OUT, a prepared data set")
     add("out", nargs="?", help="directory of the new data set")

@@ -13,11 +13,12 @@ from sit_atconv.alignment.cached import find_tokens, tokens_name
 from sit_atconv.data.batches import StoredBatches
 from sit_atconv.data.encoding import tokens_encoder, write_shards
 from sit_atconv.data.manifest import Manifest, load_manifest, save_manifest
-from sit_atconv.data.preparation import process_state
 from sit_atconv.data.repa import is_repa
 from sit_atconv.data.shard_dataset import ShardDataset
 from sit_atconv.data.shard_files import ShardFiles
 from sit_atconv.errors import InputError
+from sit_atconv.lock import locked
+from sit_atconv.processes import process_state
 
 log = logging.getLogger(__name__)
 
@@ -35,35 +36,37 @@ def add_teachers(
     state = process_state()
     if is_repa(directory):
         raise InputError(f"{directory} was prepared for REPA: give the teacher while it is imported (--import).")
-    dataset, manifest = ShardDataset(directory), load_manifest(directory)
+    dataset = ShardDataset(directory)
     if not dataset.has_images:
         raise InputError(f"{directory} holds no pictures, which a teacher needs: prepare it anew with --teacher.")
     if flip and not dataset.has_flip:
         raise InputError(f"{directory} holds no mirrored latents, so tokens of mirror images are of no use.")
-    for name, weights in teachers:
-        if name in [spec.name for spec in manifest.teachers]:
-            held = manifest.teachers[find_tokens(name, weights, manifest.teachers, directory)]
-            if flip and not held.flip:
-                raise InputError(f"{directory} holds {name}'s tokens of unmirrored pictures only: prepare it anew.")
-            log.info("%s holds the tokens of %s already.", directory, name)
-            continue
-        teacher = Teacher(name, weights, state.device)
-        spec = teacher.spec(*manifest.resolution, flip or manifest.has_flip)
-        number, extended = len(manifest.teachers), replace(manifest, teachers=[*manifest.teachers, spec])
-        files = _token_files(Path(directory), extended, number)
-        mine = range(state.process_index, len(manifest.shards), state.num_processes)
-        write_shards(
-            StoredBatches(dataset),
-            files,
-            {shard: dataset.shard_range(shard) for shard in files.missing(mine)},
-            [tokens_encoder(teacher, number, spec.flip)],
-            batch_size=batch_size,
-            workers=workers,
-            device=state.device,
-            progress=state.is_main_process,
-        )
-        state.wait_for_everyone()
-        manifest = _finish(extended, files, state)
+    with locked(Path(directory), state, "prepared", "data set"):
+        manifest = load_manifest(directory)
+        for name, weights in teachers:
+            if name in [spec.name for spec in manifest.teachers]:
+                held = manifest.teachers[find_tokens(name, weights, manifest.teachers, directory)]
+                if flip and not held.flip:
+                    raise InputError(f"{directory} holds {name}'s tokens of unmirrored pictures only: prepare it anew.")
+                log.info("%s holds the tokens of %s already.", directory, name)
+                continue
+            teacher = Teacher(name, weights, state.device)
+            spec = teacher.spec(*manifest.resolution, flip or manifest.has_flip)
+            number, extended = len(manifest.teachers), replace(manifest, teachers=[*manifest.teachers, spec])
+            files = _token_files(Path(directory), extended, number)
+            mine = range(state.process_index, len(manifest.shards), state.num_processes)
+            write_shards(
+                StoredBatches(dataset),
+                files,
+                {shard: dataset.shard_range(shard) for shard in files.missing(mine)},
+                [tokens_encoder(teacher, number, spec.flip)],
+                batch_size=batch_size,
+                workers=workers,
+                device=state.device,
+                progress=state.is_main_process,
+            )
+            state.wait_for_everyone()
+            manifest = _finish(extended, files, state)
     return manifest
 
 

@@ -1,13 +1,12 @@
 """Files that are there whole or not at all, and JSON in them."""
 
-import errno
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from sit_atconv.errors import InputError
+from sit_atconv.errors import FULL_DISK, InputError
 
 
 def read_json(path: str | Path) -> dict:
@@ -41,7 +40,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise InputError(
                 f"No space left while writing {path}; the partial file was removed, complete ones are kept. Make room "
                 "and run the same command again."

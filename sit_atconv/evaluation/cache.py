@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from sit_atconv.data.whole_files import write_whole
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features import Features
 
@@ -73,10 +73,7 @@ class FeatureCache:
         tensors = {"digests": torch.from_numpy(np.concatenate([digests for digests, _ in self._new]))}
         for kind in self._new[0][1]:
             tensors[kind] = torch.cat([computed[kind] for _, computed in self._new])
-        path = self._folder / f"{uuid.uuid4().hex}.safetensors"
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
+        write_whole(self._folder / f"{uuid.uuid4().hex}.safetensors", lambda file: file.write(save(tensors)))
         self._new.clear()
 
     def _index(self) -> dict[bytes, tuple[Path, int]]:

@@ -2,19 +2,20 @@
 
 import logging
 import os
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
+from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
 from sit_atconv.evaluation.features import create_features
+from sit_atconv.evaluation.output import make_folder_of, show
 from sit_atconv.evaluation.references import Reading, write_reference
+from sit_atconv.processes import process_state
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
 def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], SampleStream]) -> None:
     """Do what was asked for. `open_stream` makes the samples of --checkpoint."""
     _check(options)
-    on_cpu = options.device == "cpu" or not torch.cuda.is_available()  # several CPU processes share the work too
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # one share may be cached, another take hours
+    state = process_state(cpu=options.device == "cpu")
     device = _device(options.device, state)
+    samples = None if options.command == "reference" else options.samples or open_stream(options, device)
     with state.main_process_first():  # which may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
     reading = Reading(options.batch_size, _workers(options.workers, device), options.cache)
@@ -64,13 +65,14 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         facts = write_reference(options.source, options.out, features, options.images, reading)
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
         return
-    samples = options.samples or open_stream(options, device)
     chosen = Options(options.metrics, options.kid, options.bootstrap, _classes(options.classes), reading)
     report = evaluate(samples, options.reference, features, chosen)
     if report is not None:
-        sys.stdout.write("\n" + report.table())
-        if options.json:
-            report.write_json(options.json)
+        try:
+            if options.json:
+                report.write_json(options.json)
+        finally:  # a full disk does not cost the numbers
+            show("\n" + report.table())
 
 
 _WRITTEN = ("out", "count", "images_in_arr_0")
@@ -134,12 +136,14 @@ def _classes(words: str | None) -> tuple[int, ...] | None:
 def _check(options: Namespace) -> None:
     """Find out before the work, not after it, what cannot be done."""
     if options.batch_size < 1 or (options.workers or 0) < 0:
-        raise InputError("The batch size must be at least 1 and the number of workers at least 0.")
+        raise InputError(f"The batch size must be at least 1, not {options.batch_size}, and --workers at least 0.")
     if options.command == "evaluate" and options.samples and options.sampling:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
         raise InputError(f"{flags}: only with --checkpoint, where samples are drawn; --samples are there already.")
     out = options.out if options.command == "reference" else options.json
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir() or not os.access(out.parent, os.W_OK):
-            raise InputError(f"Cannot write {out}: give the name of a file in a folder that you may write to.")
+        make_folder_of(out)
+    names = (options.source,) if options.command == "reference" else (options.samples, options.reference)
+    for name in names:
+        if name is not None and not Path(name).exists():  # digits, hf:NAME, or a typo: it would cost a download
+            open_source(name)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from sit_atconv.data.digits import load_digits
-from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.evaluation.loading import open_images
 from sit_atconv.evaluation.metrics import frechet_distance
 from sit_atconv.evaluation.moments import moments_of
+from sit_atconv.evaluation.output import show
 from sit_atconv.randomness import Stream, keyed_generator
 
 CLASSES = 10
@@ -85,7 +86,7 @@ def describe(report: DigitsReport) -> str:
 
 def _load_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Grey images uint8-valued (n, R, R) float64 and labels (n,)."""
-    source = open_source(path)
+    source = open_images(path)
     if source.labels is None:
         raise InputError(f"{path} has no labels. Expected an npz of sample.py: arr_0 (images) and arr_1 (labels).")
     labels = np.asarray(source.labels)
@@ -138,7 +139,7 @@ def main() -> None:
         report = score_digits(options.samples)
         if options.json:
             options.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
-    sys.stdout.write(describe(report))
+    show(describe(report))
     sys.exit(0 if report.passed else 1)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from accelerate import PartialState
 from torch import Tensor
 
-from sit_atconv.data.sources import ImageSource, open_source
+from sit_atconv.data.sources import ImageSource
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.bootstrap import intervals
 from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features, create_features
-from sit_atconv.evaluation.loading import Batch, require_classes
+from sit_atconv.evaluation.loading import Batch, open_images, require_classes, require_two
 from sit_atconv.evaluation.per_class import per_class_distances
 from sit_atconv.evaluation.references import Reading, image_facts, look_at, read_reference, source_facts
 from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
@@ -70,7 +70,7 @@ def evaluate(
         features: see `create_features`; None is Inception on the CPU with the published weights.
 
     Raises:
-        InputError: for a source, reference or metric that cannot be used.
+        InputError: for a source, reference or metric that cannot be used, or fewer than two images on either side.
     """
     started = time.monotonic()
     features, options = features or create_features(), options or Options()
@@ -78,7 +78,9 @@ def evaluate(
         raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
     metrics = choose_metrics(features, options.metrics, options.kid)
     wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
-    source = open_source(samples) if isinstance(samples, str) else None  # a typo is found before an hour's work
+    source = open_images(samples) if isinstance(samples, str) else None  # a typo is found before an hour's work
+    if source is not None:
+        require_two(len(source), "samples")
     by_class = source is not None and options.classes != ()
     if by_class:
         require_classes(source.labels, options.classes or (), "samples")
@@ -87,6 +89,7 @@ def evaluate(
     if by_class:
         require_classes(source.labels, target.by_class, "samples")
     collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
+    require_two(collected.count, "samples")
     if not PartialState().is_main_process:
         return None
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sit_atconv.data.sources import ImageSource, SourceImage
+from sit_atconv.data.npz import NpzSource
+from sit_atconv.data.sources import ImageSource, SourceImage, open_source
 from sit_atconv.errors import InputError
 
 
@@ -26,6 +27,17 @@ def image_digests(images: Tensor) -> np.ndarray:
     """SHA-256 of each image's size and pixels (rows of RGB), (b, 32) uint8: the same from a PNG, an npz or memory."""
     pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return np.stack([_digest(image) for image in pixels]) if len(pixels) else np.empty((0, 32), np.uint8)
+
+
+def open_images(path: str) -> ImageSource:
+    """`open_source`, with the pictures of an npz read once to find damage: an archive says nothing when it is mapped.
+
+    Raises `InputError` for a source that is missing, unusable or damaged.
+    """
+    source = open_source(path)
+    if isinstance(source, NpzSource):
+        source.verify()
+    return source
 
 
 def share(count: int, process: int, processes: int) -> range:
@@ -97,6 +109,12 @@ def require_classes(labels: np.ndarray | None, classes: Iterable[int], what: str
     for label in classes:
         if (count := int((labels == label).sum())) < 2:
             raise InputError(f"The {what} of class {label} are {count}; a distance needs two on each side.")
+
+
+def require_two(count: int, what: str) -> None:
+    """Raise `InputError` for a single image: it has no covariance, hence no Fréchet distance."""
+    if count < 2:
+        raise InputError(f"The number of {what} is {count}: a distance needs at least two on each side.")
 
 
 def mixed_sizes(first: Sequence[int], other: Sequence[int], name: str) -> InputError:

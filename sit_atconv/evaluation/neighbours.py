@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.grouping import full_precision
+from sit_atconv.evaluation.metrics import Array
 from sit_atconv.ops import linear
-
-Array = np.ndarray | Tensor
 
 _BLOCK = 2048  # rows and columns of a distance block: 16 MiB in float32, which caches hold
 

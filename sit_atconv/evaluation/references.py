@@ -2,11 +2,10 @@
 
 import hashlib
 import logging
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -15,12 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sit_atconv.data.npz import npz_members, read_npz_member
-from sit_atconv.data.sources import ImageSource, open_source
+from sit_atconv.data.sources import ImageSource
+from sit_atconv.data.whole_files import write_whole
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.cache import FeatureCache
 from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features
-from sit_atconv.evaluation.loading import load_batches, require_classes, share
+from sit_atconv.evaluation.loading import load_batches, open_images, require_classes, require_two, share
+from sit_atconv.evaluation.output import make_folder_of
 from sit_atconv.files import sha256_of_file
 from sit_atconv.randomness import Stream, keyed_generator
 
@@ -78,7 +79,9 @@ def read_reference(
         if classes != ():
             raise InputError(f"{path} holds no images, so it cannot be compared class by class.")
         return _from_statistics(path, members, features)
-    source = open_source(path)
+    source = open_images(path)
+    if not stored:
+        require_two(len(source), "references")
     if classes != ():
         require_classes(source.labels, _chosen(source, classes), "references")
     if not stored:
@@ -173,6 +176,7 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
         reference.facts["weights_sha256"] = str(read_npz_member(path, "weights_sha256"))
     if "count" in members:
         reference.facts["count"] = int(read_npz_member(path, "count"))
+        require_two(reference.facts["count"], "references")
     if "arr_0" not in members:
         reference.lacks["points"] = f"{path} holds no images (arr_0)"
     return reference
@@ -209,8 +213,8 @@ def write_reference(
         raise InputError(f"A reference file is an npz: name it {out}.npz.")
     if Path(out).exists():
         raise InputError(f"{out} exists already. Remove it, or choose another name.")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    source = open_source(path)
+    make_folder_of(out)
+    source = open_images(path)
     wanted = Wanted(moments=frozenset(STORED))
     collected = look_at(source, features, wanted, reading or Reading(), "reference")
     arrays = {"weights_sha256": np.array(features.weights_sha256), "count": np.array(collected.count)}
@@ -228,9 +232,9 @@ def _write(source: ImageSource, out: Path, images: int, collected: Collected, ar
     chosen = keyed_generator(0, Stream.ORDER, len(source)).permutation(len(source))[:images]
     if collected.labels is not None:
         arrays = {**arrays, "arr_1": collected.labels.numpy()[chosen]}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *collected.size, 3)}
                 np.lib.format.write_array_header_1_0(member, header)
@@ -239,6 +243,5 @@ def _write(source: ImageSource, out: Path, images: int, collected: Collected, ar
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_whole(out, write)

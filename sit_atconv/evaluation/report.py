@@ -1,7 +1,6 @@
 """What a person and a program get to read: a table, a JSON, and the warnings without which the numbers mislead."""
 
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sit_atconv import __version__
+from sit_atconv.data.whole_files import write_whole
 from sit_atconv.evaluation.features import Features
 from sit_atconv.evaluation.inception import PUBLISHED_WEIGHTS_PREFIX
 from sit_atconv.evaluation.metrics import IS_CHUNK
+from sit_atconv.evaluation.output import make_folder_of
 
 PUBLISHED_COUNT = 50_000
 ENOUGH_NEIGHBOURS = 10_000
@@ -50,11 +51,10 @@ class Report:
 
     def write_json(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n")
-        os.replace(temporary, path)
+        make_folder_of(path)
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n"
+        # What is no UTF-8 in a file's name becomes an escape that JSON undoes.
+        write_whole(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
     def table(self) -> str:
         """The numbers and what they are of, for a terminal."""

@@ -3,7 +3,7 @@
 from sit_atconv.flow.finite import NonFiniteError
 from sit_atconv.flow.guidance import guided_velocity
 from sit_atconv.flow.interpolants import PREDICTIONS, VP, Cosine, Interpolant, Linear, create_interpolant
-from sit_atconv.flow.likelihood import log_likelihood
+from sit_atconv.flow.likelihood import bits_per_dimension
 from sit_atconv.flow.losses import (
     WEIGHTINGS,
     alignment_loss,
@@ -30,6 +30,7 @@ __all__ = [
     "Linear",
     "NonFiniteError",
     "alignment_loss",
+    "bits_per_dimension",
     "create_interpolant",
     "drop_labels",
     "flow_matching_loss",
@@ -37,7 +38,6 @@ __all__ = [
     "integrate_ode",
     "integrate_sde",
     "invert",
-    "log_likelihood",
     "require_loss",
     "require_times",
     "times_from_uniform",

@@ -32,11 +32,13 @@ class GuidedVelocity:
         return self.at_step(float(t))(x, t)
 
     def at_step(self, t: float) -> Velocity:
+        """See `field.at_step`."""
         low, high = self.interval
         return self._guided if low <= t <= high else self.alone
 
     @property
     def switch_times(self) -> tuple[float, float]:
+        """See `field.switch_times`."""
         return self.interval
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:

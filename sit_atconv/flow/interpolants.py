@@ -20,16 +20,20 @@ class Interpolant(ABC):
     """
 
     @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor: ...
+    def alpha(self, t: Tensor) -> Tensor:
+        """α(t), of t's shape."""
 
     @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ(t), of t's shape."""
 
     @abstractmethod
-    def d_alpha(self, t: Tensor) -> Tensor: ...
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """α'(t), of t's shape."""
 
     @abstractmethod
-    def d_sigma(self, t: Tensor) -> Tensor: ...
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """σ'(t), of t's shape."""
 
     def time_range(self, prediction: str = "velocity") -> tuple[float, float]:
         """Times (low, high) within which a network that predicts this is trained and asked.

@@ -36,14 +36,16 @@ class VelocityAndTrace:
         return torch.stack([v.detach(), self.probe * pulled_back.to(state.dtype)], dim=1)
 
     def at_step(self, t: float) -> "VelocityAndTrace":
+        """See `field.at_step`."""
         return replace(self, velocity=at_step(self.velocity, t))
 
     @property
     def switch_times(self) -> tuple[float, ...]:
+        """See `field.switch_times`."""
         return switch_times(self.velocity)
 
 
-def log_likelihood(
+def bits_per_dimension(
     velocity: Callable[..., Tensor],
     x: Tensor,
     steps: int = 50,

@@ -22,6 +22,7 @@ def solver_dtype(device: torch.device) -> torch.dtype:
 
 
 def require_steps(steps: int) -> None:
+    """Raise `InputError` unless steps >= 1."""
     if steps < 1:
         raise InputError(f"A solver needs at least one step, not {steps}.")
 

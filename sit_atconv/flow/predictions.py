@@ -30,10 +30,12 @@ class PredictedVelocity:
         return _CONVERSIONS[self.prediction](self.interpolant, x.to(t.dtype), predicted.to(t.dtype), t)
 
     def at_step(self, t: float) -> "PredictedVelocity":
+        """See `field.at_step`."""
         return replace(self, network=at_step(self.network, t))
 
     @property
     def switch_times(self) -> tuple[float, ...]:
+        """See `field.switch_times`."""
         return switch_times(self.network)
 
 

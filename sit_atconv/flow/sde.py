@@ -36,7 +36,10 @@ def sde_times(steps: int, start: float, last_step: str, last_step_size: float) -
     require_one_of(last_step, LAST_STEPS, "last step")
     require_steps(steps)
     if not 0 < last_step_size < start <= 1:
-        raise InputError("The last step's size must lie between 0 and the start, which is at most 1.")
+        raise InputError(
+            "The last step's size must lie between 0 and the start, which is at most 1: not "
+            f"{last_step_size} with a start of {start}."
+        )
     if last_step == "none":
         return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
     if steps == 1:

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 
 from sit_atconv.errors import InputError
 from sit_atconv.models.sit import SiT
 
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+def model_directory(path: Path) -> Path:
+    """`path/model` where `path` is a checkpoint that holds one, else `path` itself."""
+    return path / "model" if (path / "model" / "config.json").exists() else path
 
 
 def load_model(path: str | Path) -> SiT:
@@ -17,7 +21,7 @@ def load_model(path: str | Path) -> SiT:
     Raises `InputError` when there is none, when it is not a SiT, or when its weights are damaged or do not fit.
     """
     path = Path(path)
-    directory = path / "model" if (path / "model" / "config.json").exists() else path
+    directory = model_directory(path)
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise InputError(
@@ -30,9 +34,11 @@ def load_model(path: str | Path) -> SiT:
         raise InputError(f"{config_path} cannot be read ({error}): the checkpoint is damaged.") from None
     if class_name != "SiT":
         raise InputError(f"{directory} holds a {class_name or 'model without a class name'}, not a SiT.")
-    weights = directory / _WEIGHTS
-    if not weights.exists() and not (directory / f"{_WEIGHTS}.index.json").exists():
-        raise InputError(f"{directory} has no weights: {_WEIGHTS} is missing, the checkpoint is incomplete.")
+    weights = directory / SAFETENSORS_WEIGHTS_NAME
+    if not weights.exists() and not (directory / f"{SAFETENSORS_WEIGHTS_NAME}.index.json").exists():
+        raise InputError(
+            f"{directory} has no weights: {SAFETENSORS_WEIGHTS_NAME} is missing, the checkpoint is incomplete."
+        )
     try:
         model, report = SiT.from_pretrained(directory, local_files_only=True, output_loading_info=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:

@@ -83,7 +83,9 @@ class SiT(ModelMixin, ConfigMixin):
             raise InputError(f"hidden_size must be a multiple of 4 for the position embedding, not {hidden_size}.")
         require_one_of(position, POSITIONS, "position embedding")
         if num_classes < 0 or depth < 1 or patch_size < 1:
-            raise InputError("num_classes must be >= 0, depth and patch_size >= 1.")
+            raise InputError(
+                f"num_classes must be >= 0, depth and patch_size >= 1, not {num_classes}, {depth}, {patch_size}."
+            )
         self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
         size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         self.grid = self._grid(*size)  # tokens along height and width at the training size

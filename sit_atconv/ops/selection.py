@@ -1,7 +1,7 @@
 """Which backend "auto" means: the fastest one of the measurements in measurements.json.
 
-`python -m benchmarks.backends` makes that file anew on the machine at hand, for the devices it has. The environment
-variable SIT_ATCONV_DEPTHWISE, read at import, forces one backend instead.
+`python -m benchmarks.backends --write` makes that file anew on the machine at hand, for the device it has. The
+environment variable SIT_ATCONV_DEPTHWISE, read at import, forces one backend instead.
 """
 
 import importlib.util

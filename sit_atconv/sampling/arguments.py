@@ -1,6 +1,6 @@
 """The command-line options that say how to draw, shared by sample.py and evaluate_fid.py --checkpoint."""
 
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
 from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
 
 NUM_SAMPLES = 50_000
+MAX_SEED = 2**64 - 1
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
@@ -17,7 +18,7 @@ def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
     added = [
         add("--num-samples", type=int, help=f"{NUM_SAMPLES} unless given"),
         add("--labels", help="balanced (unless given), random, or labels separated by commas, taken in turn"),
-        add("--seed", type=int, help="0 unless given"),
+        add("--seed", type=seed, help="0 unless given"),
         add("--vae", help="decode with this autoencoder instead of the one the checkpoint names"),
         add("--solver", choices=SOLVERS, help=_default("solver")),
         add("--steps", type=int, help=_default("steps")),
@@ -49,6 +50,13 @@ def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, di
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in names}
     rest = {name: value for name, value in given.items() if name not in names}
     return SamplerSettings(**settings), {"num_samples": NUM_SAMPLES, **rest}
+
+
+def seed(word: str) -> int:
+    """A seed, from the word of the command line. Raises `ArgumentTypeError`, which argparse reports, for any other."""
+    if not word.isdecimal() or int(word) > MAX_SEED:
+        raise ArgumentTypeError(f"{word} is no seed: give a whole number from 0 to {MAX_SEED}")
+    return int(word)
 
 
 def _default(name: str) -> str:

@@ -19,6 +19,8 @@ from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
+from sit_atconv.processes import process_state
+from sit_atconv.sampling.arguments import seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.grid import save_grid
@@ -75,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--num-images", type=int, default=16, help="the first so many")
     add("--solver", choices=ODE_METHODS, default="heun")
     add("--steps", type=int, default=50)
-    add("--seed", type=int, default=0, help="of the autoencoder's posterior samples")
+    add("--seed", type=seed, default=0, help="of the autoencoder's posterior samples")
     options = parser.parse_args(argv)
     with exit_on_input_error():
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        device = process_state().device
         (model, autoencoder), dataset = open_generator(options.checkpoint, device=device), open_dataset(options.data)
         require_same_data(model, dataset, options.data)
         rows = first_rows(dataset, options.num_images)

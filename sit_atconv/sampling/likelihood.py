@@ -17,10 +17,12 @@ from sit_atconv.autoencoder import IDENTITY
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.flow import ODE_METHODS, log_likelihood
+from sit_atconv.flow import ODE_METHODS, bits_per_dimension
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
+from sit_atconv.processes import process_state
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.sampling.arguments import seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import EncodedBatch, encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.settings import SamplerSettings
@@ -52,7 +54,7 @@ def score_likelihood(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Iterator[Tensor]:
-    """Bits per dimension (b,) of the data set's rows under the model, batch by batch; see `log_likelihood`.
+    """Bits per dimension (b,) of the data set's rows under the model, batch by batch; see `bits_per_dimension`.
 
     Pixels (identity autoencoder) get uniform noise of one grey level: the bits are then an upper bound on those of the
     8-bit image. Noise, probes and posterior samples depend on (seed, row) alone.
@@ -73,7 +75,7 @@ def score_likelihood(
     for batch in encoded_batches(model, dataset, rows, seed, batch_size):
         latents = _dequantise(batch, seed) if pixels else batch.latents
         with _frozen(model):
-            bits = log_likelihood(
+            bits = bits_per_dimension(
                 drawing.velocity(batch.labels, model.device),
                 latents,
                 **drawing.ode_options,
@@ -119,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--num-images", type=int, help="the first so many; all unless given")
     add("--solver", choices=ODE_METHODS, default="heun")
     add("--steps", type=int, default=50)
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--batch-size", type=int, default=64, help="does not change the result")
     add("--json", type=Path)
     options = parser.parse_args(argv)
     with exit_on_input_error():
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        device = process_state().device
         model, dataset = load_model(options.checkpoint).to(device), open_dataset(options.data)
         rows = first_rows(dataset, options.num_images)
         settings = replace(SamplerSettings(), solver=options.solver, steps=options.steps)

@@ -29,6 +29,7 @@ class LabelTable:
 
     @property
     def null_row(self) -> int:
+        """The row of the null class."""
         return len(self.labels) - 1
 
 

@@ -3,16 +3,18 @@
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
-from sit_atconv.autoencoder import Autoencoder, LatentSpec, load_autoencoder
+from sit_atconv.autoencoder import IDENTITY, Autoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError
-from sit_atconv.memory import keep_freed_memory
+from sit_atconv.files import sha256_of_file
+from sit_atconv.lock import locked
 from sit_atconv.models import SiT
-from sit_atconv.models.checkpoint import load_model
+from sit_atconv.models.checkpoint import load_model, model_directory
+from sit_atconv.processes import process_state
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.generate import generate
 from sit_atconv.sampling.labels import choose_labels
@@ -67,51 +69,66 @@ def sample_to_directory(
     Raises `InputError` for a checkpoint, label or directory that cannot be used, before anything is written.
     """
     if num_samples < 1 or batch_size < 1:
-        raise InputError("The number of samples and the batch size must be at least 1.")
-    state = _processes()
+        raise InputError(f"Samples and batch size must be at least 1, not {num_samples} and {batch_size}.")
+    state = process_state()
+    # Resolved once: a training run moves its "latest" on.
+    checkpoint, weak_checkpoint = checkpoint.resolve(), weak_checkpoint and weak_checkpoint.resolve()
     model, autoencoder = open_generator(checkpoint, vae, state.device)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # what does not go together is found before anything is written
     num_classes, names = model.config.num_classes, model.config.class_names
     all_labels = choose_labels(labels, range(num_samples), num_classes, seed, names)
-    described = {
-        "checkpoint": str(checkpoint.resolve()),
-        "labels": labels,
-        "seed": seed,
+    directory = SampleDirectory(out, num_samples, png)
+    with locked(out, state, "sampled into", "--out"):
+        if state.is_main_process:
+            described = {"labels": labels, "seed": seed, **asdict(settings), "interval": list(settings.interval)}
+            origins = _origins(checkpoint, weak_checkpoint, vae)
+            directory.prepare(_image_size(model, autoencoder), {**origins, **described})
+        state.wait_for_everyone()
+        if directory.complete:
+            log.info("%s is complete already.", directory.npz)
+            return
+
+        missing = directory.missing()
+        state.wait_for_everyone()  # all have looked before anyone adds to what is there
+        if state.is_main_process and 0 < len(missing) < num_samples:
+            log.info("Continuing: %d of %d samples are there already.", num_samples - len(missing), num_samples)
+        share = missing[state.process_index :: state.num_processes].tolist()
+        options = {"labels": labels, "seed": seed, "batch_size": batch_size, "weak": weak}
+        batches = generate(model, autoencoder, share, settings, **options)
+        begun, silent = num_samples - len(missing), not state.is_main_process
+        with tqdm(initial=begun, total=num_samples, unit="img", desc="sampling", disable=silent) as progress:
+            for there in directory.write(batches) if share else ():
+                progress.update(there - progress.n)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            directory.finish(all_labels)
+            log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, directory.grid)
+
+
+def _origins(checkpoint: Path, weak_checkpoint: Path | None, vae: str | None) -> dict[str, Any]:
+    """What draws and decodes: where it is, and under `sha256` what lies there now. A path alone may be trained anew."""
+    folders = {"checkpoint": model_directory(checkpoint)}
+    if weak_checkpoint:
+        folders["weak_checkpoint"] = model_directory(weak_checkpoint)
+    if vae and vae != IDENTITY and Path(vae).is_dir():
+        folders["vae"] = Path(vae)
+    return {
+        "checkpoint": str(checkpoint),
         "vae": vae,
-        "weak_checkpoint": weak_checkpoint and str(weak_checkpoint.resolve()),
-        **asdict(settings),
-        "interval": list(settings.interval),
+        "weak_checkpoint": weak_checkpoint and str(weak_checkpoint),
+        "sha256": {what: _hashes(folder) for what, folder in folders.items()},
     }
-    directory = SampleDirectory(out, num_samples, described, png)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that a model in diffusers' layout is made of: its configuration and its weights."""
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return {path.name: sha256_of_file(path) for path in (folder / "config.json", *weights)}
+
+
+def _image_size(model: SiT, autoencoder: Autoencoder) -> tuple[int, int]:
+    """Height and width of decoded samples, in pixels."""
     _, height, width = latent_shape(model)
     downscale = autoencoder.spec.downscale
-    if state.is_main_process:
-        directory.prepare((height * downscale, width * downscale))
-    state.wait_for_everyone()
-    if directory.complete:
-        log.info("%s is complete already.", directory.npz)
-        return
-
-    missing = directory.missing()
-    state.wait_for_everyone()  # all have looked before anyone adds to what is there
-    if state.is_main_process and 0 < len(missing) < num_samples:
-        log.info("Continuing: %d of %d samples are there already.", num_samples - len(missing), num_samples)
-    share = missing[state.process_index :: state.num_processes].tolist()
-    batches = generate(model, autoencoder, share, settings, labels=labels, seed=seed, batch_size=batch_size, weak=weak)
-    begun, silent = num_samples - len(missing), not state.is_main_process
-    with tqdm(initial=begun, total=num_samples, unit="img", desc="sampling", disable=silent) as progress:
-        for there in directory.write(batches) if share else ():
-            progress.update(there - progress.n)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        directory.finish(all_labels)
-        log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, out / "grid.png")
-
-
-def _processes() -> PartialState:
-    """All that were launched, several CPU processes too, which keep their memory."""
-    cpu = not torch.accelerator.is_available()
-    if cpu:
-        keep_freed_memory()
-    return PartialState(cpu=cpu)
+    return height * downscale, width * downscale

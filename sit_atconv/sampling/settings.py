@@ -1,9 +1,11 @@
 """How to draw: all that decides, beside model, labels and seed, what a sample is."""
 
+import math
 from dataclasses import dataclass, fields
 
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS, ODE_METHODS
+from sit_atconv.flow.ode import require_steps
 
 SDE_SOLVERS = {"sde": "euler-maruyama", "sde-heun": "heun"}
 SOLVERS = (*ODE_METHODS, *SDE_SOLVERS)
@@ -27,8 +29,8 @@ class SamplerSettings:
         compile: compile the repeated blocks, one program for all batch sizes; worth its minute in long runs on a GPU.
 
     Raises:
-        InputError: for unknown names, steps < 1, and options that would do nothing: an interval or channels without
-            guidance, options of one kind of solver with another.
+        InputError: for unknown names, numbers out of their range, and options that would do nothing: an interval or
+            channels without guidance, options of one kind of solver with another, the size of a last step without one.
     """
 
     solver: str = "heun"
@@ -51,13 +53,14 @@ class SamplerSettings:
         require_one_of(self.precision, PRECISIONS, "precision")
         require_one_of(self.diffusion, DIFFUSIONS, "diffusion")
         require_one_of(self.last_step, LAST_STEPS, "last step")
-        if self.steps < 1:
-            raise InputError(f"A solver needs at least one step, not {self.steps}.")
+        self._require_ranges()
         if self.guidance == 1:
             self._refuse(("interval", "guidance_channels"), "without guidance: give a guidance scale other than 1")
         if not self.stochastic:
             of_sde = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
             self._refuse(of_sde, f"with the ODE solver {self.solver}: choose the solver sde or sde-heun")
+        if self.last_step == "none":
+            self._refuse(("last_step_size",), f"with the last step none: choose {', '.join(LAST_STEPS[:-1])}")
         if self.stochastic or self.solver == "dopri5":
             self._refuse(("shift",), f"with the solver {self.solver}: choose euler, heun or midpoint")
         if self.solver != "dopri5":
@@ -65,7 +68,28 @@ class SamplerSettings:
 
     @property
     def stochastic(self) -> bool:
+        """Whether the solver is one of the SDE."""
         return self.solver in SDE_SOLVERS
+
+    def _require_ranges(self) -> None:
+        """What guidance and solvers would refuse as well, but after a directory was claimed for the samples."""
+        require_steps(self.steps)
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"The guidance scale must be a finite number >= 0, not {self.guidance}; 1 is no guidance.")
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise InputError(f"The guidance interval must satisfy 0 <= low <= high <= 1, not {low} {high}.")
+        if not 0 < self.shift < math.inf:
+            raise InputError(f"The timestep shift must be positive and finite, not {self.shift}; 1 is none.")
+        if not 0 <= self.diffusion_scale < math.inf:
+            raise InputError(f"The diffusion scale must be a finite number >= 0, not {self.diffusion_scale}.")
+        if not 0 < self.last_step_size < 1:
+            raise InputError(f"The last step's size must lie between 0 and 1: not {self.last_step_size}.")
+        if not (0 <= self.atol < math.inf and 0 <= self.rtol < math.inf and self.atol + self.rtol > 0):
+            raise InputError(
+                f"The tolerances must be finite numbers >= 0, and one of them positive: not atol {self.atol} and rtol "
+                f"{self.rtol}."
+            )
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         defaults = {field.name: field.default for field in fields(self)}

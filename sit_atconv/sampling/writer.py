@@ -19,65 +19,114 @@ from PIL import Image
 from sit_atconv.config import config_differences
 from sit_atconv.data.npz import read_npz_member
 from sit_atconv.errors import InputError
+from sit_atconv.lock import LOCK
 from sit_atconv.sampling.generate import SampleBatch
 from sit_atconv.sampling.grid import pick_for_grid, save_grid
+
+SETTINGS, UNFINISHED = "settings.json", "settings.unfinished"
 
 
 class SampleDirectory:
     """OUT/samples.npz (ADM's keys), OUT/grid.png, OUT/settings.json and, when asked for, OUT/png/000000.png …
 
-    `settings` is all that decides what the samples are. A directory that was begun with other settings is refused;
-    one begun with the same is continued.
+    Whoever writes into it holds the directory's lock.
     """
 
-    def __init__(self, out: Path, count: int, settings: dict[str, Any], png: bool = False) -> None:
-        self.out, self.count, self.settings, self.png = out, count, {"num_samples": count, **settings}, png
-        self.npz, self._partial = out / "samples.npz", out / "partial"
+    def __init__(self, out: Path, count: int, png: bool = False) -> None:
+        self.out, self.count, self.png = out, count, png
+        self.npz, self.grid = out / "samples.npz", out / "grid.png"
+        self._partial, self._pngs = out / "partial", out / "png"
 
     @property
     def complete(self) -> bool:
         """Whether everything that was asked for is there."""
-        return self.npz.exists() and (not self.png or (self.out / "png").exists())
+        pngs = not self.png or (self._pngs.exists() and not self._lacking_png())
+        return self.npz.exists() and self.grid.exists() and pngs
 
-    def prepare(self, size: tuple[int, int]) -> None:
+    def prepare(self, size: tuple[int, int], settings: dict[str, Any]) -> None:
         """Make or check the directory, for images of (height, width); one process calls it, before any `write`.
 
-        Raises `InputError` when it holds samples of other settings, or the disk has no room for these.
-        """
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._check_settings()
-        if self.npz.exists():
-            shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed while it tidied up
-        elif not (self._partial / "done.npy").exists():
-            self._allocate((self.count, *size, 3))
+        Args:
+            settings: all that decides what the samples are, but for their number. Under `sha256`, by the name of the
+                setting that says where a model is, the hash of each of its files. A directory that was begun with
+                other settings or models is refused; one begun with the same is continued.
 
-    def _check_settings(self) -> None:
-        path = self.out / "settings.json"
+        Raises:
+            InputError: when it holds samples of other settings or models, or a file of samples that is not whole, or
+                the disk has no room for these. Nothing is written then.
+        """
+        settings, shape = {"num_samples": self.count, **settings}, (self.count, *size, 3)
+        begun = self._begun_with(settings)
+        if self.npz.exists():
+            self._check_npz(shape)
+            shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed while it tidied up
+        self._require_room(shape)
+        if not begun:
+            unfinished = self.out / UNFINISHED
+            unfinished.write_text(json.dumps(settings, indent=2))
+            unfinished.replace(self.out / SETTINGS)
+        if not (self.npz.exists() or self._reserved):
+            self._allocate(shape)
+
+    @property
+    def _reserved(self) -> bool:
+        return (self._partial / "done.npy").exists()
+
+    def _begun_with(self, settings: dict[str, Any]) -> bool:
+        """Whether samples of these settings were begun here before; `InputError` for others, and other people's."""
+        path = self.out / SETTINGS
         if not path.exists():
-            if any(self.out.iterdir()):
+            if {entry.name for entry in self.out.iterdir()} - {LOCK, UNFINISHED}:
                 raise InputError(f"{self.out} is not empty and holds no samples of ours: choose another --out.")
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(self.settings, indent=2))
-            unfinished.replace(path)
-            return
+            return False
         try:
             found = json.loads(path.read_text())
-        except ValueError:
-            raise InputError(f"{path} is damaged: remove {self.out}, or choose another --out.") from None
-        if changed := config_differences(found, self.settings):
+            hashes = dict(found.pop("sha256"))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise InputError(
+                f"{path} is damaged, or an older version's: remove {self.out}, or choose another --out."
+            ) from None
+        if changed := config_differences(found, {key: value for key, value in settings.items() if key != "sha256"}):
             raise InputError(
                 f"{self.out} holds samples drawn with other settings ({'; '.join(changed)}). "
                 "Nothing was changed: choose another --out, or remove the directory."
             )
+        for what, files in settings["sha256"].items():
+            was = hashes.get(what, {})
+            if differing := [name for name in {**was, **files} if was.get(name) != files.get(name)]:
+                raise InputError(
+                    f"The model at {settings[what]} is not the one that the samples in {self.out} were drawn from: "
+                    f"{', '.join(differing)} changed since. Choose another --out, or remove that directory."
+                )
+        return True
+
+    def _check_npz(self, shape: tuple[int, ...]) -> None:
+        """Raise `InputError` unless the finished file is whole, by its size, and holds such images."""
+        advice = "Remove it, and the same command draws the samples again; or choose another --out."
+        try:
+            images = read_npz_member(str(self.npz), "arr_0")
+        except InputError as error:
+            raise InputError(f"{error} {advice}") from None
+        if images.shape != shape or images.dtype != np.uint8:
+            raise InputError(f"{self.npz} holds {images.dtype} {images.shape}, expected uint8 {shape}. {advice}")
+
+    def _require_room(self, shape: tuple[int, ...]) -> None:
+        """For the rows, the npz made of them and the PNG files, as far as they are not there.
+
+        A PNG is counted as its pixels: it takes less, unless the image is noise.
+        """
+        needed = 0 if self.npz.exists() else (1 if self._reserved else 2) * int(np.prod(shape))
+        if self.png:
+            needed += len(self._lacking_png()) * int(np.prod(shape[1:]))
+        free = shutil.disk_usage(self.out).free
+        if needed > free:
+            raise InputError(
+                f"{shape[0]} images of {shape[2]}x{shape[1]} need {_readable(needed)} in {self.out}, and "
+                f"{_readable(free)} are free: make room, or choose another --out."
+            )
 
     def _allocate(self, shape: tuple[int, ...]) -> None:
         """Reserve the rows: a memory map that the disk cannot fill later would kill the process without a word."""
-        needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(self.out).free  # the rows, and the npz made of them
-        if needed > free:
-            raise InputError(
-                f"{shape[0]} images of {shape[2]}x{shape[1]} need {needed / 2**30:.1f} GiB in {self.out}, and "
-                f"{free / 2**30:.1f} are free: make room, or choose another --out."
-            )
         self._partial.mkdir(exist_ok=True)
         open_memmap(self._partial / "images.npy", "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):
@@ -109,32 +158,55 @@ class SampleDirectory:
     def finish(self, labels: torch.Tensor | None) -> None:
         """Assemble npz, grid and PNG files from the rows, then drop the rows. One process calls it.
 
-        Samples that were complete already get the PNG files that this call asks for and an earlier one did not.
+        Samples that were complete already get the grid and the PNG files that they lack.
         """
-        if self.png and not (self.out / "png").exists():
-            self._finish_png()
+        rows = self._partial / "images.npy"
+        images = read_npz_member(str(self.npz), "arr_0") if self.npz.exists() else open_memmap(rows, "r")
+        self._partial.mkdir(exist_ok=True)  # what is written begins there
+        if self.png:
+            self._finish_png(images)
+        if not (self.npz.exists() and self.grid.exists()):
+            self._finish_grid(images, labels)
         if not self.npz.exists():
-            images = open_memmap(self._partial / "images.npy", "r")
-            picked = pick_for_grid(labels, self.count)
-            columns = len(picked) // len(labels[picked].unique()) if labels is not None else 10
-            save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, self.out / "grid.png")
-            unfinished = self._partial / "samples.npz"
+            unfinished = self._partial / self.npz.name
             np.savez(unfinished, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
             unfinished.replace(self.npz)
         shutil.rmtree(self._partial)
 
-    def _finish_png(self) -> None:
-        rows = self._partial / "images.npy"
-        images = open_memmap(rows, "r") if rows.exists() else read_npz_member(str(self.npz), "arr_0")
-        written = {path.stem for path in (self._partial / "png").glob("*.png")}
-        left = [i for i in range(self.count) if f"{i:06d}" not in written]  # drawn before PNG files were asked for
+    def _finish_grid(self, images: np.ndarray, labels: torch.Tensor | None) -> None:
+        picked = pick_for_grid(labels, self.count)
+        columns = len(picked) // len(labels[picked].unique()) if labels is not None else 10
+        unfinished = self._partial / self.grid.name
+        save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, unfinished)
+        unfinished.replace(self.grid)
+
+    def _finish_png(self, images: np.ndarray) -> None:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda i: self._save_png(i, images[i]), left))
-        (self._partial / "png").replace(self.out / "png")
+            list(pool.map(lambda i: self._save_png(i, images[i]), self._lacking_png()))
+        if not self._pngs.exists():
+            (self._partial / "png").replace(self._pngs)
+
+    @property
+    def _png_folder(self) -> Path:
+        """Where PNG files go: into a folder that becomes OUT/png once it is full, or into that."""
+        return self._pngs if self._pngs.exists() else self._partial / "png"
+
+    def _lacking_png(self) -> list[int]:
+        """Numbers of the samples without a PNG file: still to be drawn, drawn before they were asked for, or lost."""
+        written = {path.stem for path in self._png_folder.glob("*.png")}
+        return [i for i in range(self.count) if f"{i:06d}" not in written]
 
     def _save_png(self, index: int, pixels: np.ndarray) -> None:
-        folder = self._partial / "png"
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{index:06d}.unfinished"
+        self._png_folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self._partial / f"{index:06d}.unfinished"
         Image.fromarray(pixels).save(unfinished, format="PNG")
-        unfinished.replace(folder / f"{index:06d}.png")
+        unfinished.replace(self._png_folder / f"{index:06d}.png")
+
+
+def _readable(size: float) -> str:
+    """A number of bytes in the largest unit that it fills: "512 bytes", "2.5 KiB"."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{round(size, 1):g} {unit}"
+        size /= 1024
+    return f"{round(size, 1):g} GiB"

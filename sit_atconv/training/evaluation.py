@@ -10,10 +10,12 @@ from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.config import EvaluationConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.sources import open_source
+from sit_atconv.errors import InputError
 from sit_atconv.evaluation import Options, SampleStream, create_features, evaluate
 from sit_atconv.evaluation.loading import share
 from sit_atconv.models import SiT
-from sit_atconv.sampling import SamplerSettings, generate
+from sit_atconv.sampling import generate
+from sit_atconv.training.drawing import sampler_settings
 
 
 class Evaluation:
@@ -26,8 +28,9 @@ class Evaluation:
         self._config, self._spec, self._seed, self._accelerator = config, dataset.latents, seed, accelerator
         if not Path(config.reference).is_file():  # a file of statistics, or else pictures: a typo is found now
             open_source(config.reference)
-        interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
-        self._settings = SamplerSettings(config.solver, config.steps, config.guidance, interval)
+        if config.samples < 2:
+            raise InputError("evaluation.samples must be at least 2: one sample has no covariance.")
+        self.settings = sampler_settings(config)
         with accelerator.main_process_first():  # which may download the weights
             self._features = create_features(config.features, config.weights, accelerator.device)
         self._autoencoder = load_autoencoder(self._spec, device=accelerator.device)
@@ -36,9 +39,7 @@ class Evaluation:
         """The metrics by name, the first of them the Fréchet distance. All processes call it; all get the result."""
         config, state = self._config, self._accelerator
         mine = share(config.samples, state.process_index, state.num_processes)
-        batches = generate(
-            model, self._autoencoder, mine, self._settings, seed=self._seed, batch_size=config.batch_size
-        )
+        batches = generate(model, self._autoencoder, mine, self.settings, seed=self._seed, batch_size=config.batch_size)
         stream = SampleStream(batches, mine.start, len(mine))
         report = evaluate(stream, config.reference, self._features, Options())
         found: list[Any] = [None if report is None else report.metrics]

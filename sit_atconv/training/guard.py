@@ -76,6 +76,7 @@ class Guard:
         return {"skipped": int(self._skipped), "row": int(self._row)}
 
     def restore(self, state: dict[str, int]) -> None:
+        """Go on counting from what `state` returned."""
         self._skipped = torch.full_like(self._skipped, state["skipped"])
         self._row = self._longest = torch.full_like(self._row, state["row"])
 

@@ -63,7 +63,10 @@ def _pyplot() -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m sit_atconv.training.plot", description="Curves of training runs.")
+    """The command."""
+    parser = ArgumentParser(
+        prog="python -m sit_atconv.training.plot", description="Curves of training runs.", allow_abbrev=False
+    )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     options = parser.parse_args(argv)

@@ -92,7 +92,10 @@ def reconstruct(folder: Path, width: float, step: int | None = None) -> SiT:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m sit_atconv.training.power_ema", description=__doc__.splitlines()[0])
+    """The command."""
+    parser = ArgumentParser(
+        prog="python -m sit_atconv.training.power_ema", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("run", type=Path, help="a run trained with training.power_ema")
     parser.add_argument("out", type=Path, help="directory for the model, as of sample.py --checkpoint")
     parser.add_argument("--width", type=float, required=True, help="standard deviation of the average, of the run")

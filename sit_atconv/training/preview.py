@@ -8,8 +8,9 @@ from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.config import PreviewConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.models import SiT
-from sit_atconv.sampling import SamplerSettings, generate
+from sit_atconv.sampling import generate
 from sit_atconv.sampling.grid import save_grid
+from sit_atconv.training.drawing import sampler_settings
 from sit_atconv.training.run_directory import whole_file
 
 
@@ -27,8 +28,7 @@ class Preview:
     ) -> None:
         self.config, self.folder, self.seed = config, folder, seed
         self._autoencoder = load_autoencoder(dataset.latents, device=device)
-        interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
-        self.settings = SamplerSettings(config.solver, config.steps, config.guidance, interval)
+        self.settings = sampler_settings(config)
 
     def save(self, model: SiT, step: int) -> None:
         """Draw and write the grid of `step`."""

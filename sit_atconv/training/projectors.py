@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sit_atconv.config import AlignmentConfig, load_config
 from sit_atconv.convert.directory import PROJECTORS_NAME
 from sit_atconv.errors import InputError
+from sit_atconv.models.checkpoint import model_directory
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _obstacle(
 
 def _find(path: Path) -> _Trained | None:
     """The projectors that were trained with the model in `path`."""
-    directory = path / "model" if (path / "model" / "config.json").exists() else path
+    directory = model_directory(path)
     converted, ours = directory / PROJECTORS_NAME, directory.parent / "weights.safetensors"
     if converted.is_file():
         tensors, facts = _read(converted)

@@ -1,4 +1,7 @@
-"""RUN/config.yaml: the configuration a run was begun with, and which of its keys may change when it goes on."""
+"""A run's directory: the configuration it was begun with, which of its keys may change, and files that are whole.
+
+What was not written to its end, or belongs after the step that a run goes back to, is removed.
+"""
 
 import contextlib
 import os
@@ -11,7 +14,7 @@ import yaml
 
 from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
-from sit_atconv.training.lock import LOCK
+from sit_atconv.lock import LOCK
 
 UNFINISHED = ".unfinished-"  # how the names of files and folders begin that are not whole yet
 # Sections and keys that decide nothing about the steps taken so far, nor about the weights to come but for rounding.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
@@ -19,7 +20,7 @@ from sit_atconv.training.session import Session
 from sit_atconv.training.sharding import copy_whole, local, split_like, whole
 from sit_atconv.training.zero import set_whole, uses_zero, whole_moments
 
-_WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "diffusion_pytorch_model.safetensors"
+_WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", SAFETENSORS_WEIGHTS_NAME
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 

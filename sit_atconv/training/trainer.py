@@ -1,6 +1,5 @@
 """The training loop. All randomness is keyed by (seed, position): a run continued is the run uninterrupted."""
 
-import errno
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,10 +12,12 @@ from tqdm import tqdm
 
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
+from sit_atconv.errors import FULL_DISK
+from sit_atconv.lock import locked
+from sit_atconv.sampling.draw import Drawing
 from sit_atconv.training.checkpoint import Checkpoints
 from sit_atconv.training.evaluation import Evaluation
 from sit_atconv.training.guard import poisoned, step_unless_bad
-from sit_atconv.training.lock import locked
 from sit_atconv.training.log import RunLog
 from sit_atconv.training.objective import Draws
 from sit_atconv.training.position import Position
@@ -54,7 +55,7 @@ def train(config: Config, run: Path, resume: str | None = None) -> None:
     accelerator = session.accelerator
     checkpoints, position = Checkpoints(run / "checkpoints", config.log, accelerator), Position(session, run)
     try:
-        with locked(run, accelerator):
+        with locked(run, accelerator, "trained into", "--run"):
             # Go back to where the run stands
             checkpoint = checkpoints.find(resume)
             if checkpoint is not None:
@@ -70,7 +71,7 @@ def train(config: Config, run: Path, resume: str | None = None) -> None:
                 accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
                 accelerator.end_training()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
         raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
     if terminated:
@@ -95,6 +96,8 @@ class Trainer:
             self.preview = Preview(config.preview, session.dataset, run / "samples", seed, device)
         if config.evaluation is not None:
             self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator)
+        for drawing in filter(None, (self.preview, self.evaluation)):  # what cannot be drawn is refused now
+            Drawing(accelerator.unwrap_model(session.model), drawing.settings)
 
     def run(self, notes: list[str], termination: Termination) -> bool:
         """Train until all steps are done, or SIGTERM; whether it was that. `notes` say what is not as it was."""

@@ -1,4 +1,4 @@
-"""One run directory, one training at a time."""
+"""One directory, one program at a time that writes into it."""
 
 import contextlib
 import errno
@@ -8,29 +8,30 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from sit_atconv.errors import InputError
 
-LOCK = ".lock"  # in the run directory, while it is trained into
+LOCK = ".lock"  # in the directory, while it is written into
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 @contextlib.contextmanager
-def locked(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Make the run directory if need be, and keep it from other trainings until the end of the context.
+def locked(directory: Path, state: PartialState | Accelerator, doing: str, choose: str) -> Iterator[None]:
+    """Make the directory if need be, and keep other programs from it until the end of the context.
 
     The main process holds the lock for all. It is the operating system's and ends with the process, however that ends.
     Directories made here that are still empty at the end are removed. A file system without locks is used without.
 
-    Raises `InputError` on all processes when another training holds it.
+    Raises `InputError` on all processes when another program holds it: the directory is being, say, "trained into"
+    (`doing`), and the option `choose` names another.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
-        if accelerator.is_main_process:
+        if state.is_main_process:
             try:
-                stack.enter_context(_lock(run))
+                stack.enter_context(_lock(directory, doing, choose))
             except InputError as error:
                 refusal = str(error)
         (refusal,) = broadcast_object_list([refusal])
@@ -40,11 +41,11 @@ def locked(run: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(run: Path) -> Iterator[None]:
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / LOCK
-    descriptor = _acquire(path)
+def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    descriptor = _acquire(path, doing, choose)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -57,7 +58,7 @@ def _lock(run: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, doing: str, choose: str) -> int:
     """A descriptor of the locked file. Raises `InputError` when another process has locked it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -70,8 +71,8 @@ def _acquire(path: Path) -> int:
             holder = os.read(descriptor, 200).decode()
             os.close(descriptor)
             raise InputError(
-                f"{path.parent} is trained into by {holder or 'another process'}: wait for it or stop it, or choose "
-                "another --run."
+                f"{path.parent} is {doing} by {holder or 'another process'}: wait for it or stop it, or choose "
+                f"another {choose}."
             ) from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(descriptor)):

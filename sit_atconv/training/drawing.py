@@ -1,0 +1,13 @@
+"""How training draws, for its grids and its scores."""
+
+from sit_atconv.config import EvaluationConfig, PreviewConfig
+from sit_atconv.sampling import SamplerSettings
+
+
+def sampler_settings(config: PreviewConfig | EvaluationConfig) -> SamplerSettings:
+    """What a configuration asks for; its interval is left out without guidance, where `SamplerSettings` refuses one.
+
+    Raises `InputError` for settings that cannot be used.
+    """
+    interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
+    return SamplerSettings(config.solver, config.steps, config.guidance, interval)
