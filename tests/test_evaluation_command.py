@@ -140,7 +140,7 @@ EVALUATE = ["--samples", "digits@8", "--reference", "digits@8"]
         ([*EVALUATE, "--metrics", "fid"], "no metric 'fid'"),
         ([*EVALUATE, "--classes", "a,b"], "labels separated by commas"),
         ([*EVALUATE, "--bootstrap", "-1"], "at least two resamples"),
-        ([*EVALUATE, "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+        ([*EVALUATE, "--batch-size", "0"], "The batch size must be at least 1, not 0"),
         ([*EVALUATE, "--workers", "-1"], "workers"),
         ([*EVALUATE, "--weights", "w.pth"], "Pixels have no network"),
         ([*EVALUATE, "--device", "gpu9"], "device 'gpu9'"),
