@@ -329,3 +329,14 @@ def test_two_programs_do_not_prepare_one_data_set(photos, vae, tmp_path):
         other.communicate(b"\n")
     assert prepare(options(photos, out, vae)).count == 9  # what the other left behind means nothing
     assert not (out / ".lock").exists()
+
+
+def test_a_damaged_npz_is_not_encoded(tmp_path):
+    path = tmp_path / "pictures.npz"
+    np.savez(path, arr_0=np.zeros((4, 8, 8, 3), np.uint8))
+    damaged = bytearray(path.read_bytes())
+    damaged[500] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"pictures.npz is damaged"):
+        prepare(PrepareOptions(str(path), str(tmp_path / "out"), (8, 8), "identity"))
+    assert list(tmp_path.iterdir()) == [path]
