@@ -24,8 +24,9 @@ from jsonargparse.typing import (
 )
 
 from sit_atconv.errors import nearest
+from sit_atconv.randomness import MAX_SEED
 
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**64)])
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
 

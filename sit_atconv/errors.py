@@ -51,7 +51,7 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted: what is written stays, and the same command goes on from there.\n")
+        sys.stderr.write("\nInterrupted. What is written stays; run the same command again.\n")
         sys.exit(130)
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_USER:

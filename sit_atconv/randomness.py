@@ -11,6 +11,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+MAX_SEED = 2**64 - 1  # of a run or of samples, as torch takes it
+
 
 class Stream(IntEnum):
     """What a number is for. Streams with the same seed and index are independent of one another."""

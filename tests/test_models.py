@@ -271,3 +271,13 @@ def test_an_exported_program_takes_any_batch(name: str) -> None:
 
 def test_a_batch_of_nothing() -> None:
     assert tiny()(torch.empty(0, 4, 8, 8), torch.empty(0), torch.empty(0, dtype=torch.int64)).shape == (0, 4, 8, 8)
+
+
+def test_weights_are_stored_in_eight_bits_but_for_the_time_embedding() -> None:
+    model, x, t, y = tiny(), torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 4])
+    expected = model(x, t, y)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert model.time_embed[0].weight.dtype == torch.float32
+    assert model.blocks[0].mlp.fc1.weight.dtype == torch.float8_e4m3fn
+    error = (model(x, t, y) - expected).norm() / expected.norm()
+    assert 0 < error < 0.2

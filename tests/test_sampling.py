@@ -239,3 +239,12 @@ def test_broken_weights_are_noticed() -> None:
     for settings in (SamplerSettings("euler", 2), SamplerSettings("sde", 2)):
         with pytest.raises(NonFiniteError, match=r"step 1, from t = 1, for samples 4 to 5"):
             images_of(model, [4, 5], settings)
+
+
+def test_one_drawing_is_differentiated_twice() -> None:
+    """An embedding of time that is kept for later steps would hold a graph that the first backward pass frees."""
+    model, x, t = tiny_model(), torch.randn(2, 1, 8, 6), torch.tensor(0.3)
+    velocity = Drawing(model, SamplerSettings("heun", 3)).velocity(torch.tensor([0, 2]), x.device)
+    for _ in range(2):
+        velocity(x, t).sum().backward()
+    assert model.time_embed[0].weight.grad is not None

@@ -11,12 +11,11 @@ from sit_atconv.data.batches import LatentBatches, SourceBatches
 from sit_atconv.data.encoding import moments_encoder, tokens_encoder, write_shards
 from sit_atconv.data.importing import open_for_import
 from sit_atconv.data.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
-from sit_atconv.data.npz import NpzSource
 from sit_atconv.data.options import PrepareOptions
 from sit_atconv.data.protocol import ImageSource
 from sit_atconv.data.repa import RepaDataset
 from sit_atconv.data.shard_files import ShardFiles
-from sit_atconv.data.sources import open_source
+from sit_atconv.data.sources import open_source, require_undamaged
 from sit_atconv.errors import InputError
 from sit_atconv.lock import LOCK, locked
 from sit_atconv.processes import process_state
@@ -58,8 +57,7 @@ def _encode(
 ) -> Manifest:
     """Write the manifest, the shards that are missing, and the manifest of the complete data set, which is returned."""
     state, out = process_state(), Path(options.out)
-    if isinstance(source, NpzSource):
-        source.verify()
+    require_undamaged(source)
     if state.is_main_process:
         save_manifest(manifest, out)
     state.wait_for_everyone()

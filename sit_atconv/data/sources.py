@@ -11,7 +11,7 @@ from sit_atconv.data.protocol import ImageSource, SourceImage
 from sit_atconv.data.repa import RepaSource, is_repa
 from sit_atconv.errors import InputError
 
-__all__ = ["ImageSource", "SourceImage", "open_source"]
+__all__ = ["ImageSource", "SourceImage", "open_source", "require_undamaged"]
 
 _KINDS = (
     "a folder or zip of pictures (flat, or one folder a class), an npz with arr_0, a data set prepared with --images, "
@@ -41,6 +41,15 @@ def open_source(path: str, convert: bool = False) -> ImageSource:
     if path.lower().endswith(".zip"):
         return ZipSource(path, convert)
     raise InputError(f"'{path}' is not a source of pictures. A source is {_KINDS}.")
+
+
+def require_undamaged(source: ImageSource) -> None:
+    """Read an npz's pictures to compare them with its CRC-32; those of other sources show damage as they are decoded.
+
+    Raises `InputError` for a damaged file.
+    """
+    if isinstance(source, NpzSource):
+        source.verify()
 
 
 def _open_directory(path: str, convert: bool) -> ImageSource:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sit_atconv.data.npz import NpzSource
-from sit_atconv.data.sources import ImageSource, SourceImage, open_source
+from sit_atconv.data.sources import ImageSource, SourceImage, open_source, require_undamaged
 from sit_atconv.errors import InputError
 
 
@@ -30,13 +29,9 @@ def image_digests(images: Tensor) -> np.ndarray:
 
 
 def open_images(path: str) -> ImageSource:
-    """`open_source`, with the pictures of an npz read once to find damage: an archive says nothing when it is mapped.
-
-    Raises `InputError` for a source that is missing, unusable or damaged.
-    """
+    """Pictures to score. Raises `InputError` for a source that is missing, unusable or damaged."""
     source = open_source(path)
-    if isinstance(source, NpzSource):
-        source.verify()
+    require_undamaged(source)
     return source
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
+from sit_atconv.randomness import MAX_SEED
 from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
 
 NUM_SAMPLES = 50_000
-MAX_SEED = 2**64 - 1
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> list[str]:

@@ -101,7 +101,7 @@ class SampleDirectory:
         return True
 
     def _check_npz(self, shape: tuple[int, ...]) -> None:
-        """Raise `InputError` unless the finished file is whole, by its size, and holds such images."""
+        """Raise `InputError` unless the finished file is undamaged and holds such images."""
         advice = "Remove it, and the same command draws the samples again; or choose another --out."
         try:
             images = read_npz_member(str(self.npz), "arr_0")
@@ -161,7 +161,8 @@ class SampleDirectory:
         Samples that were complete already get the grid and the PNG files that they lack.
         """
         rows = self._partial / "images.npy"
-        images = read_npz_member(str(self.npz), "arr_0") if self.npz.exists() else open_memmap(rows, "r")
+        finished = self.npz.exists()  # and was verified by `prepare`
+        images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(rows, "r")
         self._partial.mkdir(exist_ok=True)  # what is written begins there
         if self.png:
             self._finish_png(images)
