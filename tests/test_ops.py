@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_truth import assert_same, random_arguments, unfolded_convolution, value_and_gradients
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 
 from sit_atconv.errors import InputError
 from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d, selection
@@ -156,6 +157,24 @@ def test_the_fastest_measured_backend_is_chosen(monkeypatch: pytest.MonkeyPatch)
     assert chosen(8, 16, grad=False) == "folded"  # not measured
     with torch.no_grad():
         assert chosen(8, 16) == "folded"
+
+
+@pytest.mark.parametrize(("there", "right", "expected"), [(1, 1, "triton"), (1, 0, "grouped"), (0, 1, "grouped")])
+def test_on_a_gpu_triton_is_chosen_where_it_works(
+    there: bool, right: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "RULES", {})
+    monkeypatch.setattr(selection, "FORCED", "auto")
+    monkeypatch.setattr(selection, "TRITON_INSTALLED", True)
+    monkeypatch.setattr(selection, "is_triton_right", lambda device: right)
+    with FakeTensorMode(), torch.device("cuda"):
+        x, kernels = torch.empty(2, 4, 4, 8), torch.empty(2, 8, 3, 3)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    assert selection.choose_backend(x, kernels) == expected
+    with torch.autograd.forward_ad.dual_level():  # of which custom operators know nothing
+        assert selection.choose_backend(x, kernels) == "grouped"
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert selection.choose_backend(x, kernels) == "shifted"
 
 
 def test_what_a_compiler_cannot_differentiate_is_not_chosen() -> None:

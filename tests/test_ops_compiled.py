@@ -25,16 +25,28 @@ class Copies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mixer", [ATConv(64), Attention(64, 4)], ids=["atconv", "attention"])
-def test_no_tokens_are_transposed(mixer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(mixer: nn.Module, x: torch.Tensor, gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        y = mixer(x, (16, 16))
+    if gradients:
+        torch.autograd.grad(y, [x, *mixer.parameters()], torch.ones_like(y))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "gradients"),
+    [(ATConv(64), False), (ATConv(64), True), (Attention(64, 4), False)],  # that of q, k and v is not square
+    ids=["atconv", "atconv with gradients", "attention"],
+)
+def test_no_tokens_are_transposed(mixer: nn.Module, gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "folded")
-    x = torch.randn(2, 16 * 16, 64)
-    with torch.no_grad(), Copies(x.numel()) as copies:
-        mixer(x, (16, 16))
+    monkeypatch.setattr("sit_atconv.ops.dense._SMALL", 0)
+    x = torch.randn(2, 16 * 16, 64, requires_grad=gradients)
+    with Copies(x.numel()) as copies:
+        run(mixer, x, gradients)
     assert all(tensor.stride(-1) == 1 for tensor in copies.found)  # whole rows move, if anything does
     # Nothing is moved within torch's operations either, where one sample leaves nothing to move outside of them.
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        mixer(x[:1], (16, 16))
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        run(mixer, x[:1], gradients)
     copied = [event.input_shapes[0] for event in recorded.events() if event.name == "aten::clone"]
     assert all(torch.Size(shape).numel() < x[0].numel() for shape in copied)
 

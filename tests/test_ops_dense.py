@@ -68,9 +68,11 @@ def test_any_strides_of_the_bias(compiled: bool) -> None:
             torch.testing.assert_close(linear_gelu(x, weight, bias), expected)
 
 
-def test_batched_gradients() -> None:
-    x, weight, bias = arguments(2, 3, 4)
-    directions = torch.randn(6, 2, 3, 5)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("out", [4, 5])
+def test_batched_gradients(out: int) -> None:
+    x, weight, bias = arguments(2, 3, 4, out=out)
+    directions = torch.randn(6, 2, 3, out)
     results = (
         torch.autograd.grad(function(x, weight, bias), (x, weight, bias), directions, is_grads_batched=True)
         for function in (linear, F.linear)
@@ -79,8 +81,9 @@ def test_batched_gradients() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_second_gradients() -> None:
-    x, weight, bias = arguments(3, 4)
+@pytest.mark.parametrize("out", [4, 5])
+def test_second_gradients(out: int) -> None:
+    x, weight, bias = arguments(3, 4, out=out)
 
     def second(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         first = torch.autograd.grad(function(x, weight, bias).sin().sum(), x, create_graph=True)[0]
@@ -112,10 +115,10 @@ def test_samples_are_mapped_over() -> None:
 
 
 @needs_both_libraries
-@pytest.mark.parametrize("gradients", [False, True])
-def test_compiled_without_breaks_and_left_to_onednn(gradients: bool) -> None:
+@pytest.mark.parametrize(("gradients", "out"), [(False, 5), (True, 5), (True, 4)])
+def test_compiled_without_breaks_and_left_to_onednn(gradients: bool, out: int) -> None:
     torch._dynamo.reset()
-    x, weight, bias = arguments(6, 4)
+    x, weight, bias = arguments(6, 4, out=out)
     compiled = torch.compile(linear, fullgraph=True)
 
     def run(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
@@ -151,11 +154,12 @@ def test_traced() -> None:
     torch.testing.assert_close(torch.jit.trace(linear, (x, weight, bias))(x, weight, bias), F.linear(x, weight, bias))
 
 
-def test_torch_counts_the_operations() -> None:
-    x, weight, bias = arguments(2, 3, 4)
+@pytest.mark.parametrize("out", [4, 5])
+def test_torch_counts_the_operations(out: int) -> None:
+    x, weight, bias = arguments(2, 3, 4, out=out)
     with FlopCounterMode(display=False) as counter:
         linear(x, weight, bias).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * (2 * 3 * 4 * 5)
+    assert counter.get_total_flops() == 3 * 2 * (2 * 3 * 4 * out)
 
 
 @needs_both_libraries
@@ -176,6 +180,7 @@ def test_the_choice_of_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operator_registration() -> None:
     torch.library.opcheck(torch.ops.sit_atconv.linear.default, arguments(3, 4))
     torch.library.opcheck(torch.ops.sit_atconv.linear.default, arguments(2, 3, 4, bias=False))
+    torch.library.opcheck(torch.ops.sit_atconv.linear_weight_gradient.default, (torch.randn(3, 4), torch.randn(3, 4)))
 
 
 @pytest.mark.parametrize(("shape", "out"), [((2, 3), 5), ((2, 4), 6), ((), 5)])

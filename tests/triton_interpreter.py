@@ -3,13 +3,18 @@
 because the interpreter is chosen before Triton is imported.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_truth import assert_same, random_arguments, unfolded_convolution, value_and_gradients
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
-from sit_atconv.ops import per_sample_depthwise_conv2d, triton_kernels
+from sit_atconv.ops import fused, per_sample_depthwise_conv2d, selection, triton_kernels
 
 FORWARD, BACKWARD = triton_kernels.FORWARD_CONFIGURATIONS, triton_kernels.BACKWARD_CONFIGURATIONS
 
@@ -105,3 +110,39 @@ def test_compiled_without_a_graph_break() -> None:
     weights = torch.randn_like(x)
     expected = value_and_gradients(unfolded_convolution, x, kernels, weights)
     assert_same(value_and_gradients(compiled, x, kernels, weights), expected, 1e-13)
+
+
+@pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad, FakeTensorMode])
+def test_it_is_found_right(surroundings: Callable[[], AbstractContextManager]) -> None:
+    with surroundings():
+        assert selection.is_triton_right.__wrapped__(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("problem", ["does not compile", "gives something else"])
+def test_it_is_found_wrong(problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    if problem == "does not compile":
+        monkeypatch.setattr(triton_kernels, "backward_kernel", None)
+    else:
+        monkeypatch.setattr(fused, "MAX_COLUMNS", 2)
+        monkeypatch.setattr(fused, "_cdiv", lambda a, b: 1)  # three columns of four are missing
+    assert not selection.is_triton_right.__wrapped__(torch.device("cpu"))
+    assert "torch's takes its place" in caplog.text
+
+
+def test_transforms_of_functions() -> None:
+    """Of which custom operators know nothing."""
+    x, kernels = (tensor.detach() for tensor in random_arguments(2, 4, 3, 5, 3))
+
+    def slope(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda x: convolve(x, kernels).square().sum())(x)
+
+    def expected_slope(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda x: unfolded_convolution(x, kernels).square().sum())(x)
+
+    torch.testing.assert_close(slope(x), expected_slope(x))
+    one_by_one = torch.func.vmap(lambda x, kernels: convolve(x[None], kernels[None])[0])(x, kernels)
+    torch.testing.assert_close(one_by_one, unfolded_convolution(x, kernels))
+    torch.testing.assert_close(torch.func.jvp(slope, (x,), (x,)), torch.func.jvp(expected_slope, (x,), (x,)))
+    with forward_ad.dual_level():
+        y = convolve(forward_ad.make_dual(x, x), kernels)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, unfolded_convolution(x, kernels))

@@ -67,12 +67,31 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none"
 def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Of x, weight and bias, those that are wanted: `linear` layers as well."""
     x, weight = ctx.saved_tensors
-    rows = dy.reshape(-1, dy.shape[-1])  # here and below: vmap has no rule for flatten
-    return (
-        linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None,
-        linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if ctx.needs_input_grad[1] else None,
-        rows.sum(0) if ctx.needs_input_grad[2] else None,
-    )
+    dy = dy.contiguous()  # for all three at once: tokens from `folded` come in another order
+    dx = linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
+    rows, dweight = dy.reshape(-1, dy.shape[-1]), None  # here and below: vmap has no rule for flatten
+    if ctx.needs_input_grad[1]:
+        inputs = x.reshape(-1, x.shape[-1])
+        if weight.shape[0] == weight.shape[1] and not torch.is_grad_enabled():
+            dweight = _weight_gradient(rows, inputs)
+        else:
+            dweight = linear(rows.t(), inputs.t(), None)
+    return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+@torch.library.custom_op("sit_atconv::linear_weight_gradient", mutates_args=())
+def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """dyᵀ · x of rows dy (rows, out) and x (rows, in), neither of them transposed in memory: (out, in).
+
+    oneDNN's product would transpose dy. This copies its result instead: the larger a weight beside its tokens, the slower.
+    """
+    like_weight = dy.new_empty(dy.shape[1], x.shape[1])
+    return torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), like_weight, False)[0]
+
+
+@_weight_gradient.register_fake
+def _(dy: Tensor, x: Tensor) -> Tensor:
+    return dy.new_empty(dy.shape[1], x.shape[1])
 
 
 class _Product(torch.autograd.Function):
@@ -127,5 +146,10 @@ def _count(x_shape: torch.Size, weight_shape: torch.Size, *others: Any, **option
     return 2 * prod(x_shape) * weight_shape[0]
 
 
+def _count_weight_gradient(dy_shape: torch.Size, x_shape: torch.Size, **options: Any) -> int:
+    return 2 * prod(dy_shape) * x_shape[1]
+
+
+register_flop_formula(torch.ops.sit_atconv.linear_weight_gradient)(_count_weight_gradient)
 if _BOTH_LIBRARIES:
     register_flop_formula([torch.ops.mkldnn._linear_pointwise, torch.ops.sit_atconv.linear])(_count)

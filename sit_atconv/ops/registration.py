@@ -4,17 +4,23 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def closed_to_compiler() -> bool:
-    """Whether a compiler is to be given a closed operator: it traces, and through no transform of torch.func.
+def is_transformed() -> bool:
+    """Whether functions are transformed by torch.func or differentiated forwards.
 
-    Of those a custom operator knows nothing: forward derivatives would silently be zero, others fail.
+    Of that a custom operator knows nothing: forward derivatives would silently be zero or missing, others fail.
     """
-    return torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def closed_to_compiler() -> bool:
+    """Whether a compiler is to be given a closed operator."""
+    return torch.compiler.is_compiling() and not is_transformed()
 
 
 def register_operator(name: str, forward: Forward, backward: Backward) -> Forward:

@@ -1,19 +1,27 @@
 """Which backend "auto" means: the fastest one of the measurements in measurements.json.
 
-`python -m benchmarks.backends --write` makes that file anew on the machine at hand, for the device it has. The
-environment variable SIT_ATCONV_DEPTHWISE, read at import, forces one backend instead.
+`python -m benchmarks.backends --write` makes that file anew on the machine at hand, for the device it has. On a GPU
+without measurements it is Triton, where that works, and what compilers fuse by themselves. The environment variable
+SIT_ATCONV_DEPTHWISE, read at import, forces one backend instead.
 """
 
 import importlib.util
 import json
+import logging
 import os
+from functools import cache
 from importlib import resources
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from sit_atconv.ops.registration import is_transformed
 
 FORCED = os.environ.get("SIT_ATCONV_DEPTHWISE", "auto")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+log = logging.getLogger(__name__)
 
 Case = tuple[str, torch.dtype, bool, bool]  # device, dtype, compiled, with gradients
 
@@ -34,6 +42,41 @@ def load_rules(text: str) -> dict[Case, list[tuple[int, str]]]:
 RULES = load_rules(resources.files("sit_atconv.ops").joinpath("measurements.json").read_text())
 
 
+def _has_triton(x: Tensor) -> bool:
+    return (
+        TRITON_INSTALLED
+        and x.is_cuda
+        and torch.cuda.is_available()  # there may be fake tensors of GPUs that are not
+        and not torch.jit.is_tracing()
+        and not is_transformed()
+        and is_triton_right(x.device)
+    )
+
+
+@cache
+def is_triton_right(device: torch.device) -> bool:
+    """Whether Triton's two kernels compile for a device and give there what torch does: tried once, on a small image.
+
+    Compiling takes seconds, and asks for a C compiler and Python's headers, which not every machine with a GPU has.
+    """
+    operators, generator = torch.ops.sit_atconv, torch.Generator(device).manual_seed(0)
+    with _disable_current_modes(), torch.no_grad():  # now, and for real
+        x, dy = torch.randn(2, 2, 4, 4, 32, generator=generator, device=device)
+        kernels = torch.randn(2, 32, 3, 3, generator=generator, device=device)
+        doubles = x.double(), kernels.double()  # TF32 must not decide
+        expected = (
+            operators.depthwise_folded(*doubles),
+            *operators.depthwise_folded_backward(dy.double(), *doubles),
+        )
+        try:
+            found = operators.depthwise_triton(x, kernels), *operators.depthwise_triton_backward(dy, x, kernels)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
+        except Exception as problem:  # of Triton, of compilers, of the driver: their errors have no class in common
+            log.warning("Triton's convolution does not work on %s, torch's takes its place: %s", device, problem)
+            return False
+    return True
+
+
 def choose_backend(x: Tensor, kernels: Tensor) -> str:
     """The backend for x (B, H, W, C). It does not depend on B: a compiled program serves every batch size."""
     if FORCED != "auto":
@@ -41,10 +84,12 @@ def choose_backend(x: Tensor, kernels: Tensor) -> str:
     compiled = torch.compiler.is_compiling()
     gradients = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
     rules = RULES.get((x.device.type, x.dtype, compiled, gradients))
-    if rules is None:  # never measured, as all of CUDA so far: torch's own operations, whatever a GPU makes of ours
+    if rules is None:  # never measured, as all of CUDA so far
         if x.device.type == "cpu":
             return "folded"
-        return "shifted" if compiled else "grouped"
+        if compiled:
+            return "shifted"
+        return "triton" if _has_triton(x) else "grouped"
     numbers = x.shape[1] * x.shape[2] * x.shape[3]
     for measured, backend in rules:
         if numbers <= measured:
