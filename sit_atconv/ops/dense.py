@@ -83,7 +83,7 @@ def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: T
 def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """dyᵀ · x of rows dy (rows, out) and x (rows, in), neither of them transposed in memory: (out, in).
 
-    oneDNN's product would transpose dy. This copies its result instead: the larger a weight beside its tokens, the slower.
+    oneDNN's product would transpose dy; this copies its result instead, which for large weights takes longer.
     """
     like_weight = dy.new_empty(dy.shape[1], x.shape[1])
     return torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), like_weight, False)[0]
