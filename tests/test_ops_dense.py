@@ -180,7 +180,8 @@ def test_the_choice_of_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operator_registration() -> None:
     torch.library.opcheck(torch.ops.sit_atconv.linear.default, arguments(3, 4))
     torch.library.opcheck(torch.ops.sit_atconv.linear.default, arguments(2, 3, 4, bias=False))
-    torch.library.opcheck(torch.ops.sit_atconv.linear_weight_gradient.default, (torch.randn(3, 4), torch.randn(3, 4)))
+    rows = (torch.randn(3, 4), torch.randn(3, 5), torch.randn(4, 5))
+    torch.library.opcheck(torch.ops.sit_atconv.linear_weight_gradient.default, rows)
 
 
 @pytest.mark.parametrize(("shape", "out"), [((2, 3), 5), ((2, 4), 6), ((), 5)])

@@ -73,25 +73,24 @@ def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: T
     if ctx.needs_input_grad[1]:
         inputs = x.reshape(-1, x.shape[-1])
         if weight.shape[0] == weight.shape[1] and not torch.is_grad_enabled():
-            dweight = _weight_gradient(rows, inputs)
+            dweight = _weight_gradient(rows, inputs, weight)
         else:
             dweight = linear(rows.t(), inputs.t(), None)
     return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 @torch.library.custom_op("sit_atconv::linear_weight_gradient", mutates_args=())
-def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    """dyᵀ · x of rows dy (rows, out) and x (rows, in), neither of them transposed in memory: (out, in).
+def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """dyᵀ · x of rows dy (rows, out) and x (rows, in), neither of them transposed in memory: (out, in), as the weight.
 
     oneDNN's product would transpose dy; this copies its result instead, which for large weights takes longer.
     """
-    like_weight = dy.new_empty(dy.shape[1], x.shape[1])
-    return torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), like_weight, False)[0]
+    return torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), weight, False)[0]
 
 
 @_weight_gradient.register_fake
-def _(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.new_empty(dy.shape[1], x.shape[1])
+def _(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 class _Product(torch.autograd.Function):
@@ -146,7 +145,7 @@ def _count(x_shape: torch.Size, weight_shape: torch.Size, *others: Any, **option
     return 2 * prod(x_shape) * weight_shape[0]
 
 
-def _count_weight_gradient(dy_shape: torch.Size, x_shape: torch.Size, **options: Any) -> int:
+def _count_weight_gradient(dy_shape: torch.Size, x_shape: torch.Size, *others: Any, **options: Any) -> int:
     return 2 * prod(dy_shape) * x_shape[1]
 
 
