@@ -68,24 +68,26 @@ def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: T
     """Of x, weight and bias, those that are wanted: `linear` layers as well."""
     x, weight = ctx.saved_tensors
     dy = dy.contiguous()  # for all three at once: tokens from `folded` come in another order
+    rows, inputs = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (dy, x))  # vmap has no rule for flatten
     dx = linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
-    rows, dweight = dy.reshape(-1, dy.shape[-1]), None  # here and below: vmap has no rule for flatten
+    dweight = None
     if ctx.needs_input_grad[1]:
-        inputs = x.reshape(-1, x.shape[-1])
-        if weight.shape[0] == weight.shape[1] and not torch.is_grad_enabled():
-            dweight = _weight_gradient(rows, inputs, weight)
-        else:
-            dweight = linear(rows.t(), inputs.t(), None)
+        again = torch.is_grad_enabled()
+        dweight = linear(rows.t(), inputs.t(), None) if again else _weight_gradient(rows, inputs, weight)
     return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 @torch.library.custom_op("sit_atconv::linear_weight_gradient", mutates_args=())
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """dyᵀ · x of rows dy (rows, out) and x (rows, in), neither of them transposed in memory: (out, in), as the weight.
+    """dyᵀ · x of rows dy (rows, out) and x (rows, in), not differentiable: (out, in), as the weight.
 
-    oneDNN's product would transpose dy; this copies its result instead, which for large weights takes longer.
+    oneDNN's product transposes dy, its inner product copies the result. That takes no longer for square weights, those
+    of token mixers, and no more memory but for few rows.
     """
-    return torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), weight, False)[0]
+    outputs, inputs = weight.shape
+    if outputs == inputs < 4 * len(dy):
+        return torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), weight, False)[0]
+    return _product(dy.t(), x.t(), None)
 
 
 @_weight_gradient.register_fake
