@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="default: 2 on a CPU, 64 on a GPU")
     parser.add_argument("--compile", action="store_true", help="all contenders by torch.compile")
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("block.json"))
     options = parser.parse_args()
     device = default_device()
     B = options.batch_size or (64 if device.type == "cuda" else 2)

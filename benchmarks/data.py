@@ -1,7 +1,7 @@
 """How fast training data is read: shards beside one .npy file an image, as REPA reads them.
 
 ``python -m benchmarks.data`` writes synthetic latents of 256-pixel images (4 × 32 × 32) to a temporary folder, reads
-them from page cache in turns, prints a table and, with --json, writes it. Wanted: 2,500 latents/s with two workers.
+them from page cache in turns, prints a table and writes it. Wanted: 2,500 latents/s with two workers.
 Cached tokens are as DINOv2-B's, 256 of 768 numbers: 393 kB a sample, where a latent has 16.
 """
 
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--batches", type=int, default=48, help="timed in every turn")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--json", type=Path, default=Path("data.json"))
     options = parser.parse_args(argv)
 
     with tempfile.TemporaryDirectory() as folder:

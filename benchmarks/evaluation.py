@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--neighbours", type=int, nargs=2, metavar=("SAMPLES", "REFERENCES"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("evaluation.json"))
     options = parser.parse_args()
     device = torch.device(options.device)
     rows = []

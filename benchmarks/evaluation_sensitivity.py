@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--source", required=True)
     parser.add_argument("--count", type=int, default=250)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("evaluation_sensitivity.json"))
     options = parser.parse_args()
     network, source, n = InceptionFeatures(options.weights), open_source(options.source), options.count
     order = np.random.default_rng(0).permutation(len(source))[: 2 * n]

@@ -29,7 +29,7 @@ SIZES = (  # rows, in, out
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("linear.json"))
     options = parser.parse_args()
     device = default_device()
     print(f"{machine(device)}. Milliseconds; in brackets GFLOP/s.\n")

@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=list_models(), metavar="NAME")
     parser.add_argument("--latents", type=int, nargs="+", default=[32, 64], help="256 and 512 px")
     parser.add_argument("--measure", type=int, metavar="BATCH", help="run these models in fp32 instead, for comparison")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("memory.json"))
     options = parser.parse_args()
     device = default_device()
     torch.manual_seed(0)

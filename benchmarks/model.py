@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=batch)
     parser.add_argument("--compile", action="store_true", help="the repeated block of each model by torch.compile")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("model.json"))
     options = parser.parse_args()
     rows = []
     print(

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="default: 1 on a CPU, 64 on a GPU")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of the image in tokens, multiples of 8")
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("operator.json"))
     options = parser.parse_args()
     device = default_device()
     B = options.batch_size or (64 if device.type == "cuda" else 1)

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--json", type=Path, help="write the tables here")
+    parser.add_argument("--json", type=Path, default=Path("recipes.json"))
     options = parser.parse_args(argv)
     torch.manual_seed(0)
     tables = {recipe: [row(recipe, name) for name in MODELS] for recipe in RECIPES}

@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=4, help="how many different ones a batch holds")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("sampling.json"))
     return parser.parse_args()
 
 

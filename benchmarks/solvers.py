@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--num-samples", type=int, default=10)
     parser.add_argument("--png", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("solvers.json"))
     options = parser.parse_args()
 
     device = default_device()

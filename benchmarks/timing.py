@@ -122,12 +122,12 @@ def command_line() -> str:
     return shlex.join(["python", *words])
 
 
-def write_json(path: Path | None, command: str, device: torch.device, rows: list[dict], **facts: object) -> None:
-    """The rows with the command and the machine that made them, and further facts; nothing without a path."""
-    if path is not None:
-        body = ",\n  ".join(json.dumps(row) for row in rows)
-        head = json.dumps({"command": command, "machine": machine(device), **facts}).removesuffix("}")
-        path.write_text(f'{head}, "rows": [\n  {body}\n]}}\n')
+def write_json(path: Path, command: str, device: torch.device, rows: list[dict], **facts: object) -> None:
+    """The rows with the command and the machine that made them, and further facts."""
+    body = ",\n  ".join(json.dumps(row) for row in rows)
+    head = json.dumps({"command": command, "machine": machine(device), **facts}).removesuffix("}")
+    path.write_text(f'{head}, "rows": [\n  {body}\n]}}\n')
+    print(f"\nWritten to {path}.")
 
 
 def read_json(path: Path) -> dict:

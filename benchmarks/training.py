@@ -89,7 +89,7 @@ def parse(defaults: dict) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="ours; the originals run as they are")
     parser.add_argument("--ours", action="store_true", help="ours alone: large models fit in memory one at a time")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("training.json"))
     return parser.parse_args()
 
 

@@ -38,10 +38,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_benchmark_prints_and_writes(name, written, monkeypatch, capsys) -> None:
-    path = written / f"{name}.json"
-    run(name, [*COMMANDS[name].split(), "--json", str(path)], monkeypatch)
-    assert len(capsys.readouterr().out.splitlines()) > 2
-    found = json.loads(path.read_text())
+    monkeypatch.chdir(written)
+    run(name, COMMANDS[name].split(), monkeypatch)
+    *table, _, last = capsys.readouterr().out.splitlines()
+    assert len(table) > 1
+    assert last == f"Written to {name}.json."
+    found = json.loads(Path(f"{name}.json").read_text())
     assert found["command"] == f"python -m benchmarks.{name} {COMMANDS[name]}"
     assert f"torch {torch.__version__}" in found["machine"]
     assert len(found["rows"]) >= 1
