@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -306,7 +306,8 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
 
     `source` goes before the text of an error.
     """
-    parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False)
+    set_loader("strict yaml", _load_yaml, exceptions=(yaml.YAMLError,))
+    parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False, parser_mode="strict yaml")
     parser.source = source
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other words override its keys")
     parser.add_argument("--run", type=str, help="run directory, made or continued")
@@ -322,6 +323,22 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     namespace = parser.instantiate(parsed)
     config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
+
+
+def _load_yaml(text: str) -> Any:
+    """As jsonargparse does, but a key that stands twice is an error: the first value would be lost without a word."""
+    _require_single_keys(yaml.compose(text))
+    return get_loader("yaml")(text)
+
+
+def _require_single_keys(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: list[Any] = []
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+            seen.append(key.value)
+            _require_single_keys(value)
 
 
 def _files_first(words: Sequence[str]) -> list[str]:

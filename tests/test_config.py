@@ -95,6 +95,9 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("training: [1, 2]", "training"),
         ("training: {steps: 3", "expected ',' or '}'"),
         ("", "the configuration is empty"),
+        ("training: {steps: 3}\ndata: {}\ntraining: {seed: 3}", "'training' stands twice"),
+        ("training: {steps: 3, seed: 3, steps: 4}", "'steps' stands twice"),
+        ("? [training]\n: 3", "found unhashable key"),
     ],
 )
 def test_mistakes_in_a_file_end_with_code_2(text: str, message: str, tmp_path: Path, capsys) -> None:
