@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # as in the processes that tests start: the last bits of sums depend on it
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
