@@ -318,8 +318,10 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     except UnicodeDecodeError as error:
         parser.error(f"the configuration is no text file: {error}.")
     for f in fields(Config):
-        if isinstance(parsed[f.name], list | str | int | float):
-            parser.error(f"'{f.name}' is a section and holds keys, not {parsed[f.name]!r}.")
+        section = parsed[f.name]
+        if isinstance(section, list | str | int | float) or (section is None and f.name not in _OPTIONAL_SECTIONS):
+            found = "nothing" if section is None else repr(section)
+            parser.error(f"'{f.name}' is a section and holds keys, not {found}.")
     namespace = parser.instantiate(parsed)
     config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
@@ -332,12 +334,19 @@ def _load_yaml(text: str) -> Any:
 
 
 def _require_single_keys(node: yaml.Node | None) -> None:
+    """Neither twice, nor once in a section and once as section.key."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _require_single_keys(value)
     if isinstance(node, yaml.MappingNode):
-        seen: list[Any] = []
+        seen: list[str] = []
         for key, value in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
-            seen.append(key.value)
+            name = f"{key.value}."
+            for other in seen:
+                if name.startswith(other) or other.startswith(name):
+                    problem = f"'{key.value}' stands twice, first as '{other[:-1]}'"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.append(name)
             _require_single_keys(value)
 
 

@@ -97,7 +97,11 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("", "the configuration is empty"),
         ("training: {steps: 3}\ndata: {}\ntraining: {seed: 3}", "'training' stands twice"),
         ("training: {steps: 3, seed: 3, steps: 4}", "'steps' stands twice"),
+        ("training: {steps: 3}\ntraining.seed: 3", "'training.seed' stands twice, first as 'training'"),
+        ("training.seed: 3\ntraining: {steps: 3}", "'training' stands twice, first as 'training.seed'"),
+        ("alignment: {teachers: [{name: a, name: b}]}", "'name' stands twice"),
         ("? [training]\n: 3", "found unhashable key"),
+        ("training:\nlog: {every: 3}", "'training' is a section and holds keys, not nothing"),
     ],
 )
 def test_mistakes_in_a_file_end_with_code_2(text: str, message: str, tmp_path: Path, capsys) -> None:

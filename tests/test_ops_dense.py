@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,6 +108,24 @@ def test_forward_derivatives(wanted: tuple[int, ...]) -> None:
     torch.testing.assert_close(derivative(linear), derivative(F.linear))
 
 
+@pytest.mark.parametrize("inside", ["all of it", "its gradient"])
+@pytest.mark.parametrize("out", [4, 5])
+def test_forward_derivatives_of_gradients(out: int, inside: str) -> None:
+    x, weight, bias = arguments(3, 4, out=out)
+    direction = torch.randn(3, 4)
+
+    def derivatives(function: Callable[..., Tensor]) -> list[Tensor]:
+        y = function(x, weight, bias).sin().sum()
+        with forward_ad.dual_level():
+            if inside == "all of it":
+                y = function(forward_ad.make_dual(x, direction), weight, bias).sin().sum()
+            dy = forward_ad.make_dual(torch.tensor(1.0), torch.tensor(1.0))
+            return [forward_ad.unpack_dual(g).tangent for g in torch.autograd.grad(y, (x, weight, bias), dy)]
+
+    for a, b in zip(derivatives(linear), derivatives(F.linear), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_samples_are_mapped_over() -> None:
     x, weight, bias = arguments(3, 2, 4)
     torch.testing.assert_close(torch.func.vmap(linear, (0, None, None))(x, weight, bias), F.linear(x, weight, bias))
@@ -130,6 +149,9 @@ def test_compiled_without_breaks_and_left_to_onednn(gradients: bool, out: int) -
         torch.testing.assert_close(a, b)
     assert "mkldnn::_linear_pointwise" in operations(lambda: run(compiled))
     assert "aten::mm" not in operations(lambda: run(compiled))
+    with torch.inference_mode():
+        expected = F.gelu(F.linear(x, weight, bias), approximate="tanh")
+        torch.testing.assert_close(torch.compile(linear_gelu, fullgraph=True)(x, weight, bias), expected)
 
 
 @pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
@@ -146,6 +168,16 @@ def test_compiled_transforms_of_functions(transform: str) -> None:
 
     for a, b in zip(torch.compile(run, backend="aot_eager")(x), run(x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_transforms_of_compiled_functions() -> None:
+    torch._dynamo.reset()
+    x, weight, bias = (tensor.detach() for tensor in arguments(6, 4))
+
+    def slope(function: Callable[..., Tensor]) -> Tensor:
+        return torch.func.grad(torch.compile(lambda w: function(x, w, bias).sin().sum()))(weight)
+
+    torch.testing.assert_close(slope(linear), slope(F.linear))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")

@@ -3,7 +3,7 @@
 because the interpreter is chosen before Triton is imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
@@ -112,6 +112,14 @@ def test_compiled_without_a_graph_break() -> None:
     assert_same(value_and_gradients(compiled, x, kernels, weights), expected, 1e-13)
 
 
+@pytest.fixture
+def _short_numbers() -> Iterator[None]:
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_short_numbers")
 @pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad, FakeTensorMode])
 def test_it_is_found_right(surroundings: Callable[[], AbstractContextManager]) -> None:
     with surroundings():
@@ -146,3 +154,16 @@ def test_transforms_of_functions() -> None:
     with forward_ad.dual_level():
         y = convolve(forward_ad.make_dual(x, x), kernels)
         torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, unfolded_convolution(x, kernels))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_forward_derivatives_of_gradients(create_graph: bool) -> None:
+    x, kernels = random_arguments(2, 4, 3, 5, 3)
+    derivatives = []
+    for function in (convolve, unfolded_convolution):
+        y = function(x, kernels)
+        with forward_ad.dual_level():
+            dy = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y).cumsum(1))
+            gradients = torch.autograd.grad(y, (x, kernels), dy, create_graph=create_graph)
+            derivatives.append([forward_ad.unpack_dual(g).tangent for g in gradients])
+    assert_same(*derivatives, 1e-13)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from sit_atconv.ops.registration import closed_to_compiler
+from sit_atconv.ops.registration import closed_to_compiler, is_transformed
 
 _BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 _SMALL = 2**21  # multiply-adds, below which a call costs more than oneDNN saves
@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """GELU, approximated by tanh, of a linear layer, without gradients: one pass over memory on oneDNN."""
-    if _is_onednn_faster(x, weight, bias):
+    if _is_onednn_faster(x, weight, bias) and not torch.compiler.is_compiling():
         return _product(x, weight, bias, "gelu", "tanh")
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
@@ -58,10 +58,16 @@ def _is_onednn_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+@torch.compiler.disable  # a transform around a compiled function leads compilers here, and Inductor knows no way on
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none", algorithm: str = "") -> Tensor:
     if bias is not None:
         bias = bias.contiguous()  # oneDNN takes it to be, unasked
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], algorithm)
+
+
+def _differentiated_again() -> bool:
+    """Whether what a backward pass computes is to have derivatives of its own, backwards or forwards."""
+    return torch.is_grad_enabled() or is_transformed()
 
 
 def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,7 +78,7 @@ def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: T
     dx = linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
     dweight = None
     if ctx.needs_input_grad[1]:
-        again = torch.is_grad_enabled()
+        again = _differentiated_again()
         dweight = linear(rows.t(), inputs.t(), None) if again else _weight_gradient(rows, inputs, weight)
     return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
@@ -109,7 +115,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(linear if torch.is_grad_enabled() else _product, ctx, dy)
+        return _gradients(linear if _differentiated_again() else _product, ctx, dy)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:

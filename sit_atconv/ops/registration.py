@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sit_atconv.ops.shifted import shifted_sums
+
 Forward = Callable[[Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -40,6 +42,8 @@ def register_operator(name: str, forward: Forward, backward: Backward) -> Forwar
         ctx.save_for_backward(*inputs)
 
     def differentiate(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
+        if is_transformed():
+            return torch.func.vjp(shifted_sums, *ctx.saved_tensors)[1](dy)
         return gradient(dy, *ctx.saved_tensors)
 
     def differentiate_twice(ctx, ddx: Tensor, ddkernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

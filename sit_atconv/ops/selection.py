@@ -9,7 +9,7 @@ import importlib.util
 import json
 import logging
 import os
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 
 import torch
@@ -59,10 +59,10 @@ def is_triton_right(device: torch.device) -> bool:
 
     Compiling takes seconds, and asks for a C compiler and Python's headers, which not every machine with a GPU has.
     """
-    operators, generator = torch.ops.sit_atconv, torch.Generator(device).manual_seed(0)
+    operators = torch.ops.sit_atconv
+    random = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), dtype=torch.float32, device=device)
     with _disable_current_modes(), torch.no_grad():  # now, and for real
-        x, dy = torch.randn(2, 2, 4, 4, 32, generator=generator, device=device)
-        kernels = torch.randn(2, 32, 3, 3, generator=generator, device=device)
+        x, dy, kernels = random(2, 4, 4, 32), random(2, 4, 4, 32), random(2, 32, 3, 3)
         doubles = x.double(), kernels.double()  # TF32 must not decide
         expected = (
             operators.depthwise_folded(*doubles),
