@@ -60,17 +60,15 @@ def is_triton_right(device: torch.device) -> bool:
     Compiling takes seconds, and asks for a C compiler and Python's headers, which not every machine with a GPU has.
     """
     operators = torch.ops.sit_atconv
-    random = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), dtype=torch.float32, device=device)
+    random = partial(torch.randn, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
     with _disable_current_modes(), torch.no_grad():  # now, and for real
         x, dy, kernels = random(2, 4, 4, 32), random(2, 4, 4, 32), random(2, 32, 3, 3)
-        doubles = x.double(), kernels.double()  # TF32 must not decide
-        expected = (
-            operators.depthwise_folded(*doubles),
-            *operators.depthwise_folded_backward(dy.double(), *doubles),
-        )
+        expected = operators.depthwise_folded(x, kernels), *operators.depthwise_folded_backward(dy, x, kernels)
+        x, dy, kernels = (tensor.to(device, torch.float32) for tensor in (x, dy, kernels))
         try:
             found = operators.depthwise_triton(x, kernels), *operators.depthwise_triton_backward(dy, x, kernels)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
+            found = tuple(tensor.cpu().double() for tensor in found)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         except Exception as problem:  # of Triton, of compilers, of the driver: their errors have no class in common
             log.warning("Triton's convolution does not work on %s, torch's takes its place: %s", device, problem)
             return False
