@@ -43,6 +43,12 @@ def test_every_configuration(number: int, monkeypatch: pytest.MonkeyPatch) -> No
     compare((1, 6, 2, 70, 3))  # whole and broken strips and channel blocks
 
 
+@pytest.mark.parametrize(("H", "C", "forward", "backward"), [(1, 1, 2, 2), (5, 33, 8, 8), (16, 1152, 12, 8)])
+def test_what_is_tuned_leaves_nothing_idle(H: int, C: int, forward: int, backward: int) -> None:
+    fitting = triton_kernels.FITTING["early_config_prune"]
+    assert [len(fitting(each, {}, H=H, W=3, C=C)) for each in (FORWARD, BACKWARD)] == [forward, backward]
+
+
 @settings(max_examples=6, deadline=None)
 @given(B=st.integers(1, 2), H=st.integers(1, 6), W=st.integers(1, 20), C=st.integers(1, 40), K=st.sampled_from([1, 3]))
 def test_any_shape(B: int, H: int, W: int, C: int, K: int) -> None:

@@ -16,7 +16,9 @@ BACKWARD_CONFIGURATIONS = [triton.Config({"ROWS": r, "BLOCK_C": c}, num_warps=w)
 SHAPE = ["H", "W", "C", "K", "BLOCK_W"]  # tuned once for each, whatever the batch
 
 
-def _that_fit(configurations: list[triton.Config], tensors: dict, *, H: int, C: int, **others: object) -> list:
+def _that_fit(
+    configurations: list[triton.Config], tensors: dict, *, H: int, C: int, **others: object
+) -> list[triton.Config]:
     """Those without idle rows or channels: each takes seconds to compile."""
     rows, channels = 2 * max(H, 4), 2 * max(C, 32)
     return [each for each in configurations if each.kwargs["ROWS"] < rows and each.kwargs["BLOCK_C"] < channels]
