@@ -17,8 +17,11 @@ from torch import Tensor
 from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
 from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d
 
-SIZES = {"cpu": ((4, 384), (16, 384), (16, 768), (32, 1152)), "cuda": ((16, 384), (16, 1152), (32, 1152), (64, 1152))}
-BATCH = {"cpu": 2, "cuda": 64}
+SIZES = {
+    "cpu": ((4, 384), (8, 384), (16, 192), (16, 384), (16, 768), (32, 1152)),
+    "cuda": ((16, 384), (16, 1152), (32, 1152), (64, 1152)),
+}
+BATCH = {"cpu": 8, "cuda": 64}
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float16, torch.float32)}
 
 

@@ -96,8 +96,11 @@ def test_without_autocast_nothing_is_converted_or_copied(kind: str) -> None:
     assert backward.copies() == (["cat"] if kind == "attention" else [])  # the gradients of q, k and v, side by side
 
 
-def test_one_sample_passes_through_the_convolution_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "folded")
+@pytest.mark.parametrize("backend", ["folded", "separate"])
+def test_one_sample_passes_through_the_convolution_without_a_copy(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", backend)
     forward, backward = record("atconv", autocast=False, samples=1)
     assert forward.copies() == backward.copies() == []
 

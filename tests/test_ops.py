@@ -71,13 +71,14 @@ def test_memory_formats_do_not_matter(backend: str) -> None:
     torch.testing.assert_close(per_sample_depthwise_conv2d(channels_first, taps_first, backend), expected)
 
 
-@pytest.mark.parametrize("name", ["depthwise_folded", "depthwise_folded_backward"])
+@pytest.mark.parametrize("way", ["", "_backward"])
+@pytest.mark.parametrize("backend", ["folded", "separate"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_operator_passes_torchs_own_check(name: str, dtype: torch.dtype) -> None:
+def test_the_operator_passes_torchs_own_check(dtype: torch.dtype, backend: str, way: str) -> None:
     x, kernels = random_arguments(2, 4, 3, 5, 3, dtype)
-    gradient = (torch.randn(2, 4, 3, 5).to(dtype).requires_grad_(),) if name.endswith("backward") else ()
+    gradient = (torch.randn(2, 4, 3, 5).to(dtype).requires_grad_(),) if way else ()
     checks = torch.library.opcheck(
-        getattr(torch.ops.sit_atconv, name).default,
+        getattr(torch.ops.sit_atconv, f"depthwise_{backend}{way}").default,
         (*gradient, x, kernels),
         rtol=0.02 if dtype == torch.bfloat16 else None,
         atol=0.02 if dtype == torch.bfloat16 else None,
@@ -85,11 +86,13 @@ def test_the_operator_passes_torchs_own_check(name: str, dtype: torch.dtype) -> 
     assert set(checks.values()) == {"SUCCESS"} and len(checks) >= 4
 
 
-def test_gradients_are_laid_out_as_compilers_are_told() -> None:  # torch's own check does not look at strides
-    x, kernels = random_arguments(2, 4, 3, 5, 3)
-    taps_first = kernels.detach().permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-    results = torch.ops.sit_atconv.depthwise_folded_backward(x.detach(), x.detach(), taps_first)
-    assert all(tensor.is_contiguous() for tensor in results)
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("backend", ["folded", "separate"])
+def test_results_are_laid_out_as_compilers_are_told(backend: str, B: int) -> None:  # torch's own check ignores strides
+    x, kernels = (tensor.detach() for tensor in random_arguments(B, 4, 3, 5, 3))
+    taps_first = kernels.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    forward, backward = (getattr(torch.ops.sit_atconv, f"depthwise_{backend}{way}") for way in ("", "_backward"))
+    assert all(tensor.is_contiguous() for tensor in (forward(x, taps_first), *backward(x, x, taps_first)))
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))

@@ -1,4 +1,4 @@
-"""What runs beneath: mixers transpose no tokens, and compilers see the folded convolution as one operation."""
+"""What runs beneath: mixers transpose no tokens, and compilers see a convolution as one operation."""
 
 from functools import partial
 
@@ -37,8 +37,11 @@ def run(mixer: nn.Module, x: torch.Tensor, gradients: bool) -> None:
     [(ATConv(64), False), (ATConv(64), True), (Attention(64, 4), False)],  # that of q, k and v is not square
     ids=["atconv", "atconv with gradients", "attention"],
 )
-def test_no_tokens_are_transposed(mixer: nn.Module, gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "folded")
+@pytest.mark.parametrize("backend", ["folded", "separate"])
+def test_no_tokens_are_transposed(
+    mixer: nn.Module, gradients: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sit_atconv.ops.selection.FORCED", backend)
     monkeypatch.setattr("sit_atconv.ops.dense._SMALL", 0)
     x = torch.randn(2, 16 * 16, 64, requires_grad=gradients)
     with Copies(x.numel()) as copies:
@@ -51,16 +54,17 @@ def test_no_tokens_are_transposed(mixer: nn.Module, gradients: bool, monkeypatch
     assert all(torch.Size(shape).numel() < x[0].numel() for shape in copied)
 
 
+@pytest.mark.parametrize("backend", ["folded", "separate"])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_the_folded_convolution_is_closed_to_compilers(gradients: bool) -> None:
+def test_the_convolution_is_closed_to_compilers(gradients: bool, backend: str) -> None:
     torch._dynamo.reset()
     x, kernels = torch.randn(2, 4, 4, 3, requires_grad=gradients), torch.randn(2, 3, 3, 3)
-    compiled = torch.compile(partial(per_sample_depthwise_conv2d, backend="folded"), fullgraph=True)
+    compiled = torch.compile(partial(per_sample_depthwise_conv2d, backend=backend), fullgraph=True)
     compiled(x, kernels)
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         y = compiled(x, kernels)
         if gradients:
             y.sum().backward()
     names = {event.name for event in recorded.events()}
-    assert "sit_atconv::depthwise_folded" in names
-    assert ("sit_atconv::depthwise_folded_backward" in names) == gradients
+    assert f"sit_atconv::depthwise_{backend}" in names
+    assert (f"sit_atconv::depthwise_{backend}_backward" in names) == gradients

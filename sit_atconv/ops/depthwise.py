@@ -10,11 +10,13 @@ from sit_atconv.ops.fused import fused_convolution
 from sit_atconv.ops.grouped import grouped_convolution
 from sit_atconv.ops.precision import autocast_inputs
 from sit_atconv.ops.selection import TRITON_INSTALLED, choose_backend
+from sit_atconv.ops.separate import separate_convolution
 from sit_atconv.ops.shifted import shifted_sums
 
 BACKENDS = {
     "grouped": grouped_convolution,
     "folded": folded_convolution,
+    "separate": separate_convolution,
     "shifted": shifted_sums,
     "triton": fused_convolution,
 }
@@ -29,9 +31,9 @@ def per_sample_depthwise_conv2d(x: Tensor, kernels: Tensor, backend: str = "auto
     Args:
         x: (B, H, W, C), any floating dtype.
         kernels: (B, C, K, K), K odd, of x's dtype.
-        backend: "grouped" (torch's grouped convolution, the reference), "folded" (the same, channels last), "shifted"
-            (multiply-adds for torch.compile to fuse), "triton" (CUDA), or "auto": what was measured to be fastest
-            (`sit_atconv.ops.selection`).
+        backend: "grouped" (torch's grouped convolution, the reference), "folded" (the same, channels last), "separate"
+            (a call for each sample), "shifted" (multiply-adds for torch.compile to fuse), "triton" (CUDA), or "auto":
+            what was measured to be fastest (`sit_atconv.ops.selection`).
 
     Returns:
         (B, H, W, C) of x's dtype.
