@@ -36,11 +36,12 @@ def _forward(x: Tensor, kernels: Tensor) -> Tensor:
     return _unfold(F.conv2d(_fold(x), weight, padding=kernels.shape[-1] // 2, groups=len(weight)), x)
 
 
-def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    weight, padding = _weight(kernels), kernels.shape[-1] // 2
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        _fold(dy),
-        _fold(x),
+def convolution_gradients(dy: Tensor, image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of image (1, C, H, W) and weight (C, 1, K, K) of a depthwise convolution."""
+    padding = weight.shape[-1] // 2
+    dimage, dweight, _ = torch.ops.aten.convolution_backward(
+        dy,
+        image,
         weight,
         bias_sizes=None,
         stride=[1, 1],
@@ -51,6 +52,11 @@ def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
         groups=len(weight),
         output_mask=[True, True, False],
     )
+    return dimage, dweight
+
+
+def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dweight = convolution_gradients(_fold(dy), _fold(x), _weight(kernels))
     return _unfold(dx, x), dweight.view(kernels.shape).to(kernels.dtype).contiguous()
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sit_atconv.ops.folded import convolution_gradients
 from sit_atconv.ops.precision import accumulation_dtype
 from sit_atconv.ops.registration import closed_to_compiler, register_operator
 
@@ -41,23 +42,10 @@ def _forward(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    C, K = x.shape[-1], kernels.shape[-1]
-    gradients = [
-        torch.ops.aten.convolution_backward(
-            *each,
-            bias_sizes=None,
-            stride=[1, 1],
-            padding=[K // 2, K // 2],
-            dilation=[1, 1],
-            transposed=False,
-            output_padding=[0, 0],
-            groups=C,
-            output_mask=[True, True, False],
-        )
-        for each in zip(_images(dy), _images(x), _weights(kernels), strict=True)
-    ]
-    dx = _join([dimage.permute(0, 2, 3, 1) for dimage, _, _ in gradients], x)
-    return dx, _join([dweight.transpose(0, 1) for _, dweight, _ in gradients], kernels)
+    triples = zip(_images(dy), _images(x), _weights(kernels), strict=True)
+    dimages, dweights = zip(*[convolution_gradients(*each) for each in triples], strict=True)
+    dx = _join([dimage.permute(0, 2, 3, 1) for dimage in dimages], x)
+    return dx, _join([dweight.transpose(0, 1) for dweight in dweights], kernels)
 
 
 _operator = register_operator("depthwise_separate", _forward, _backward)
