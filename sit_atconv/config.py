@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -25,6 +25,7 @@ from jsonargparse.typing import (
 
 from sit_atconv.errors import nearest
 from sit_atconv.randomness import MAX_SEED
+from sit_atconv.strict_yaml import load_strict_yaml
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
@@ -306,7 +307,7 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
 
     `source` goes before the text of an error.
     """
-    set_loader("strict yaml", _load_yaml, exceptions=(yaml.YAMLError,))
+    set_loader("strict yaml", load_strict_yaml, exceptions=(yaml.YAMLError,))
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False, parser_mode="strict yaml")
     parser.source = source
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other words override its keys")
@@ -325,29 +326,6 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     namespace = parser.instantiate(parsed)
     config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
-
-
-def _load_yaml(text: str) -> Any:
-    """As jsonargparse does, but a key that stands twice is an error: the first value would be lost without a word."""
-    _require_single_keys(yaml.compose(text))
-    return get_loader("yaml")(text)
-
-
-def _require_single_keys(node: yaml.Node | None) -> None:
-    """Neither twice, nor once in a section and once as section.key."""
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _require_single_keys(value)
-    if isinstance(node, yaml.MappingNode):
-        seen: list[str] = []
-        for key, value in node.value:
-            name = f"{key.value}."
-            for other in seen:
-                if name.startswith(other) or other.startswith(name):
-                    problem = f"'{key.value}' stands twice, first as '{other[:-1]}'"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.append(name)
-            _require_single_keys(value)
 
 
 def _files_first(words: Sequence[str]) -> list[str]:
