@@ -87,8 +87,8 @@ def _gradients(linear: Callable[[Tensor, Tensor, None], Tensor], ctx: Any, dy: T
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """dyᵀ · x of rows dy (rows, out) and x (rows, in), not differentiable: (out, in), as the weight.
 
-    oneDNN's product transposes dy; its inner product does not, and copies the result. For square weights, those of token
-    mixers, that costs a few per cent, for others more (docs/performance.md), and for few rows memory.
+    oneDNN's product transposes dy; its inner product does not, and copies the result. For square weights, those of
+    token mixers, that costs a few per cent, for others more (docs/performance.md), and for few rows memory.
     """
     outputs, inputs = weight.shape
     if outputs == inputs < 4 * len(dy):
