@@ -11,9 +11,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_input_error():
         if run is None:
             raise InputError("Say where the run shall live: --run runs/NAME. The same --run again continues it.")
-        from sit_atconv.training import train  # after the flags are known to be right: torch takes seconds to import
+        # Imported after the flags are known to be right: torch takes seconds
+        from sit_atconv.processes import leaving_together
+        from sit_atconv.training import train
 
-        train(config, run, resume)
+        with leaving_together():
+            train(config, run, resume)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The processes that a launcher has started, this one among them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -18,3 +20,17 @@ def process_state(cpu: bool = False) -> PartialState:
     if cpu:
         keep_freed_memory()
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Wrap what a command does: at its end the processes wait for one another and take their group apart.
+
+    Else one of Gloo's threads may still hold a tensor when Python ends, which aborts the process now and then
+    (pytorch/pytorch#179291). After an error nobody waits: the others may never come, and the launcher ends them.
+    """
+    yield
+    if torch.distributed.is_initialized():
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
