@@ -239,6 +239,14 @@ def test_an_old_checkpoint_that_somebody_reads_does_not_stop_the_rotation(tmp_pa
         ("--model.num_classes 0 --preview.guidance 2", "needs a model with classes"),
         (f"{NO_PREVIEW} --evaluation.reference digits:heldout@8 --evaluation.samples 1", "at least 2"),
         (
+            f"{NO_PREVIEW} --evaluation.reference digits:heldout@16 --evaluation.features pixels",
+            "Features of 8x8 samples have 192 dimensions, those of evaluation.reference 768",
+        ),
+        (
+            f"{NO_PREVIEW} --evaluation.reference digits:heldout@64 --evaluation.features pixels",
+            "too many for a covariance",
+        ),
+        (
             f"{NO_PREVIEW} --model.num_classes 0 --evaluation.reference digits:heldout@8 --evaluation.guidance 2 "
             "--evaluation.features pixels",
             "needs a model with classes",

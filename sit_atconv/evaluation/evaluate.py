@@ -16,7 +16,7 @@ from sit_atconv.evaluation.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.features import Features, create_features
 from sit_atconv.evaluation.loading import Batch, open_images, require_classes, require_two
 from sit_atconv.evaluation.per_class import per_class_distances
-from sit_atconv.evaluation.references import Reading, image_facts, look_at, read_reference, source_facts
+from sit_atconv.evaluation.references import Reading, Reference, image_facts, look_at, read_reference, source_facts
 from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
 from sit_atconv.evaluation.scores import Comparison, choose_metrics, wanted_for
 
@@ -55,7 +55,7 @@ class SampleStream:
 
 def evaluate(
     samples: str | SampleStream | Iterable[Tensor],
-    reference: str,
+    reference: str | Reference,
     features: Features | None = None,
     options: Options | None = None,
 ) -> Report | None:
@@ -66,7 +66,8 @@ def evaluate(
 
     Args:
         samples: a source's path or name (every process reads its share), or images as they are made.
-        reference: ADM's npz, a file of statistics, or a source of images.
+        reference: ADM's npz, a file of statistics, or a source of images; or what `read_reference` made of one, with
+            all that these options need.
         features: see `create_features`; None is Inception on the CPU with the published weights.
 
     Raises:
@@ -85,7 +86,9 @@ def evaluate(
     if by_class:
         require_classes(source.labels, options.classes or (), "samples")
 
-    target = read_reference(reference, features, wanted, options.reading, options.classes)
+    target = reference
+    if isinstance(reference, str):
+        target = read_reference(reference, features, wanted, options.reading, options.classes)
     if by_class:
         require_classes(source.labels, target.by_class, "samples")
     collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
