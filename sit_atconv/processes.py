@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
+from sit_atconv.errors import InputError
 from sit_atconv.memory import keep_freed_memory
 
 
@@ -29,7 +30,12 @@ def leaving_together() -> Iterator[None]:
     Else one of Gloo's threads may still hold a tensor when Python ends, which aborts the process now and then
     (pytorch/pytorch#179291). After an error nobody waits: the others may never come, and the launcher ends them.
     """
-    yield
+    try:
+        yield
+    except (InputError, OSError, SystemExit):  # raised between exchanges: Gloo, which would end them first, has none
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
+        raise
     if torch.distributed.is_initialized():
         state = PartialState()
         state.wait_for_everyone()

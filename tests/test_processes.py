@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sit_atconv.errors import InputError
 from sit_atconv.processes import leaving_together
 
 
@@ -31,7 +32,14 @@ def test_no_thread_of_gloo_is_left(group) -> None:
     assert "pt_gloo_runloop" not in threads()
 
 
-def test_after_an_error_nobody_waits(group) -> None:
+@pytest.mark.parametrize("error", [InputError("no such solver"), OSError(), SystemExit(1)])
+def test_a_message_for_the_user_is_not_followed_by_an_abort(group, error: BaseException) -> None:
+    with pytest.raises(type(error)), leaving_together():
+        raise error
+    assert not torch.distributed.is_initialized()
+
+
+def test_other_errors_may_leave_exchanges_under_way_and_wait_for_none(group) -> None:
     with pytest.raises(RuntimeError), leaving_together():
         raise RuntimeError
     assert torch.distributed.is_initialized()
