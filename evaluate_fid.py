@@ -12,7 +12,7 @@ from sit_atconv.evaluation.command import parse, run
 from sit_atconv.evaluation.evaluate import SampleStream
 from sit_atconv.evaluation.loading import share
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.processes import leaving_together
+from sit_atconv.processes import leaving_in_order
 from sit_atconv.sampling import generate, open_generator
 from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
 
@@ -34,7 +34,7 @@ def open_stream(options: Namespace, device: torch.device) -> SampleStream:
 
 def main() -> None:
     options = parse(sys.argv[1:], add_sampling_arguments)
-    with exit_on_input_error(), leaving_together():
+    with exit_on_input_error(), leaving_in_order():
         run(options, open_stream)
 
 

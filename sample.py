@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sit_atconv.errors import exit_on_input_error
-from sit_atconv.processes import leaving_together
+from sit_atconv.processes import leaving_in_order
 from sit_atconv.sampling import sample_to_directory
 from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--png", action="store_true", help="write every sample as a PNG too")
     add("--batch-size", type=int, default=64, help="for each process; does not change the samples")
     add_sampling_arguments(parser)
-    with exit_on_input_error(), leaving_together():
+    with exit_on_input_error(), leaving_in_order():
         settings, rest = split_sampling_arguments(vars(parser.parse_args(argv)))
         sample_to_directory(settings=settings, **rest)
 

@@ -24,19 +24,25 @@ def process_state(cpu: bool = False) -> PartialState:
 
 
 @contextmanager
-def leaving_together() -> Iterator[None]:
-    """Wrap what a command does: at its end the processes wait for one another and take their group apart.
+def leaving_in_order() -> Iterator[None]:
+    """Wrap what a command does: at its end the process takes its part of the group down, before Python ends.
 
-    Else one of Gloo's threads may still hold a tensor when Python ends, which aborts the process now and then
-    (pytorch/pytorch#179291). After an error nobody waits: the others may never come, and the launcher ends them.
+    Else one of Gloo's threads may still hold a tensor then, which aborts the process now and then
+    (pytorch/pytorch#179291), after a message for the user too. Other backends ask that all processes take part, so it
+    is only done where nothing went wrong: the others may never come, and the launcher ends who waits for them.
     """
     try:
         yield
-    except (InputError, OSError, SystemExit):  # raised between exchanges: Gloo, which would end them first, has none
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-            torch.distributed.destroy_process_group()
+    except (InputError, OSError, SystemExit):  # raised between exchanges: Gloo would wait for those under way
+        _leave_gloo()
         raise
+    _leave_gloo()
     if torch.distributed.is_initialized():
         state = PartialState()
         state.wait_for_everyone()
         state.destroy_process_group()
+
+
+def _leave_gloo() -> None:
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()

@@ -15,7 +15,7 @@ from sit_atconv.data.shards import MAX_SHARD_SIZE
 from sit_atconv.data.teaching import add_teachers
 from sit_atconv.data.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
-from sit_atconv.processes import leaving_together, process_state
+from sit_atconv.processes import leaving_in_order, process_state
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--resolution and --vae are required (--vae alone with --import)")
     if given["shard_size"] > MAX_SHARD_SIZE:
         parser.error(f"--shard-size is at most {MAX_SHARD_SIZE}")
-    with exit_on_input_error(), leaving_together():
+    with exit_on_input_error(), leaving_in_order():
         if not in_place:
             prepare(PrepareOptions(**given))
         elif names:
