@@ -161,6 +161,26 @@ def test_evaluation_scores_what_evaluate_fid_would_score(tmp_path: Path, monkeyp
     assert logged == pytest.approx(scores, rel=1e-9)
 
 
+def test_the_reference_of_all_evaluations_is_read_once(tmp_path: Path, monkeypatch) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 0, 9)).save(pictures / f"{number}.png")
+    settings = {"reference": str(pictures), "every": 1, "features": "pixels", "samples": 4, "steps": 1}
+    score = trainer.Evaluation.scores
+
+    def without_the_pictures(*arguments: object) -> dict[str, float]:
+        for path in pictures.iterdir():
+            path.unlink()
+        return score(*arguments)
+
+    monkeypatch.setattr(trainer.Evaluation, "scores", without_the_pictures)
+    run_tiny(
+        tmp_path / "run", f"--training.steps 2 {NO_PREVIEW} --evaluation {json.dumps(settings, separators=(',', ':'))}"
+    )
+    assert sum("fd_pixels" in line for line in log_lines(tmp_path / "run")) == 2
+
+
 def test_curves_of_several_runs_are_drawn(tmp_path: Path, capsys) -> None:
     run_tiny(tmp_path / "one", f"--training.steps 3 {NO_PREVIEW}")
     run_tiny(tmp_path / "two", f"--training.steps 2 {NO_PREVIEW}")
