@@ -7,7 +7,6 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-from sit_atconv.errors import InputError
 from sit_atconv.memory import keep_freed_memory
 
 
@@ -25,24 +24,15 @@ def process_state(cpu: bool = False) -> PartialState:
 
 @contextmanager
 def leaving_in_order() -> Iterator[None]:
-    """Wrap what a command does: at its end the process takes its part of the group down, before Python ends.
+    """Wrap what a command does: when it is done, the process leaves its group, before Python ends.
 
     Else one of Gloo's threads may still hold a tensor then, which aborts the process now and then
-    (pytorch/pytorch#179291), after a message for the user too. Other backends ask that all processes take part, so it
-    is only done where nothing went wrong: the others may never come, and the launcher ends who waits for them.
+    (pytorch/pytorch#179291). Gloo is left without waiting: who waits for a process that fails ends in a traceback.
+    Other backends ask that all take part. After an error the group is left as it is: an exchange may be under way.
     """
-    try:
-        yield
-    except (InputError, OSError, SystemExit):  # raised between exchanges: Gloo would wait for those under way
-        _leave_gloo()
-        raise
-    _leave_gloo()
+    yield
     if torch.distributed.is_initialized():
         state = PartialState()
-        state.wait_for_everyone()
+        if torch.distributed.get_backend() != "gloo":
+            state.wait_for_everyone()
         state.destroy_process_group()
-
-
-def _leave_gloo() -> None:
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()

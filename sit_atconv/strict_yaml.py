@@ -10,23 +10,23 @@ def load_strict_yaml(text: str) -> Any:
     """What YAML text says, read as jsonargparse reads it.
 
     Raises:
-        yaml.YAMLError: for what is not YAML, for a key that stands twice, and for a section or list that an alias (*)
-            repeats: it may hold itself.
+        yaml.YAMLError: for what is not YAML, for a key that stands twice, and for a section or list that holds
+            itself by an alias.
     """
-    _require_single_keys(yaml.compose(text), set())
+    _require_single_keys(yaml.compose(text), [])
     return get_loader("yaml")(text)
 
 
-def _require_single_keys(node: yaml.Node | None, met: set[yaml.Node]) -> None:
-    """Neither twice, nor once in a section and once as section.key; `met` are the sections and lists met so far."""
+def _require_single_keys(node: yaml.Node | None, around: list[yaml.Node]) -> None:
+    """Neither twice, nor once in a section and once as section.key; `around` are the sections and lists it is in."""
     if not isinstance(node, yaml.CollectionNode):
         return
-    if node in met:
-        raise _error("an alias (*) repeats this section or list: write it out", node.start_mark)
-    met.add(node)
+    if node in around:
+        raise _error("this section or list holds itself", node.start_mark)
+    inside = [*around, node]
     if isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _require_single_keys(value, met)
+            _require_single_keys(value, inside)
         return
     seen: list[str] = []
     for key, value in node.value:
@@ -35,7 +35,7 @@ def _require_single_keys(node: yaml.Node | None, met: set[yaml.Node]) -> None:
             if name.startswith(other) or other.startswith(name):
                 raise _error(f"'{key.value}' stands twice, first as '{other[:-1]}'", key.start_mark)
         seen.append(name)
-        _require_single_keys(value, met)
+        _require_single_keys(value, inside)
 
 
 def _error(problem: str, mark: yaml.Mark) -> yaml.YAMLError:

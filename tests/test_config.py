@@ -101,8 +101,8 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("training.seed: 3\ntraining: {steps: 3}", "'training' stands twice, first as 'training.seed'"),
         ("alignment: {teachers: [{name: a, name: b}]}", "'name' stands twice"),
         ("? [training]\n: 3", "found unhashable key"),
-        ("training: &t {steps: 3, also: *t}", "an alias (*) repeats this section or list"),
-        ("data: &d {flip: true}\ntraining: *d", "an alias (*) repeats this section or list"),
+        ("training: &t {steps: 3, also: *t}", "this section or list holds itself"),
+        ("alignment: {teachers: &t [*t]}", "this section or list holds itself"),
         ("training:\nlog: {every: 3}", "'training' is a section and holds keys, not nothing"),
     ],
 )

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
-from sit_atconv.errors import InputError
+import evaluate_fid
+import sample
+import sit_atconv.training
+import train
+from sit_atconv.data import prepare
 from sit_atconv.processes import leaving_in_order
+
+Join = Callable[[str], None]
 
 
 @pytest.fixture
-def join(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+def join(tmp_path: Path) -> Iterator[Join]:
     """Make this process the only one of a group of a backend."""
 
     def join(backend: str) -> None:
@@ -29,7 +36,7 @@ def threads() -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_no_thread_of_gloo_is_left(join) -> None:
+def test_no_thread_of_gloo_is_left(join: Join) -> None:
     join("gloo")
     with leaving_in_order():
         torch.distributed.all_reduce(torch.ones(2))
@@ -37,31 +44,44 @@ def test_no_thread_of_gloo_is_left(join) -> None:
     assert "pt_gloo_runloop" not in threads()
 
 
-@pytest.mark.parametrize("error", [InputError("no such solver"), OSError(), SystemExit(1)])
-def test_a_message_for_the_user_is_not_followed_by_an_abort(join, error: BaseException) -> None:
-    join("gloo")
-    with pytest.raises(type(error)), leaving_in_order():
-        raise error
+@pytest.mark.parametrize(("backend", "waits"), [("gloo", 0), ("fake", 1)])
+def test_only_other_backends_wait(join: Join, monkeypatch, backend: str, waits: int) -> None:
+    waited = []
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: waited.append(torch.distributed.get_rank()))
+    join(backend)
+    with leaving_in_order():
+        pass
     assert not torch.distributed.is_initialized()
+    assert len(waited) == waits
 
 
-def test_an_exchange_that_may_be_under_way_is_not_waited_for(join) -> None:
-    join("gloo")
+@pytest.mark.parametrize("backend", ["gloo", "fake"])
+def test_after_an_error_nobody_waits_for_exchanges_under_way(join: Join, backend: str) -> None:
+    join(backend)
     with pytest.raises(RuntimeError), leaving_in_order():
         raise RuntimeError
     assert torch.distributed.is_initialized()
 
 
-def test_other_backends_are_left_only_where_nothing_went_wrong(join) -> None:
-    join("fake")
-    with pytest.raises(InputError), leaving_in_order():
-        raise InputError
-    assert torch.distributed.is_initialized()
-    with leaving_in_order():
-        pass
-    assert not torch.distributed.is_initialized()
-
-
 def test_one_process_alone_has_nothing_to_leave() -> None:
     with leaving_in_order():
         pass
+
+
+@pytest.mark.parametrize(
+    ("command", "work", "name", "words"),
+    [
+        (train, sit_atconv.training, "train", "--run RUN"),
+        (sample, sample, "sample_to_directory", "--checkpoint MODEL --out OUT"),
+        (evaluate_fid, evaluate_fid, "run", "--samples A --reference B"),
+        (prepare, prepare, "prepare", "PICTURES OUT --resolution 64 --vae VAE"),
+    ],
+)
+def test_every_command_of_several_processes_leaves_its_group(
+    join: Join, monkeypatch, command: object, work: object, name: str, words: str
+) -> None:
+    monkeypatch.setattr(work, name, lambda *arguments, **options: None)
+    monkeypatch.setattr("sys.argv", [command.__name__, *words.split()])
+    join("gloo")
+    command.main()
+    assert not torch.distributed.is_initialized()

@@ -1,5 +1,6 @@
 """Scores during training: samples of the averaged weights, drawn and compared with a reference by all processes."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.config import EvaluationConfig
 from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import SampleStream, create_features, evaluate, read_reference
 from sit_atconv.evaluation.loading import share
@@ -28,11 +30,15 @@ class Evaluation:
         self._config, self._seed, self._accelerator = config, seed, accelerator
         if config.samples < 2:
             raise InputError("evaluation.samples must be at least 2: one sample has no covariance.")
+        if not Path(config.reference).is_file():  # a file of statistics, or else pictures: a typo is found now
+            open_source(config.reference)
         self.settings = sampler_settings(config)
         with accelerator.main_process_first():  # which may download the weights
             self._features = create_features(config.features, config.weights, accelerator.device)
         self._reference = read_reference(config.reference, self._features, wanted_for(metric_names(self._features)))
         self._require_comparable(dataset)
+        if not accelerator.is_main_process:
+            self._reference.points = None  # up to 400 MB, which only the main process looks at
         self._autoencoder = load_autoencoder(dataset.latents, device=accelerator.device)
 
     def scores(self, model: SiT) -> dict[str, float]:

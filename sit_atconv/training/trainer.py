@@ -16,6 +16,7 @@ from sit_atconv.errors import FULL_DISK
 from sit_atconv.lock import locked
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.training.checkpoint import Checkpoints
+from sit_atconv.training.drawing import sampler_settings
 from sit_atconv.training.evaluation import Evaluation
 from sit_atconv.training.guard import poisoned, step_unless_bad
 from sit_atconv.training.log import RunLog
@@ -91,13 +92,14 @@ class Trainer:
         self.log = RunLog(run / "log.jsonl", accelerator)
         self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
         self.preview, self.evaluation, seed = None, None, config.training.seed
+        for drawing in (config.preview if config.preview.every else None, config.evaluation):
+            if drawing is not None:  # what cannot be drawn is refused now
+                Drawing(accelerator.unwrap_model(session.model), sampler_settings(drawing))
         if config.preview.every and accelerator.is_main_process:
             device = accelerator.device
             self.preview = Preview(config.preview, session.dataset, run / "samples", seed, device)
         if config.evaluation is not None:
             self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator)
-        for drawing in filter(None, (self.preview, self.evaluation)):  # what cannot be drawn is refused now
-            Drawing(accelerator.unwrap_model(session.model), drawing.settings)
 
     def run(self, notes: list[str], termination: Termination) -> bool:
         """Train until all steps are done, or SIGTERM; whether it was that. `notes` say what is not as it was."""
