@@ -10,9 +10,9 @@ from accelerate import PartialState
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.evaluation.command import parse, run
 from sit_atconv.evaluation.evaluate import SampleStream
-from sit_atconv.evaluation.loading import share
+from sit_atconv.evaluation.reading.loading import share
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.processes import leaving_in_order
+from sit_atconv.runtime.processes import leaving_in_order
 from sit_atconv.sampling import generate, open_generator
 from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sit_atconv.errors import exit_on_input_error
-from sit_atconv.processes import leaving_in_order
+from sit_atconv.runtime.processes import leaving_in_order
 from sit_atconv.sampling import sample_to_directory
 from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
 

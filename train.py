@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run is None:
             raise InputError("Say where the run shall live: --run runs/NAME. The same --run again continues it.")
         # Imported after the flags are known to be right: torch takes seconds
-        from sit_atconv.processes import leaving_in_order
+        from sit_atconv.runtime.processes import leaving_in_order
         from sit_atconv.training import train
 
         with leaving_in_order():

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from sit_atconv.models import SiT
 from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import ATConv
-from sit_atconv.training.objective import Draws
+from sit_atconv.training.session.objective import Draws
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 

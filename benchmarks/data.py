@@ -23,9 +23,9 @@ from benchmarks.timing import command_line, in_turns, machine, write_json
 from sit_atconv.alignment import TeacherSpec
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.dataset import open_dataset
-from sit_atconv.data.manifest import Manifest, ShardInfo, save_manifest
 from sit_atconv.data.sampler import training_loader
-from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.data.shards.format import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.data.shards.manifest import Manifest, ShardInfo, save_manifest
 
 SPEC = LatentSpec("synthetic", "0" * 64, 4, 8, 0.18215, 0.0)
 TEACHER = TeacherSpec("synthetic", "random", None, 768, (16, 16), False)

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.timing import command_line, in_turns, machine, write_json
-from sit_atconv.data.sources import ImageSource, open_source
-from sit_atconv.evaluation.collect import Wanted, collect
-from sit_atconv.evaluation.features import create_features
-from sit_atconv.evaluation.loading import load_batches
-from sit_atconv.evaluation.neighbours import precision_recall
+from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.sources import open_source
+from sit_atconv.evaluation.features.kinds import create_features
+from sit_atconv.evaluation.metrics.neighbours import precision_recall
+from sit_atconv.evaluation.reading.collect import Wanted, collect
+from sit_atconv.evaluation.reading.loading import load_batches
 
 
 class Pictures(Dataset):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.timing import command_line, write_json
 from sit_atconv.data.sources import open_source
 from sit_atconv.evaluation import InceptionFeatures, inception_score, precision_recall
-from sit_atconv.evaluation.per_class import feature_distance
+from sit_atconv.evaluation.scoring.per_class import feature_distance
 from sit_atconv.images import to_float, to_uint8
 
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.models import list_models
+from sit_atconv.models.flops import training_flops
 from sit_atconv.models.sit import RECOMPUTED
-from sit_atconv.training.flops import training_flops
 
 MODELS = [f"{family}-{size}/2" for size in ("S", "B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
 PRECISIONS = ("bf16", "fp32")

@@ -18,7 +18,7 @@ from benchmarks.timing import command_line, write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
 from sit_atconv.models import create_model
-from sit_atconv.training.flops import training_flops
+from sit_atconv.models.flops import training_flops
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = [f"{family}-{size}/2" for size in ("B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]

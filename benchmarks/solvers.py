@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.timing import command_line, default_device, write_json
 from sit_atconv.models import SiT
 from sit_atconv.sampling import SOLVERS, SamplerSettings, generate, open_generator
-from sit_atconv.sampling.grid import save_grid
+from sit_atconv.sampling.writing.grid import save_grid
 
 GUIDED = {
     "no guidance": {},

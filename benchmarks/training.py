@@ -30,13 +30,13 @@ from sit_atconv.config import (
     TeacherConfig,
     TrainingConfig,
 )
-from sit_atconv.data.shards import encode_png, pack_images, shard_name, write_shard
+from sit_atconv.data.shards.format import encode_png, pack_images, shard_name, write_shard
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models import list_models
-from sit_atconv.training.flops import training_flops
-from sit_atconv.training.session import Session, build_session
-from sit_atconv.training.throughput import peak_flops
+from sit_atconv.models.flops import training_flops
+from sit_atconv.training.session.session import Session, build_session
 from sit_atconv.training.trainer import prepare_inputs, train_step
+from sit_atconv.training.watch.throughput import peak_flops
 
 DEFAULTS = {
     "cpu": {"models": ["SiT-S/2", "SiT-Hybrid-S/2", "SiT-ATConv-S/2"], "batch": 2, "teacher": "vit_tiny_patch16_224"},

@@ -15,7 +15,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-from sit_atconv.files import sha256_of_file
+from sit_atconv.runtime.files import sha256_of_file
 
 IDENTITY = "identity"
 WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)

@@ -1,6 +1,5 @@
-"""The Triton backend under Triton's interpreter on the CPU: run by tests/test_ops_triton.py in a process of its own,
-
-because the interpreter is chosen before Triton is imported.
+"""The Triton backend under its interpreter, run by tests/ops/test_ops_triton.py in a process of its own:
+the interpreter is chosen before Triton is imported.
 """
 
 from collections.abc import Callable, Iterator

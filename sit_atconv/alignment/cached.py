@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.errors import InputError
-from sit_atconv.files import sha256_of_file
+from sit_atconv.runtime.files import sha256_of_file
 
 
 @dataclass(frozen=True)

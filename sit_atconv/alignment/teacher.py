@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sit_atconv.alignment.cached import TeacherSpec
 from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.errors import InputError, nearest
-from sit_atconv.files import sha256_of_file
+from sit_atconv.runtime.files import sha256_of_file
 
 # Of every 16 pixels' width, teachers see one patch: patch 14 means 224 px of 256, patch 16 the picture as it is.
 _PIXELS_PER_TOKEN = 16

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sit_atconv.data.digits import DigitsDataset, is_digits
 from sit_atconv.data.latents import LatentDataset
-from sit_atconv.data.manifest import MANIFEST_NAME
 from sit_atconv.data.repa import RepaDataset, is_repa
-from sit_atconv.data.shard_dataset import ShardDataset
+from sit_atconv.data.shards.dataset import ShardDataset
+from sit_atconv.data.shards.manifest import MANIFEST_NAME
 from sit_atconv.errors import InputError
 
 __all__ = ["LatentDataset", "open_dataset"]

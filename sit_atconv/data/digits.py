@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sit_atconv.autoencoder import IDENTITY, LatentSpec
 from sit_atconv.data.latents import LatentDataset
-from sit_atconv.data.protocol import SourceImage
+from sit_atconv.data.pictures.protocol import SourceImage
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.images import to_float, to_uint8
 from sit_atconv.randomness import Stream, keyed_generator

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
-from sit_atconv.data.decode import decode_image
 from sit_atconv.data.latents import LatentDataset, empty_batch
-from sit_atconv.data.protocol import SourceImage
-from sit_atconv.data.whole_files import read_json
+from sit_atconv.data.pictures.decode import decode_image
+from sit_atconv.data.pictures.protocol import SourceImage
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.whole_files import read_json
 
 LATENTS, IMAGES = "vae-sd", "images"
 # What REPA's preprocessing encodes with. It records no hash of the weights.

@@ -1,11 +1,11 @@
 """FID, sFID, inception score, precision and recall as the ADM evaluator defines them, without TensorFlow."""
 
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
-from sit_atconv.evaluation.features import create_features
-from sit_atconv.evaluation.inception import InceptionFeatures
-from sit_atconv.evaluation.metrics import frechet_distance, inception_score, kernel_distance
-from sit_atconv.evaluation.neighbours import precision_recall
-from sit_atconv.evaluation.references import Reading, read_reference, write_reference
+from sit_atconv.evaluation.features.inception import InceptionFeatures
+from sit_atconv.evaluation.features.kinds import create_features
+from sit_atconv.evaluation.metrics.distances import frechet_distance, inception_score, kernel_distance
+from sit_atconv.evaluation.metrics.neighbours import precision_recall
+from sit_atconv.evaluation.reading.references import Reading, read_reference, write_reference
 from sit_atconv.evaluation.report import Report
 
 __all__ = [

@@ -16,10 +16,10 @@ import torch
 
 from sit_atconv.data.digits import load_digits
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.evaluation.loading import open_images
-from sit_atconv.evaluation.metrics import frechet_distance
-from sit_atconv.evaluation.moments import moments_of
+from sit_atconv.evaluation.metrics.distances import frechet_distance
+from sit_atconv.evaluation.metrics.moments import moments_of
 from sit_atconv.evaluation.output import show
+from sit_atconv.evaluation.reading.loading import open_images
 from sit_atconv.randomness import Stream, keyed_generator
 
 CLASSES = 10

@@ -9,16 +9,23 @@ from typing import Any
 from accelerate import PartialState
 from torch import Tensor
 
-from sit_atconv.data.sources import ImageSource
+from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.bootstrap import intervals
-from sit_atconv.evaluation.collect import Collected, Wanted, collect
-from sit_atconv.evaluation.features import Features, create_features
-from sit_atconv.evaluation.loading import Batch, open_images, require_classes, require_two
-from sit_atconv.evaluation.per_class import per_class_distances
-from sit_atconv.evaluation.references import Reading, Reference, image_facts, look_at, read_reference, source_facts
+from sit_atconv.evaluation.features.kinds import Features, create_features
+from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
+from sit_atconv.evaluation.reading.loading import Batch, open_images, require_classes, require_two
+from sit_atconv.evaluation.reading.references import (
+    Reading,
+    Reference,
+    image_facts,
+    look_at,
+    read_reference,
+    source_facts,
+)
 from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
-from sit_atconv.evaluation.scores import Comparison, choose_metrics, wanted_for
+from sit_atconv.evaluation.scoring.bootstrap import intervals
+from sit_atconv.evaluation.scoring.per_class import per_class_distances
+from sit_atconv.evaluation.scoring.scores import Comparison, choose_metrics, wanted_for
 
 log = logging.getLogger(__name__)
 

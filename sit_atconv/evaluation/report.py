@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sit_atconv import __version__
-from sit_atconv.data.whole_files import write_whole
-from sit_atconv.evaluation.features import Features
-from sit_atconv.evaluation.inception import PUBLISHED_WEIGHTS_PREFIX
-from sit_atconv.evaluation.metrics import IS_CHUNK
+from sit_atconv.evaluation.features.inception import PUBLISHED_WEIGHTS_PREFIX
+from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.metrics.distances import IS_CHUNK
 from sit_atconv.evaluation.output import make_folder_of
+from sit_atconv.runtime.whole_files import write_whole
 
 PUBLISHED_COUNT = 50_000
 ENOUGH_NEIGHBOURS = 10_000

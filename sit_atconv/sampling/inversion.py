@@ -19,13 +19,13 @@ from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
-from sit_atconv.processes import process_state
+from sit_atconv.runtime.processes import process_state
 from sit_atconv.sampling.arguments import seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import encoded_batches, first_rows, require_same_data
-from sit_atconv.sampling.grid import save_grid
 from sit_atconv.sampling.run import open_generator
 from sit_atconv.sampling.settings import SamplerSettings
+from sit_atconv.sampling.writing.grid import save_grid
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, bits_per_dimension
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.processes import process_state
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.processes import process_state
 from sit_atconv.sampling.arguments import seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import EncodedBatch, encoded_batches, first_rows, require_same_data

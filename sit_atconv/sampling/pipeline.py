@@ -21,8 +21,8 @@ from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.labels import parse_label
-from sit_atconv.sampling.model_card import write_model_card
 from sit_atconv.sampling.settings import SamplerSettings
+from sit_atconv.sampling.writing.model_card import write_model_card
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 Generators = torch.Generator | list[torch.Generator] | None

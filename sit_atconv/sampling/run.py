@@ -10,16 +10,16 @@ from tqdm import tqdm
 
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError
-from sit_atconv.files import sha256_of_file
-from sit_atconv.lock import locked
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model, model_directory
-from sit_atconv.processes import process_state
+from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.lock import locked
+from sit_atconv.runtime.processes import process_state
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.generate import generate
 from sit_atconv.sampling.labels import choose_labels
 from sit_atconv.sampling.settings import SamplerSettings
-from sit_atconv.sampling.writer import SampleDirectory
+from sit_atconv.sampling.writing.directory import SampleDirectory
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.training.log import read_log
+from sit_atconv.training.run.log import read_log
 
 log = logging.getLogger(__name__)
 

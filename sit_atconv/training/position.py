@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sit_atconv.training.guard import Guard
-from sit_atconv.training.log import Averages
-from sit_atconv.training.session import Session
+from sit_atconv.training.run.guard import Guard
+from sit_atconv.training.run.log import Averages
+from sit_atconv.training.session.session import Session
 
 
 class Position:

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.models import SiT
-from sit_atconv.training.ema import PowerFunction, exponent_of_width
-from sit_atconv.training.run_directory import UNFINISHED, sync_tree
-from sit_atconv.training.session import Session
-from sit_atconv.training.sharding import whole
+from sit_atconv.training.averages.ema import PowerFunction, exponent_of_width
+from sit_atconv.training.averages.sharding import whole
+from sit_atconv.training.run.directory import UNFINISHED, sync_tree
+from sit_atconv.training.session.session import Session
 
 
 def save_snapshot(session: Session, folder: Path, step: int) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sit_atconv.errors import InputError
-from sit_atconv.training.integrity import read_position, write_position
-from sit_atconv.training.session import Session
-from sit_atconv.training.sharding import copy_whole, local, split_like, whole
-from sit_atconv.training.zero import set_whole, uses_zero, whole_moments
+from sit_atconv.training.averages.sharding import copy_whole, local, split_like, whole
+from sit_atconv.training.run.integrity import read_position, write_position
+from sit_atconv.training.session.session import Session
+from sit_atconv.training.session.zero import set_whole, uses_zero, whole_moments
 
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", SAFETENSORS_WEIGHTS_NAME
 _ADAM = ("step", "exp_avg", "exp_avg_sq")

@@ -13,30 +13,30 @@ from tqdm import tqdm
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.errors import FULL_DISK
-from sit_atconv.lock import locked
+from sit_atconv.runtime.lock import locked
 from sit_atconv.sampling.draw import Drawing
-from sit_atconv.training.checkpoint import Checkpoints
-from sit_atconv.training.drawing import sampler_settings
-from sit_atconv.training.evaluation import Evaluation
-from sit_atconv.training.guard import poisoned, step_unless_bad
-from sit_atconv.training.log import RunLog
-from sit_atconv.training.objective import Draws
+from sit_atconv.training.averages.sharding import whole
 from sit_atconv.training.position import Position
 from sit_atconv.training.power_ema import save_snapshot
-from sit_atconv.training.preview import Preview
-from sit_atconv.training.run_directory import (
+from sit_atconv.training.run.checkpoint import Checkpoints
+from sit_atconv.training.run.directory import (
     check_run_directory,
     forget_after,
     remove_leftovers,
     write_configuration,
 )
+from sit_atconv.training.run.guard import poisoned, step_unless_bad
+from sit_atconv.training.run.log import RunLog
+from sit_atconv.training.run.stop import TERMINATED, Termination, TrainingStopped, ended
 from sit_atconv.training.schedule import learning_rate
-from sit_atconv.training.session import Session, build_session
-from sit_atconv.training.sharding import whole
+from sit_atconv.training.session.objective import Draws
+from sit_atconv.training.session.session import Session, build_session
+from sit_atconv.training.session.zero import uses_zero
 from sit_atconv.training.state import gather_state, restore_state
-from sit_atconv.training.stop import TERMINATED, Termination, TrainingStopped, ended
-from sit_atconv.training.throughput import Interval
-from sit_atconv.training.zero import uses_zero
+from sit_atconv.training.watch.drawing import sampler_settings
+from sit_atconv.training.watch.evaluation import Evaluation
+from sit_atconv.training.watch.preview import Preview
+from sit_atconv.training.watch.throughput import Interval
 
 logger = get_logger(__name__)  # of the main process
 

@@ -1,0 +1,37 @@
+"""Training configurations: the typed schema, and how files and command lines become one."""
+
+from sit_atconv.config.command_line import config_differences, load_config, parse_command_line
+from sit_atconv.config.schema import (
+    AlignmentConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    FlowConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    Solver,
+    TeacherConfig,
+    TrainingConfig,
+    config_keys,
+)
+
+__all__ = [
+    "AlignmentConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FlowConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PreviewConfig",
+    "Solver",
+    "TeacherConfig",
+    "TrainingConfig",
+    "config_differences",
+    "config_keys",
+    "load_config",
+    "parse_command_line",
+]

@@ -1,0 +1,89 @@
+"""How a configuration file and overrides on the command line become a `Config`."""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
+
+from sit_atconv.config.schema import OPTIONAL_SECTIONS, Config, config_keys
+from sit_atconv.config.strict_yaml import load_strict_yaml
+from sit_atconv.errors import nearest
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file; `overrides` are command-line words such as ``["--training.steps", "10"]``.
+
+    A misspelt key or a wrong type ends the program with exit code 2, naming the file and the nearest key.
+    """
+    return parse_command_line(["--config", str(path), *overrides], f"{path}: ")[0]
+
+
+def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> tuple[Config, Path | None, str | None]:
+    """The configuration, the run directory and the checkpoint that train.py's command line (or `argv`) asks for.
+
+    `source` goes before the text of an error.
+    """
+    set_loader("strict yaml", load_strict_yaml, exceptions=(yaml.YAMLError,))
+    parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False, parser_mode="strict yaml")
+    parser.source = source
+    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other words override its keys")
+    parser.add_argument("--run", type=str, help="run directory, made or continued")
+    parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
+    parser.add_class_arguments(Config)
+    try:
+        parsed = parser.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+    except UnicodeDecodeError as error:
+        parser.error(f"the configuration is no text file: {error}.")
+    for f in fields(Config):
+        section = parsed[f.name]
+        if isinstance(section, list | str | int | float) or (section is None and f.name not in OPTIONAL_SECTIONS):
+            found = "nothing" if section is None else repr(section)
+            parser.error(f"'{f.name}' is a section and holds keys, not {found}.")
+    namespace = parser.instantiate(parsed)
+    config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
+    return config, Path(namespace.run) if namespace.run else None, namespace.resume
+
+
+def _files_first(words: Sequence[str]) -> list[str]:
+    """--config FILE before all else: the last value of a key counts, and the file's must not replace one by hand."""
+    files, others, rest = [], [], iter(words)
+    for word in rest:
+        if word == "--config":
+            files += [word, *islice(rest, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
+
+
+def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines such as "training.steps: 10 -> 20" for every key whose value differs between two plain configurations."""
+    lines = []
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += config_differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+class _Parser(ArgumentParser):
+    """Errors are one paragraph that names the nearest key, not the usage of seventy options."""
+
+    source = ""  # what was read, for the beginning of that paragraph
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if message.startswith("Unexpected config"):
+            message = "the configuration is empty, or holds no sections with keys."
+        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
+        key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None
+        paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else " ".join(message.split())
+        sys.stderr.write(f"error: {self.source}{paragraph}\n")
+        self.exit(2)

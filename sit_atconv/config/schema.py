@@ -1,0 +1,309 @@
+"""The typed schema of every training configuration.
+
+Each field stands in `configs/*.yaml` under its section and on the command line as ``--section.field value``.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+import yaml
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
+
+from sit_atconv.randomness import MAX_SEED
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
+Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which SiT to build. What is null follows from the name, or from the data.
+
+    Args:
+        name: a registered name, {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}.
+        hidden_size: width, instead of the named size's.
+        depth: number of blocks, instead of the named size's.
+        num_heads: attention heads, instead of the named size's.
+        mlp_ratio: MLP width over hidden_size.
+        num_classes: null for as many as the data has, 0 for an unconditional model.
+        mixer_pattern: instead of the family's: "attention", "atconv", "hybrid" or a list with one mixer a block.
+        kernel_size: K of ATConv.
+        pool: what ATConv pools: "grid" (the paper) or "raster" (the released code).
+        activation: φ of ATConv.
+        position: "sincos", or "none" (the released code's FFHQ runs of pure ATConv).
+        init_from: fine-tune: begin with the weights of this `model/` directory, of a run or of sit_atconv.convert.
+    """
+
+    name: str = "SiT-ATConv-XL/2"
+    hidden_size: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    mlp_ratio: PositiveFloat = 4.0
+    num_classes: NonNegativeInt | None = None
+    mixer_pattern: str | list[str] | None = None
+    kernel_size: PositiveInt = 3
+    pool: Literal["grid", "raster"] = "grid"
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    position: Literal["sincos", "none"] = "sincos"
+    init_from: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    Args:
+        path: a directory made by `python -m sit_atconv.data.prepare` or prepared for REPA, or "digits:train@16".
+        flip: mirror half of the images (the data must have been prepared with flips).
+        workers: loader processes for each training process.
+    """
+
+    path: str = "data/imagenet256"
+    flip: bool = False
+    workers: NonNegativeInt = 2
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The flow-matching objective.
+
+    Args:
+        interpolant: path between data and noise.
+        prediction: what the network learns to predict; samplers turn it into a velocity.
+        weighting: of the errors of noise and score: "velocity" makes the loss that of the velocity they imply,
+            "likelihood" that of maximum likelihood; "none" for velocity and data.
+        times: distribution of training times.
+        shift: > 1 moves training times towards noise; 1 leaves them.
+        label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
+    """
+
+    interpolant: Literal["linear", "cosine", "vp"] = "linear"
+    prediction: Literal["velocity", "noise", "score", "data"] = "velocity"
+    weighting: Literal["none", "velocity", "likelihood"] = "none"
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    shift: PositiveFloat = 1.0
+    label_dropout: ClosedUnitInterval = 0.1
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A frozen vision encoder from timm.
+
+    Args:
+        name: timm's name of a vision transformer.
+        weights: "hub" to let timm download them, a path to a local file, or "random" (for trying things out).
+        cached: read its tokens from the data, prepared with this --teacher, instead of running it in every step.
+    """
+
+    name: str = "vit_base_patch14_dinov2.lvd142m"
+    weights: str = "hub"
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """REPA: align hidden tokens with a teacher's.
+
+    Args:
+        coefficient: weight of the alignment loss.
+        block: tokens after this block are aligned; blocks are counted from 1.
+        variant: "repa", or "irepa": 3×3 convolutions as projectors, and teacher tokens normalised over each picture.
+        projector_width: hidden width of REPA's projectors.
+        stop_after: steps after which the alignment ends and no teacher runs; null for never.
+        teachers: one projector each; their losses are averaged.
+    """
+
+    coefficient: NonNegativeFloat = 0.5
+    block: PositiveInt = 8
+    variant: Literal["repa", "irepa"] = "repa"
+    projector_width: PositiveInt = 2048
+    stop_after: PositiveInt | None = None
+    teachers: list[TeacherConfig] = field(default_factory=lambda: [TeacherConfig()])
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, fused where torch has it.
+
+    Args:
+        lr: learning rate after warm-up.
+        betas: decay of the first and second moment.
+        weight_decay: 0 in all published runs.
+        eps: added to the denominator.
+        clip_norm: gradients of a larger global norm are scaled down to it; null for none.
+        warmup_steps: linear warm-up from 0.
+        schedule: "constant" as in all published runs, or "linear": falling to 0 at the last step, for short runs.
+    """
+
+    lr: PositiveFloat = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = 1.0
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "linear"] = "constant"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, size and precision of a run.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: images a step, over all processes and accumulation.
+        accumulation: micro-batches a step.
+        precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32. "fp16" does so with a
+            loss scaler, for GPUs without bf16.
+        ema_decay: decay a step of the averaged weights that checkpoints offer and samples come from.
+        more_ema_decays: of further averages, kept beside it in each checkpoint as model-DECAY/.
+        power_ema: relative widths of EDM2's power-function averages, such as [0.05, 0.1], kept as model-power-WIDTH/;
+            from their snapshots `python -m sit_atconv.training.power_ema` makes any other width afterwards.
+        power_ema_every: steps between these snapshots, which stay in RUN/ema/.
+        max_bad_steps: a step whose loss or gradient is not finite is skipped; so many in a row stop the run.
+        gradient_checkpointing: what the backward pass computes again, for less memory: "mixers" the norm, modulation
+            and token mixer of each block, "blocks" whole blocks, about a third more time; "none" keeps everything.
+            True and false, as in earlier files, mean "blocks" and "none".
+        compile: torch.compile the repeated block.
+        seed: of initial weights, data order and all noise.
+    """
+
+    steps: PositiveInt = 400_000
+    batch_size: PositiveInt = 256
+    accumulation: PositiveInt = 1
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    ema_decay: OpenUnitInterval = 0.9999
+    more_ema_decays: list[OpenUnitInterval] = field(default_factory=list)
+    power_ema: list[PositiveFloat] = field(default_factory=list)
+    power_ema_every: PositiveInt = 10_000
+    max_bad_steps: PositiveInt = 20
+    gradient_checkpointing: Literal["none", "blocks", "mixers"] | bool = "none"
+    compile: bool = False
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gradient_checkpointing, bool):
+            object.__setattr__(self, "gradient_checkpointing", "blocks" if self.gradient_checkpointing else "none")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run leaves behind, and how often.
+
+    Args:
+        every: steps between lines of log.jsonl.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        keep: number of newest checkpoints to keep; null keeps all.
+        keep_every: checkpoints at multiples of so many steps are kept as well.
+        trackers: of Accelerate, such as tensorboard or wandb, beside log.jsonl.
+    """
+
+    every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 10_000
+    keep: PositiveInt | None = 3
+    keep_every: PositiveInt | None = None
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Grids of samples drawn during training, from the averaged weights, with the same noise and labels every time.
+
+    Args:
+        every: steps between grids; null for none.
+        classes: rows of the grid, the first classes; an unconditional model draws one row.
+        per_class: columns of the grid.
+        solver: see sample.py.
+        steps: solver steps.
+        guidance: guidance scale; 1 is none.
+        interval: times within which guidance acts.
+    """
+
+    every: PositiveInt | None = 10_000
+    classes: PositiveInt = 8
+    per_class: PositiveInt = 8
+    solver: Solver = "heun"
+    steps: PositiveInt = 25
+    guidance: NonNegativeFloat = 1.0
+    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores of samples drawn from the averaged weights during training, by all processes, as evaluate_fid.py does.
+
+    The checkpoint with the lowest Fréchet distance so far is marked as checkpoints/best and kept.
+
+    Args:
+        reference: what to compare with, as of evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8".
+        every: steps between evaluations.
+        samples: how many to draw.
+        features: "inception", "pixels" or "timm:MODEL".
+        weights: local file of the features' weights; null to download them.
+        batch_size: for each process; does not change the scores.
+        solver: see sample.py.
+        steps: solver steps.
+        guidance: guidance scale; 1 is none.
+        interval: times within which guidance acts.
+    """
+
+    reference: str
+    every: PositiveInt = 50_000
+    samples: PositiveInt = 5_000
+    features: str = "inception"
+    weights: str | None = None
+    batch_size: PositiveInt = 64
+    solver: Solver = "heun"
+    steps: PositiveInt = 25
+    guidance: NonNegativeFloat = 1.0
+    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. `alignment: null` is a plain SiT run, `evaluation: null` one that is not scored on the way."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    alignment: AlignmentConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    evaluation: EvaluationConfig | None = None
+
+    def to_yaml(self) -> str:
+        """The complete configuration as a file that `--config` accepts."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+
+
+OPTIONAL_SECTIONS = {"alignment": AlignmentConfig, "evaluation": EvaluationConfig}
+
+
+def config_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """All keys of the schema, dotted: "model.name", …"""
+    keys = []
+    for f in fields(schema):
+        section = OPTIONAL_SECTIONS.get(f.name, f.type)
+        keys += config_keys(section, f"{f.name}.") if is_dataclass(section) else [prefix + f.name]
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists and restricted numbers to plain ones, recursively: what YAML can hold."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if isinstance(value, float) else int(value)
+    return value

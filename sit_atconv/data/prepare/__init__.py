@@ -1,0 +1,1 @@
+"""Pictures to shards of latents: `python -m sit_atconv.data.prepare`."""

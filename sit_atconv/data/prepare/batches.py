@@ -1,0 +1,109 @@
+"""What preparation works on: pictures in batches, each of one shard, decoded by DataLoader workers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.pictures.crop import center_crop
+from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.shards.dataset import ShardDataset
+from sit_atconv.data.shards.format import encode_png, pack_images
+from sit_atconv.data.shards.manifest import Manifest, SkippedImage
+from sit_atconv.errors import InputError
+
+Key = tuple[int, int, int]  # a shard, the first position of a batch in it, and the one past its last
+
+
+@dataclass
+class PictureBatch:
+    """Samples of one shard: `images` (n, H, W, 3) uint8 as far as anyone looks at them, `packed` their PNG files where
+    they are kept, `encoded` what need not be computed, by its name in the shard.
+
+    Bulk travels from a worker as tensors, in shared memory: a worker that outlives a killed parent would hang on a
+    full pipe.
+    """
+
+    shard: int
+    images: Tensor
+    index: list[int]
+    labels: list[int]
+    packed: dict[str, Tensor] = field(default_factory=dict)
+    encoded: dict[str, Tensor] = field(default_factory=dict)
+    skipped: list[SkippedImage] = field(default_factory=list)
+
+
+class SourceBatches(Dataset):
+    """Pictures of a source, cropped."""
+
+    def __init__(self, source: ImageSource, manifest: Manifest) -> None:
+        self._source, self._manifest = source, manifest
+
+    def __getitem__(self, key: Key) -> PictureBatch:
+        shard, start, stop = key
+        batch, crops = _begin(shard, self._manifest), []
+        for index in range(start, stop):
+            try:
+                picture = self._source[index]
+            except InputError as error:
+                batch.skipped.append(SkippedImage(index, str(error)))
+                continue
+            crops.append(center_crop(picture.image, *self._manifest.resolution))
+            batch.index.append(index)
+            batch.labels.append(-1 if picture.label is None or not self._manifest.num_classes else picture.label)
+        return _with_pictures(batch, crops, self._manifest.has_images)
+
+
+class LatentBatches(Dataset):
+    """Latents that others encoded, as they are, with their pictures where these are kept or a teacher looks at them."""
+
+    def __init__(self, dataset: LatentDataset, manifest: Manifest) -> None:
+        self._dataset, self._manifest = dataset, manifest
+        self._pictures = manifest.has_images or bool(manifest.teachers)
+
+    def __getitem__(self, key: Key) -> PictureBatch:
+        shard, start, stop = key
+        batch, moments, crops = _begin(shard, self._manifest), [], []
+        for index in range(start, stop):
+            try:
+                sample = self._dataset.read([index], [False], images=self._pictures)
+            except InputError as error:
+                batch.skipped.append(SkippedImage(index, str(error)))
+                continue
+            moments.append(sample["moments"])
+            if self._pictures:
+                crops.append(sample["image"][0].permute(1, 2, 0).numpy())
+            batch.index.append(index)
+            batch.labels.append(int(sample["label"]) if self._manifest.num_classes else -1)
+        batch.encoded = {"moments": torch.cat(moments)} if moments else {}
+        return _with_pictures(batch, crops, self._manifest.has_images)
+
+
+class StoredBatches(Dataset):
+    """Pictures of data that are prepared already, by their rows."""
+
+    def __init__(self, dataset: ShardDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: Key) -> PictureBatch:
+        shard, start, stop = key
+        rows = range(start, stop)
+        read = self._dataset.read(rows, [False] * len(rows), images=True)
+        index = [self._dataset.source_index(row) for row in rows]
+        return PictureBatch(shard, read["image"].permute(0, 2, 3, 1), index, read["label"].tolist())
+
+
+def _begin(shard: int, manifest: Manifest) -> PictureBatch:
+    return PictureBatch(shard, torch.empty(0, *manifest.resolution, 3, dtype=torch.uint8), [], [])
+
+
+def _with_pictures(batch: PictureBatch, crops: Sequence[np.ndarray], keep: bool) -> PictureBatch:
+    if crops:
+        batch.images = torch.from_numpy(np.stack(crops))
+    if keep:
+        batch.packed = pack_images([encode_png(crop) for crop in crops])
+    return batch

@@ -1,0 +1,163 @@
+"""Preparation of a data set: what is wanted, who writes what, and what is known when all is written."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sit_atconv.alignment import Teacher
+from sit_atconv.autoencoder import IDENTITY, Autoencoder, load_autoencoder
+from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.prepare.batches import LatentBatches, SourceBatches
+from sit_atconv.data.prepare.encoding import moments_encoder, tokens_encoder, write_shards
+from sit_atconv.data.prepare.importing import open_for_import
+from sit_atconv.data.prepare.options import PrepareOptions
+from sit_atconv.data.repa import RepaDataset
+from sit_atconv.data.shards.files import ShardFiles
+from sit_atconv.data.shards.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
+from sit_atconv.data.sources import open_source, require_undamaged
+from sit_atconv.errors import InputError
+from sit_atconv.runtime.lock import LOCK, locked
+from sit_atconv.runtime.processes import process_state
+
+log = logging.getLogger(__name__)
+
+
+def prepare(options: PrepareOptions) -> Manifest:
+    """Prepare a data set, or finish one that was interrupted, and return its manifest.
+
+    Raises `InputError` when the source, the autoencoder or a teacher cannot be used, when `out` holds something else or
+    was begun with other settings, when the disk is full, or when more than `max_bad` pictures cannot be decoded.
+    """
+    state = process_state()
+    autoencoder = load_autoencoder(options.vae, channels=options.channels, device=state.device)
+    teachers = [Teacher(name, weights, state.device) for name, weights in options.teachers]
+    importing = options.take_latents
+    source = open_for_import(options, autoencoder) if importing else open_source(options.source, convert=True)
+    manifest = _describe(options, source, autoencoder, teachers)
+    out = Path(options.out)
+    if not _is_complete(out, manifest):
+        state.wait_for_everyone()  # everyone has compared settings before the first process begins to write
+        with locked(out, state, "prepared", "OUT"):
+            finished = _is_complete(out, manifest)  # by another program, meanwhile
+            state.wait_for_everyone()  # all have looked before the first one writes
+            if not finished:
+                return _encode(options, source, manifest, autoencoder, teachers)
+    if state.is_main_process:
+        log.info("%s is already complete.", out)
+    return load_manifest(out)
+
+
+def _encode(
+    options: PrepareOptions,
+    source: ImageSource | RepaDataset,
+    manifest: Manifest,
+    autoencoder: Autoencoder,
+    teachers: Sequence[Teacher],
+) -> Manifest:
+    """Write the manifest, the shards that are missing, and the manifest of the complete data set, which is returned."""
+    state, out = process_state(), Path(options.out)
+    require_undamaged(source)
+    if state.is_main_process:
+        save_manifest(manifest, out)
+    state.wait_for_everyone()
+
+    importing = options.take_latents
+    encoders = [] if importing else [moments_encoder(autoencoder, manifest.has_flip)]
+    encoders += [tokens_encoder(teacher, k, manifest.teachers[k].flip) for k, teacher in enumerate(teachers)]
+    files = ShardFiles(out, manifest.shard_rows)
+    # A shard belongs to one process by its number alone, whatever is complete already.
+    mine = range(state.process_index, _shard_count(manifest), state.num_processes)
+    write_shards(
+        LatentBatches(source, manifest) if importing else SourceBatches(source, manifest),
+        files,
+        {number: _shard_range(manifest, number) for number in files.missing(mine)},
+        encoders,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=state.device,
+        progress=state.is_main_process,
+    )
+    state.wait_for_everyone()
+    return _finish(manifest, files, options.max_bad) if state.is_main_process else manifest
+
+
+def _shard_range(manifest: Manifest, number: int) -> range:
+    """Positions of the source that a shard covers."""
+    return range(number * manifest.shard_size, min((number + 1) * manifest.shard_size, manifest.source_count))
+
+
+def _shard_count(manifest: Manifest) -> int:
+    return -(-manifest.source_count // manifest.shard_size)
+
+
+def _describe(
+    options: PrepareOptions, source: ImageSource | RepaDataset, autoencoder: Autoencoder, teachers: Sequence[Teacher]
+) -> Manifest:
+    taught = [teacher.name for teacher in teachers]
+    if len(set(taught)) < len(taught):
+        raise InputError(f"The teachers {', '.join(taught)} name one twice: give each once.")
+    spec = autoencoder.spec
+    resolution = source.resolution if options.take_latents else options.resolution
+    autoencoder.require_divisible(*resolution)
+    # Latents that are pixels are mirrored exactly as they are read, and are their own pictures.
+    is_pixels = spec.autoencoder == IDENTITY
+    labels = None if options.unconditional else source.labels
+    if labels is not None and labels.min() < 0:
+        raise InputError(f"{options.source} has pictures without a label (below 0): give --unconditional to drop all.")
+    names = None if labels is None else source.class_names
+    return Manifest(
+        source=options.source,
+        resolution=resolution,
+        latents=spec,
+        class_names=names,
+        num_classes=0 if labels is None else len(names) if names else int(labels.max()) + 1,
+        has_flip=options.flip and not is_pixels,
+        has_images=options.images and not is_pixels,
+        shard_size=options.shard_size,
+        source_count=len(source),
+        teachers=[teacher.spec(*resolution, options.flip) for teacher in teachers],
+        moments_dtype="float32" if options.take_latents else "float16",
+    )
+
+
+def _is_complete(out: Path, manifest: Manifest) -> bool:
+    """Whether `out` holds this data set already. Raises `InputError` when it holds something else."""
+    if not (out / MANIFEST_NAME).exists():
+        if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+            raise InputError(f"{out} exists and holds no data set of ours: choose a new or empty directory.")
+        return False
+    found = load_manifest(out)
+    old, new = found.settings(), manifest.settings()
+    differing = [f"{key}: {old[key]} there, {new[key]} now" for key in new if old[key] != new[key]]
+    if differing:
+        adding = f" Add teachers by: python -m sit_atconv.data.prepare {out} --teacher NAME." if found.complete else ""
+        raise InputError(
+            f"{out} was begun with other settings ({'; '.join(differing)}). Use those, or another directory.{adding}"
+        )
+    return found.complete
+
+
+def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
+    """Gather what the shards' notes say into dataset.json."""
+    out, numbers = files.directory, range(_shard_count(manifest))
+    notes = [files.read_note(number) for number in numbers]
+    skipped = [skip for _, skips in notes for skip in skips]
+    shards = [info for info, _ in notes]
+    for skip in skipped:
+        log.warning("skipped: %s", skip.reason)
+    if len(skipped) > max_bad:
+        raise InputError(
+            f"{len(skipped)} of {manifest.source_count} pictures could not be decoded (named above); {max_bad} are "
+            f"allowed. To go on without them, run the same command with --max-bad {len(skipped)}: nothing is encoded "
+            "again."
+        )
+    count = sum(info.count for info in shards)
+    if count == 0:
+        raise InputError(f"Not one picture of {manifest.source} could be decoded.")
+    manifest = replace(manifest, shards=shards, skipped=skipped, count=count, complete=True)
+    save_manifest(manifest, out)
+    files.remove_notes(numbers)
+    classes = f"{manifest.num_classes} classes" if manifest.num_classes else "no labels"
+    log.info("%s: %d pictures, %s, latents %s, %d skipped.", out, count, classes, manifest.latent_shape, len(skipped))
+    return manifest

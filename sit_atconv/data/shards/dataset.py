@@ -1,0 +1,117 @@
+"""Latents read from the shards of a prepared directory."""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sit_atconv.alignment.cached import tokens_name
+from sit_atconv.autoencoder import IDENTITY
+from sit_atconv.data.latents import LatentDataset, empty_batch
+from sit_atconv.data.shards.format import ShardReader
+from sit_atconv.data.shards.manifest import ShardInfo, load_manifest
+from sit_atconv.errors import InputError
+
+
+class ShardDataset(LatentDataset):
+    """A directory written by `sit_atconv.data.prepare`. Sizes are checked when it is opened, contents when read."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
+        manifest = load_manifest(directory)
+        if not manifest.complete:
+            raise InputError(f"{directory} is not complete: run its preparation again to finish it.")
+        for files, _ in manifest.series:
+            _check_sizes(self._directory, files)
+        self._series, self._stored_flip = manifest.series, manifest.has_flip
+        self._shards, self.teachers = manifest.shards, tuple(manifest.teachers)
+        self._row_of = {name: (part, row) for part, (_, rows) in enumerate(self._series) for name, row in rows.items()}
+        self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
+        self._readers: dict[tuple[int, int], ShardReader] = {}
+        self.latents, self.latent_shape = manifest.latents, manifest.latent_shape
+        self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
+        # Latents that are pixels are mirrored as they are read, and are their own pictures.
+        self._is_pixels = manifest.latents.autoencoder == IDENTITY
+        self._stored_images = manifest.has_images
+        self.has_flip, self.has_images = manifest.has_flip or self._is_pixels, manifest.has_images or self._is_pixels
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def where(self, index: int) -> str:
+        shard, row = self._locate(index)
+        return f"{self._directory / self._shards[shard].name} row {row}"
+
+    def shard_range(self, number: int) -> range:
+        """The samples that a shard holds."""
+        return range(self._ends[number] - self._shards[number].count, self._ends[number])
+
+    def source_index(self, index: int) -> int:
+        """Position of a sample in the sorted source that it was prepared from."""
+        shard, row = self._locate(index)
+        return int(self._reader(shard).index[row])
+
+    def labels(self) -> np.ndarray:
+        """All labels, int64 (len,), without reading latents."""
+        parts = [self._reader(shard).labels for shard, info in enumerate(self._shards) if info.count]
+        return torch.cat(parts).numpy()
+
+    def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        moments = self._rows("moments", indices, flips if self._stored_flip else [False] * len(flips))
+        if self._is_pixels and any(flips):
+            mirrored = torch.as_tensor(flips)
+            moments[mirrored] = moments[mirrored].flip(-1)
+        return moments
+
+    def _tokens(self, number: int, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        return self._rows(tokens_name(number), indices, flips)
+
+    def _rows(self, name: str, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        """Rows (n, …) of a stored tensor or, where `flips` says so, of its mirrored version, copied once."""
+        part, (dtype, shape) = self._row_of[name]
+        rows = empty_batch((len(indices), *shape), dtype)
+        for out, index, flip in zip(rows, indices, flips, strict=True):
+            shard, row = self._locate(index)
+            out.copy_(self._reader(shard, part).row(f"{name}_flip" if flip else name, row))
+        return rows
+
+    def _labels(self, indices: Sequence[int]) -> Tensor:
+        located = [self._locate(index) for index in indices]
+        return torch.tensor([int(self._reader(shard).labels[row]) for shard, row in located], dtype=torch.int64)
+
+    def _image(self, index: int) -> np.ndarray:
+        shard, row = self._locate(index)
+        return self._reader(shard).image(row)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - self._ends[shard] + self._shards[shard].count
+
+    def _reader(self, shard: int, part: int = 0) -> ShardReader:
+        """A shard, or the file beside it that is `part` of the series."""
+        if (shard, part) not in self._readers:
+            files, rows = self._series[part]
+            path, images = self._directory / files[shard].name, self._stored_images and part == 0
+            self._readers[shard, part] = ShardReader(path, files[shard].count, rows, images)
+        return self._readers[shard, part]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_readers": {}}
+
+
+def _check_sizes(directory: Path, shards: Sequence[ShardInfo]) -> None:
+    for shard in shards:
+        path = directory / shard.name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: copy the data set again, or run its preparation again.")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise InputError(f"{path} is {size:,} bytes, not {shard.bytes:,}: it is truncated. Copy it again.")
+    if sum(shard.count for shard in shards) == 0:
+        raise InputError(f"{directory} holds no samples.")

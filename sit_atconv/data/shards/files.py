@@ -1,0 +1,64 @@
+"""Files that are written one a shard, and the notes beside them that say which are complete."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sit_atconv.data.shards.format import shard_name, write_shard
+from sit_atconv.data.shards.manifest import Row, ShardInfo, SkippedImage
+from sit_atconv.errors import InputError
+from sit_atconv.runtime.whole_files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The shards of `directory`, or what is kept beside them as `part`.
+
+    `rows` is what a file holds of every sample. A note counts only if it was written for the same `basis`, which can be
+    written as JSON: what else decides the contents of the files.
+    """
+
+    directory: Path
+    rows: dict[str, Row]
+    part: str = ""
+    basis: dict = field(default_factory=dict)
+
+    def write(
+        self, number: int, index: Sequence[int], tensors: dict[str, Tensor], skipped: Sequence[SkippedImage]
+    ) -> None:
+        """Write a file, then its note. Raises `InputError` naming the picture whose numbers are not finite."""
+        for name in self.rows:
+            finite = torch.isfinite(tensors[name]).flatten(1).all(1)
+            if not finite.all():
+                row = int((~finite).int().argmax())
+                raise InputError(f"The {name} of picture {index[row]} of the source are NaN or too large for fp16.")
+        self._note(number).unlink(missing_ok=True)  # of what was written for another basis, and may be of equal size
+        info = write_shard(self.directory / shard_name(number, self.part), tensors)
+        note = {"basis": self.basis, "shard": asdict(info), "skipped": [asdict(skip) for skip in skipped]}
+        write_json(self._note(number), note)
+
+    def read_note(self, number: int) -> tuple[ShardInfo, list[SkippedImage]] | None:
+        """What the note of a complete file says; None when the file is still to be written."""
+        if not self._note(number).is_file():
+            return None
+        note = read_json(self._note(number))
+        info = ShardInfo(**note["shard"])
+        path = self.directory / info.name
+        if note.get("basis") != self.basis or not path.is_file() or path.stat().st_size != info.bytes:
+            return None
+        return info, [SkippedImage(**skipped) for skipped in note["skipped"]]
+
+    def missing(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the numbers whose files are still to be written."""
+        return [number for number in numbers if self.read_note(number) is None]
+
+    def remove_notes(self, numbers: Iterable[int]) -> None:
+        """Remove the notes once dataset.json holds what they said."""
+        for number in numbers:
+            self._note(number).unlink(missing_ok=True)
+
+    def _note(self, number: int) -> Path:
+        return (self.directory / shard_name(number, self.part)).with_suffix(".json")

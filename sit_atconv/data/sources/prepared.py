@@ -1,0 +1,27 @@
+"""The pictures kept in a prepared data set (`prepare --images`), as a source for references and for preparing anew."""
+
+from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.shards.dataset import ShardDataset
+from sit_atconv.errors import InputError
+
+
+class PreparedSource:
+    """Pictures of a prepared data set as an `ImageSource`: crops stored losslessly, or latents that are pixels."""
+
+    kind = "prepared"
+    lossy = False
+
+    def __init__(self, path: str) -> None:
+        self._dataset = ShardDataset(path)
+        if not self._dataset.has_images:
+            raise InputError(f"{path} holds latents without pictures: prepare it with --images, or give its source.")
+        self.class_names = self._dataset.class_names
+        self.labels = self._dataset.labels() if self._dataset.num_classes else None
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> SourceImage:
+        image = self._dataset.read([index], [False], images=True)["image"][0].permute(1, 2, 0).numpy()
+        label = None if self.labels is None else int(self.labels[index])
+        return SourceImage(image, label, self._dataset.where(index))

@@ -1,0 +1,141 @@
+"""What images are compared by: the published Inception features, raw pixels, or any timm model."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data import resolve_data_config
+from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
+
+from sit_atconv.errors import InputError
+from sit_atconv.evaluation.features.grouping import Grouped
+from sit_atconv.evaluation.features.inception import InceptionFeatures, last_line, require_uint8_images
+from sit_atconv.runtime.files import sha256_of_file
+
+_NOT_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError, AttributeError)  # what reading other files ends in
+MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
+
+
+class Features(Protocol):
+    """Images to features, and what a report says about them.
+
+    name: what the user chose. title: for a person. suffix: what tells these metrics from the published ones, "" for
+    Inception. identity: changes whenever the numbers may. neighbours: k of precision and recall, and
+    neighbour_limit: how many points a side they look at. Inception's `dimensions` are those of each kind of feature.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    identity: str
+    neighbours: int
+    neighbour_limit: int
+    device: torch.device
+    weights_path: str | None
+    weights_sha256: str | None
+    fast: bool
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]: ...
+
+
+def create_features(
+    name: str = "inception",
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    fast: bool = False,
+) -> Features:
+    """Features by name: "inception", "pixels" or "timm:MODEL".
+
+    `weights`: a local file; without one, Inception's and timm's published weights are downloaded. `fast`: bfloat16.
+    Raises `InputError` for an unknown name, or weights that cannot be had.
+    """
+    if name == "inception":
+        return InceptionFeatures(weights, device, fast)
+    if name == "pixels":
+        if weights is not None or fast:
+            raise InputError("Pixels have no network: --weights and --fast mean nothing with --features pixels.")
+        return PixelFeatures(device)
+    if name.startswith("timm:"):
+        return TimmFeatures(name.removeprefix("timm:"), weights, device, fast)
+    raise InputError(f"Unknown features '{name}'. Expected inception, pixels, or timm:MODEL.")
+
+
+class PixelFeatures:
+    """The pixels themselves, divided by 255 and flattened: {"pool": (B, 3 H W)}. Their distance is called FD-pixels."""
+
+    name, title, suffix, identity = "pixels", "raw pixels", "_pixels", "pixels"
+    neighbours, neighbour_limit = 3, 50_000
+    weights_path = weights_sha256 = None
+    fast = False
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Pixels of uint8 images (B, 3, H, W), H W <= 1365."""
+        require_uint8_images(images)
+        if images[0].numel() > MAX_DIMENSIONS:
+            raise InputError(
+                f"Raw pixels of {images.shape[3]}x{images.shape[2]} images have {images[0].numel()} dimensions, "
+                f"too many for a covariance (at most {MAX_DIMENSIONS}, as 36x36). Use --features inception."
+            )
+        return {"pool": images.to(self.device).flatten(1).float() / 255}
+
+
+class TimmFeatures:
+    """Pooled features of a timm model: {"pool": (B, d)}.
+
+    Images are resized as a whole (bicubic, antialiased, in bytes, as PIL does) to the model's own size and normalised
+    as it was trained. DINOv2 models see 224 x 224 and give their class token, as in dgm-eval (Stein et al. 2023), whose
+    k = 5 and 10,000 points a side are taken for precision and recall.
+    """
+
+    neighbours, neighbour_limit = 5, 10_000
+
+    def __init__(self, model: str, weights: str | Path | None, device: str | torch.device, fast: bool = False) -> None:
+        self.name, self.title = f"timm:{model}", f"timm {model}"
+        self.suffix = "_dinov2" if "dinov2" in model else f"_{model}"
+        self.device, self.fast = torch.device(device), fast
+        self._model = _create_timm(model, weights, 224 if "dinov2" in model else None).to(self.device)
+        config = resolve_data_config({}, model=self._model)
+        self._size = (224, 224) if "dinov2" in model else config["input_size"][1:]
+        self._mean, self._std = list(config["mean"]), list(config["std"])
+        self.weights_path = None if weights is None else str(weights)
+        self.weights_sha256 = None if weights is None else sha256_of_file(weights)
+        self._grouped = Grouped(self._forward, self.device, 8 if self.device.type == "cpu" else 64)
+        source = self.weights_sha256 or self._model.pretrained_cfg.get("tag")
+        self.identity = f"{self.name} {source} {self._size} {'bf16' if fast else 'fp32'}"
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of uint8 images (B, 3, H, W)."""
+        require_uint8_images(images)
+        return self._grouped(images)
+
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        small = resize(images, list(self._size), InterpolationMode.BICUBIC, antialias=True)
+        x = normalize(small.float() / 255, self._mean, self._std)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            pool = self._model.forward_head(self._model.forward_features(x), pre_logits=True)
+        return {"pool": pool.float()}
+
+
+def _create_timm(name: str, weights: str | Path | None, size: int | None) -> torch.nn.Module:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "see timm.list_models()"
+        raise InputError(f"timm has no model '{name}' ({near}).")
+    if weights is not None and not Path(weights).is_file():
+        raise InputError(f"There is no weights file {weights}.")
+    options = {"num_classes": 0, **({"img_size": size} if size else {})}
+    options |= {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
+    try:
+        return timm.create_model(name, **options).eval().requires_grad_(False)
+    except (OSError, RuntimeError, ValueError, LookupError, *_NOT_WEIGHTS) as error:
+        raise InputError(
+            f"Cannot load {name} from {weights or 'the model hub'} ({type(error).__name__}: {last_line(error)}). "
+            "Name a local file of its weights (timm's names, num_classes=0) with --weights."
+        ) from error

@@ -1,0 +1,1 @@
+"""The numbers themselves, as functions of features."""

@@ -1,0 +1,1 @@
+"""From pictures and files of statistics to what the metrics compare."""

@@ -1,0 +1,127 @@
+"""Pictures of a source in file order, as uint8 batches, read ahead by worker processes."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sit_atconv.data.pictures.protocol import ImageSource, SourceImage
+from sit_atconv.data.sources import open_source, require_undamaged
+from sit_atconv.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """uint8 images (b, 3, H, W), labels (b,) int64 or None, and each image's digest, (b, 32) bytes."""
+
+    images: Tensor
+    labels: Tensor | None
+    digests: np.ndarray
+
+
+def image_digests(images: Tensor) -> np.ndarray:
+    """SHA-256 of each image's size and pixels (rows of RGB), (b, 32) uint8: the same from a PNG, an npz or memory."""
+    pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return np.stack([_digest(image) for image in pixels]) if len(pixels) else np.empty((0, 32), np.uint8)
+
+
+def open_images(path: str) -> ImageSource:
+    """Pictures to score. Raises `InputError` for a source that is missing, unusable or damaged."""
+    source = open_source(path)
+    require_undamaged(source)
+    return source
+
+
+def share(count: int, process: int, processes: int) -> range:
+    """This process's part of `count` images: contiguous, in file order, and as even as possible."""
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
+def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """The images of `source` at `indices`, in that order.
+
+    Raises `InputError` when their sizes differ, or when the source does for a picture that it cannot use.
+    """
+    loader = DataLoader(
+        _Pictures(source, indices),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield Batch(batch["images"], batch.get("labels"), batch["digests"].numpy())
+
+
+class _Pictures(Dataset):
+    """Map-style view of a source. A picture that cannot be used is returned as its error: raised in a worker, it would
+    reach the user with the worker's traceback."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> SourceImage | InputError:
+        try:
+            return self._source[self._indices[position]]
+        except InputError as error:
+            return error
+
+
+def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Tensor] | InputError:
+    for picture in pictures:
+        if isinstance(picture, InputError):
+            return picture
+        if picture.image.shape != pictures[0].image.shape:
+            return mixed_sizes(pictures[0].image.shape[:2], picture.image.shape[:2], picture.name)
+    pixels = np.stack([picture.image for picture in pictures])
+    batch = {
+        "images": torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        "digests": torch.from_numpy(np.stack([_digest(image) for image in pixels])),
+    }
+    if pictures[0].label is not None:
+        batch["labels"] = torch.tensor([picture.label for picture in pictures], dtype=torch.int64)
+    return batch
+
+
+def require_classes(labels: np.ndarray | None, classes: Iterable[int], what: str) -> None:
+    """Raise `InputError` unless there are labels, (n,) int64, and each of `classes` has the two images of a distance.
+
+    `what` the labels are of: "samples", say.
+    """
+    if labels is None:
+        raise InputError(
+            f"The {what} have no labels. Comparing class by class needs class folders, arr_1 in the npz, a labelled "
+            "data set or a checkpoint of a conditional model."
+        )
+    for label in classes:
+        if (count := int((labels == label).sum())) < 2:
+            raise InputError(f"The {what} of class {label} are {count}; a distance needs two on each side.")
+
+
+def require_two(count: int, what: str) -> None:
+    """Raise `InputError` for a single image: it has no covariance, hence no Fréchet distance."""
+    if count < 2:
+        raise InputError(f"The number of {what} is {count}: a distance needs at least two on each side.")
+
+
+def mixed_sizes(first: Sequence[int], other: Sequence[int], name: str) -> InputError:
+    """The error for images (H, W) of more than one size."""
+    return InputError(
+        f"Images differ in size: {name} is {other[1]}x{other[0]}, others are {first[1]}x{first[0]}. One set has one "
+        "size: crop or resize it (python -m sit_atconv.data.prepare does) before it is compared."
+    )
+
+
+def _digest(image: np.ndarray) -> np.ndarray:
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image))
+    return np.frombuffer(digest.digest(), dtype=np.uint8)

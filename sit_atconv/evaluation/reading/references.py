@@ -1,0 +1,247 @@
+"""Reference statistics: ADM's npz files, other projects' mu/sigma files, or any source of images."""
+
+import hashlib
+import logging
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.sources.npz import npz_members, read_npz_member
+from sit_atconv.errors import InputError
+from sit_atconv.evaluation.features.cache import FeatureCache
+from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.output import make_folder_of
+from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
+from sit_atconv.evaluation.reading.loading import load_batches, open_images, require_classes, require_two, share
+from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.whole_files import write_whole
+
+log = logging.getLogger(__name__)
+
+STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+@dataclass
+class Reference:
+    """What samples are compared with.
+
+    gaussians: mean and covariance by kind of feature. points: pool features (n, d) for precision, recall and the
+    kernel distance, or None. by_class: label -> pool features, of the classes asked for. lacks: kind of feature or
+    "points" -> why it is not there. facts: what a report says about it.
+    """
+
+    gaussians: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    points: Tensor | None = None
+    by_class: dict[int, Tensor] = field(default_factory=dict)
+    lacks: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: batch size, reader processes, and where features are cached."""
+
+    batch_size: int = 64
+    workers: int = 0
+    cache: str | Path | None = None
+
+
+def read_reference(
+    path: str,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading | None = None,
+    classes: tuple[int, ...] | None = (),
+) -> Reference:
+    """The reference at `path`, with what is `wanted` as far as it has it.
+
+    An npz with `mu` keeps its stored statistics, which were made from more images than it holds; other sources are
+    looked at image by image, on all processes. `classes`: whose features to keep by class, None for all.
+
+    Raises:
+        InputError: for a reference that cannot be used, or that lacks labels or classes that are asked for.
+    """
+    reading = reading or Reading()
+    members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
+    stored = "mu" in members and features.name == "inception"
+    if "arr_0" not in members and "mu" in members:
+        if not stored:
+            raise InputError(f"{path} holds statistics of Inception features only; {features.title} need its images.")
+        if classes != ():
+            raise InputError(f"{path} holds no images, so it cannot be compared class by class.")
+        return _from_statistics(path, members, features)
+    source = open_images(path)
+    if not stored:
+        require_two(len(source), "references")
+    if classes != ():
+        require_classes(source.labels, _chosen(source, classes), "references")
+    if not stored:
+        reference = _from_images(source, path, features, wanted, reading, classes)
+        if "mu" in members:
+            reference.facts["note"] = "stored statistics are Inception's: computed from the images in arr_0 instead"
+        return reference
+    reference = _from_statistics(path, members, features)
+    if wanted.kept or classes != ():
+        images = _from_images(source, path, features, Wanted(kept=frozenset({"pool"})), reading, classes)
+        reference.points, reference.by_class = images.points, images.by_class
+        reference.facts["images_in_arr_0"] = images.facts
+    return reference
+
+
+def look_at(
+    source: ImageSource,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading,
+    what: str,
+    rows: np.ndarray | None = None,
+) -> Collected:
+    """`collect` over a source, each process reading its share."""
+    state = PartialState()
+    mine = share(len(source), state.process_index, state.num_processes)
+    batches = load_batches(source, mine, reading.batch_size, reading.workers)
+    options = {"first": mine.start, "total": len(mine), "what": what, "rows": rows}
+    if reading.cache is None:
+        return collect(batches, features, wanted, **options)
+    with FeatureCache(reading.cache, features, wanted.kinds) as cache:
+        collected = collect(batches, features, wanted, cache=cache, **options)
+    log.info("%s: features of %d images were in %s, %d are new.", what, cache.hits, reading.cache, cache.misses)
+    return collected
+
+
+def source_facts(source: ImageSource, path: str, collected: Collected) -> dict[str, Any]:
+    """What a report says about images: where they are from, how many, their size, and a digest of them all."""
+    return {"path": path, "kind": source.kind, "lossy": bool(source.lossy), **image_facts(collected)}
+
+
+def image_facts(collected: Collected) -> dict[str, Any]:
+    """Count, size and the SHA-256 of all image digests in order: the same whatever the images were kept in."""
+    height, width = collected.size
+    digest = hashlib.sha256(collected.digests.tobytes()).hexdigest()
+    return {"count": collected.count, "height": height, "width": width, "images_sha256": digest}
+
+
+def _from_images(
+    source: ImageSource,
+    path: str,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading,
+    classes: tuple[int, ...] | None,
+) -> Reference:
+    """A reference looked at image by image; of millions of images, only the features that are needed are kept."""
+    count = len(source)
+    near = np.zeros(count, bool)  # what precision and recall look at
+    near[keyed_generator(0, Stream.ORDER, count).permutation(count)[: features.neighbour_limit]] = True
+    chosen = _chosen(source, classes)
+    rows = near | np.isin(source.labels, chosen) if len(chosen) else near
+    collected = look_at(source, features, wanted, reading, "reference", None if rows.all() else rows)
+    gaussians = {kind: (moments.mean(), moments.covariance()) for kind, moments in collected.moments.items()}
+    reference = Reference(gaussians, facts=source_facts(source, path, collected))
+    if "pool" in collected.kept:
+        kept = collected.kept["pool"]
+        reference.points = kept[torch.from_numpy(near[rows])]
+        reference.by_class = {int(c): kept[torch.from_numpy(source.labels[rows] == c)] for c in chosen}
+    return reference
+
+
+def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
+    """The labels to compare class by class; `classes` None means all that the source has."""
+    if classes is None and source.labels is not None:
+        return np.unique(source.labels)
+    return np.array(classes or (), dtype=np.int64)
+
+
+def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
+    reference = Reference(
+        facts={"path": path, "kind": "statistics", "lossy": False, "file_sha256": sha256_of_file(path)}
+    )
+    for kind, (mu, sigma) in STORED.items():
+        if mu in members and sigma in members:
+            reference.gaussians[kind] = _stored(path, mu, sigma, features.dimensions[kind])
+        else:
+            reference.lacks[kind] = f"{path} has no {mu} and {sigma}"
+    if "pool" in reference.lacks:
+        raise InputError(f"{path} has mu but no sigma. Expected ADM's keys: arr_0, mu, sigma, mu_s, sigma_s.")
+    if "weights_sha256" in members:
+        reference.facts["weights_sha256"] = str(read_npz_member(path, "weights_sha256"))
+    if "count" in members:
+        reference.facts["count"] = int(read_npz_member(path, "count"))
+        require_two(reference.facts["count"], "references")
+    if "arr_0" not in members:
+        reference.lacks["points"] = f"{path} holds no images (arr_0)"
+    return reference
+
+
+def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Tensor]:
+    mean, covariance = (np.array(read_npz_member(path, name)) for name in (mu, sigma))
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+        raise InputError(f"{path}: {mu} is {mean.dtype} and {sigma} is {covariance.dtype}; expected floats.")
+    if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
+        raise InputError(
+            f"{path}: {mu} has shape {mean.shape} and {sigma} {covariance.shape}; expected ({dimension},) and "
+            f"({dimension}, {dimension}), statistics of the FID Inception."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError(f"{path}: {mu} or {sigma} holds values that are not finite.")
+    return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
+
+
+def write_reference(
+    path: str, out: str | Path, features: Features, images: int = 10_000, reading: Reading | None = None
+) -> dict[str, Any]:
+    """Write ADM's reference file for a source of images: mu, sigma, mu_s, sigma_s of all of them, and some in arr_0.
+
+    arr_0 takes `images` pictures drawn by key, in random order, against which ADM and we count precision and recall;
+    arr_1 their labels, if any; weights_sha256 and count say how it was made (ADM ignores them). Returns the facts.
+    Raises `InputError` when `out` exists or is no .npz, there is nothing to write, or the features are not Inception's.
+    """
+    if features.name != "inception" or features.fast:
+        raise InputError("A reference file holds the published statistics: --features inception, without --fast.")
+    if images < 1:
+        raise InputError("Precision and recall need images in the reference: --images must be at least 1.")
+    if Path(out).suffix != ".npz":
+        raise InputError(f"A reference file is an npz: name it {out}.npz.")
+    if Path(out).exists():
+        raise InputError(f"{out} exists already. Remove it, or choose another name.")
+    make_folder_of(out)
+    source = open_images(path)
+    wanted = Wanted(moments=frozenset(STORED))
+    collected = look_at(source, features, wanted, reading or Reading(), "reference")
+    arrays = {"weights_sha256": np.array(features.weights_sha256), "count": np.array(collected.count)}
+    for kind, (mu, sigma) in STORED.items():
+        moments = collected.moments[kind]
+        arrays |= {mu: moments.mean().cpu().numpy(), sigma: moments.covariance().cpu().numpy()}
+    if not np.isfinite(arrays["sigma"]).all():
+        raise InputError(f"{path} holds one image: a reference needs at least two.")
+    if PartialState().is_main_process:
+        _write(source, Path(out), images, collected, arrays)
+    return {**source_facts(source, path, collected), "out": str(out), "images_in_arr_0": min(images, len(source))}
+
+
+def _write(source: ImageSource, out: Path, images: int, collected: Collected, arrays: dict[str, np.ndarray]) -> None:
+    chosen = keyed_generator(0, Stream.ORDER, len(source)).permutation(len(source))[:images]
+    if collected.labels is not None:
+        arrays = {**arrays, "arr_1": collected.labels.numpy()[chosen]}
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *collected.size, 3)}
+                np.lib.format.write_array_header_1_0(member, header)
+                for index in tqdm(chosen, unit="img", desc=f"writing {out.name}"):
+                    member.write(source[int(index)].image.tobytes())
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    write_whole(out, write)

@@ -1,0 +1,46 @@
+"""The Fréchet distance class by class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.metrics.distances import frechet_distance
+from sit_atconv.evaluation.metrics.moments import moments_of
+from sit_atconv.evaluation.reading.collect import Collected
+from sit_atconv.evaluation.reading.references import Reference
+
+
+def per_class_distances(
+    samples: Collected, reference: Reference, features: Features, classes: tuple[int, ...] | None
+) -> dict[str, dict[str, Any]]:
+    """Label -> counts and the distance between that class's samples and references; `classes` None means all.
+
+    The distance is None where a stream turned out to have fewer than two samples of a class.
+    """
+    labels = sorted(reference.by_class) if classes is None else classes
+    result = {}
+    for label in tqdm(labels, desc="class by class", unit="class"):
+        ours, theirs = samples.kept["pool"][samples.labels == label], reference.by_class[label]
+        enough = len(ours) > 1
+        distance = feature_distance(ours.to(features.device), theirs.to(features.device)) if enough else None
+        result[str(label)] = {"samples": len(ours), "references": len(theirs), "distance": distance}
+    return result
+
+
+def feature_distance(x: Tensor, y: Tensor) -> float:
+    """Squared Fréchet distance between Gaussians fitted to features x (n, d) and y (m, d).
+
+    With fewer vectors than dimensions the cross term is the nuclear norm of X Y^T, X and Y centred: the square roots of
+    the eigenvalues of X^T X Y^T Y.
+    """
+    if max(len(x), len(y)) >= x.shape[1]:
+        (one, other) = moments_of(x), moments_of(y)
+        return frechet_distance(one.mean(), one.covariance(), other.mean(), other.covariance())
+    x, y = x.double(), y.double()
+    a, b = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    distance = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
+    return float(distance.clamp_min(0))

@@ -1,0 +1,213 @@
+"""A directory of samples: filled by any number of processes, continued after an interruption, finished as one npz.
+
+While it grows, images lie in a memory-mapped array with one row a sample and a flag that says which rows are there.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from PIL import Image
+
+from sit_atconv.config import config_differences
+from sit_atconv.data.sources.npz import read_npz_member
+from sit_atconv.errors import InputError
+from sit_atconv.runtime.lock import LOCK
+from sit_atconv.sampling.generate import SampleBatch
+from sit_atconv.sampling.writing.grid import pick_for_grid, save_grid
+
+SETTINGS, UNFINISHED = "settings.json", "settings.unfinished"
+
+
+class SampleDirectory:
+    """OUT/samples.npz (ADM's keys), OUT/grid.png, OUT/settings.json and, when asked for, OUT/png/000000.png …
+
+    Whoever writes into it holds the directory's lock.
+    """
+
+    def __init__(self, out: Path, count: int, png: bool = False) -> None:
+        self.out, self.count, self.png = out, count, png
+        self.npz, self.grid = out / "samples.npz", out / "grid.png"
+        self._partial, self._pngs = out / "partial", out / "png"
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for is there."""
+        pngs = not self.png or (self._pngs.exists() and not self._lacking_png())
+        return self.npz.exists() and self.grid.exists() and pngs
+
+    def prepare(self, size: tuple[int, int], settings: dict[str, Any]) -> None:
+        """Make or check the directory, for images of (height, width); one process calls it, before any `write`.
+
+        Args:
+            settings: all that decides what the samples are, but for their number. Under `sha256`, by the name of the
+                setting that says where a model is, the hash of each of its files. A directory that was begun with
+                other settings or models is refused; one begun with the same is continued.
+
+        Raises:
+            InputError: when it holds samples of other settings or models, or a file of samples that is not whole, or
+                the disk has no room for these. Nothing is written then.
+        """
+        settings, shape = {"num_samples": self.count, **settings}, (self.count, *size, 3)
+        begun = self._begun_with(settings)
+        if self.npz.exists():
+            self._check_npz(shape)
+            shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed while it tidied up
+        self._require_room(shape)
+        if not begun:
+            unfinished = self.out / UNFINISHED
+            unfinished.write_text(json.dumps(settings, indent=2))
+            unfinished.replace(self.out / SETTINGS)
+        if not (self.npz.exists() or self._reserved):
+            self._allocate(shape)
+
+    @property
+    def _reserved(self) -> bool:
+        return (self._partial / "done.npy").exists()
+
+    def _begun_with(self, settings: dict[str, Any]) -> bool:
+        """Whether samples of these settings were begun here before; `InputError` for others, and other people's."""
+        path = self.out / SETTINGS
+        if not path.exists():
+            if {entry.name for entry in self.out.iterdir()} - {LOCK, UNFINISHED}:
+                raise InputError(f"{self.out} is not empty and holds no samples of ours: choose another --out.")
+            return False
+        try:
+            found = json.loads(path.read_text())
+            hashes = dict(found.pop("sha256"))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise InputError(
+                f"{path} is damaged, or an older version's: remove {self.out}, or choose another --out."
+            ) from None
+        if changed := config_differences(found, {key: value for key, value in settings.items() if key != "sha256"}):
+            raise InputError(
+                f"{self.out} holds samples drawn with other settings ({'; '.join(changed)}). "
+                "Nothing was changed: choose another --out, or remove the directory."
+            )
+        for what, files in settings["sha256"].items():
+            was = hashes.get(what, {})
+            if differing := [name for name in {**was, **files} if was.get(name) != files.get(name)]:
+                raise InputError(
+                    f"The model at {settings[what]} is not the one that the samples in {self.out} were drawn from: "
+                    f"{', '.join(differing)} changed since. Choose another --out, or remove that directory."
+                )
+        return True
+
+    def _check_npz(self, shape: tuple[int, ...]) -> None:
+        """Raise `InputError` unless the finished file is undamaged and holds such images."""
+        advice = "Remove it, and the same command draws the samples again; or choose another --out."
+        try:
+            images = read_npz_member(str(self.npz), "arr_0")
+        except InputError as error:
+            raise InputError(f"{error} {advice}") from None
+        if images.shape != shape or images.dtype != np.uint8:
+            raise InputError(f"{self.npz} holds {images.dtype} {images.shape}, expected uint8 {shape}. {advice}")
+
+    def _require_room(self, shape: tuple[int, ...]) -> None:
+        """For the rows, the npz made of them and the PNG files, as far as they are not there.
+
+        A PNG is counted as its pixels: it takes less, unless the image is noise.
+        """
+        needed = 0 if self.npz.exists() else (1 if self._reserved else 2) * int(np.prod(shape))
+        if self.png:
+            needed += len(self._lacking_png()) * int(np.prod(shape[1:]))
+        free = shutil.disk_usage(self.out).free
+        if needed > free:
+            raise InputError(
+                f"{shape[0]} images of {shape[2]}x{shape[1]} need {_readable(needed)} in {self.out}, and "
+                f"{_readable(free)} are free: make room, or choose another --out."
+            )
+
+    def _allocate(self, shape: tuple[int, ...]) -> None:
+        """Reserve the rows: a memory map that the disk cannot fill later would kill the process without a word."""
+        self._partial.mkdir(exist_ok=True)
+        open_memmap(self._partial / "images.npy", "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):
+            with (self._partial / "images.npy").open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        open_memmap(self._partial / "flags.npy", "w+", bool, shape[:1])
+        (self._partial / "flags.npy").rename(self._partial / "done.npy")  # last, and whole: it says that all is ready
+
+    def missing(self) -> np.ndarray:
+        """Numbers of the samples that are still to be drawn."""
+        if self.npz.exists():
+            return np.arange(0)
+        return np.flatnonzero(~np.load(self._partial / "done.npy"))
+
+    def write(self, batches: Iterable[SampleBatch]) -> Iterator[int]:
+        """Store batches as they come; yields how many samples are there by now, whichever process drew them."""
+        images = open_memmap(self._partial / "images.npy", "r+")
+        done = open_memmap(self._partial / "done.npy", "r+")
+        with ThreadPoolExecutor() as pool:
+            for batch in batches:
+                pixels = batch.images.permute(0, 2, 3, 1).numpy()
+                if self.png:
+                    list(pool.map(self._save_png, batch.indices, pixels))
+                images[batch.indices] = pixels
+                images.flush()  # a row is flagged once it is on disk
+                done[batch.indices] = True
+                yield int(done.sum())
+
+    def finish(self, labels: torch.Tensor | None) -> None:
+        """Assemble npz, grid and PNG files from the rows, then drop the rows. One process calls it.
+
+        Samples that were complete already get the grid and the PNG files that they lack.
+        """
+        rows = self._partial / "images.npy"
+        finished = self.npz.exists()  # and was verified by `prepare`
+        images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(rows, "r")
+        self._partial.mkdir(exist_ok=True)  # what is written begins there
+        if self.png:
+            self._finish_png(images)
+        if not (self.npz.exists() and self.grid.exists()):
+            self._finish_grid(images, labels)
+        if not self.npz.exists():
+            unfinished = self._partial / self.npz.name
+            np.savez(unfinished, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
+            unfinished.replace(self.npz)
+        shutil.rmtree(self._partial)
+
+    def _finish_grid(self, images: np.ndarray, labels: torch.Tensor | None) -> None:
+        picked = pick_for_grid(labels, self.count)
+        columns = len(picked) // len(labels[picked].unique()) if labels is not None else 10
+        unfinished = self._partial / self.grid.name
+        save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, unfinished)
+        unfinished.replace(self.grid)
+
+    def _finish_png(self, images: np.ndarray) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda i: self._save_png(i, images[i]), self._lacking_png()))
+        if not self._pngs.exists():
+            (self._partial / "png").replace(self._pngs)
+
+    @property
+    def _png_folder(self) -> Path:
+        """Where PNG files go: into a folder that becomes OUT/png once it is full, or into that."""
+        return self._pngs if self._pngs.exists() else self._partial / "png"
+
+    def _lacking_png(self) -> list[int]:
+        """Numbers of the samples without a PNG file: still to be drawn, drawn before they were asked for, or lost."""
+        written = {path.stem for path in self._png_folder.glob("*.png")}
+        return [i for i in range(self.count) if f"{i:06d}" not in written]
+
+    def _save_png(self, index: int, pixels: np.ndarray) -> None:
+        self._png_folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self._partial / f"{index:06d}.unfinished"
+        Image.fromarray(pixels).save(unfinished, format="PNG")
+        unfinished.replace(self._png_folder / f"{index:06d}.png")
+
+
+def _readable(size: float) -> str:
+    """A number of bytes in the largest unit that it fills: "512 bytes", "2.5 KiB"."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{round(size, 1):g} {unit}"
+        size /= 1024
+    return f"{round(size, 1):g} GiB"

@@ -1,0 +1,131 @@
+"""Averages of the weights over training: what checkpoints offer and samples come from."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sit_atconv.config import TrainingConfig
+from sit_atconv.errors import InputError
+from sit_atconv.models import SiT
+from sit_atconv.training.averages.sharding import copy_whole, local, whole
+
+
+class Profile(Protocol):
+    """How much the weights of each step count. `name` tells averages of one run apart."""
+
+    name: str
+
+    def weight(self, step: int) -> float:
+        """w of `average ← (1 − w)·average + w·weights` after step 1, 2, …"""
+
+
+@dataclass(frozen=True)
+class ConstantDecay:
+    """The usual exponential average: w = 1 − decay."""
+
+    decay: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.decay:g}"
+
+    def weight(self, step: int) -> float:
+        return 1 - self.decay
+
+
+@dataclass(frozen=True)
+class PowerFunction:
+    """EDM2's average (arXiv 2312.02696, Eq. 2 and 127): step τ of t counts in proportion to τ^γ.
+
+    Its width grows with the run; `width` is its standard deviation over the length of the run, σ_rel in (0, 12^-½).
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width < 12**-0.5:
+            raise InputError(f"A relative width of {self.width} is none of a power function: choose one in (0, 0.288].")
+
+    @property
+    def name(self) -> str:
+        return f"power-{self.width:g}"
+
+    @property
+    def exponent(self) -> float:
+        """γ of `width`."""
+        return exponent_of_width(self.width)
+
+    def weight(self, step: int) -> float:
+        # 1 − (1 − 1/t)^(γ+1), without its cancellation; 1 at the first step, so that the start is forgotten.
+        return -math.expm1((self.exponent + 1) * math.log1p(-1 / step)) if step > 1 else 1.0
+
+
+def exponent_of_width(width: float) -> float:
+    """γ > 0 whose profile τ^γ on [0, 1] has this standard deviation: σ² = (γ + 1) / ((γ + 2)²(γ + 3))."""
+    inverse = width**-2
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return float(roots.real[np.abs(roots.imag) < 1e-9].max())
+
+
+def profiles(config: TrainingConfig) -> list[Profile]:
+    """The averages that a run keeps; the first is the one that samples come from.
+
+    Raises `InputError` when one is asked for twice, or is no average.
+    """
+    found = [ConstantDecay(d) for d in (config.ema_decay, *config.more_ema_decays)]
+    found += [PowerFunction(w) for w in config.power_ema]
+    names = [profile.name for profile in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"The averages {', '.join(names)} name one twice: give each decay and width once.")
+    return found
+
+
+class WeightAverages:
+    """fp32 averages of a model's weights, each split among processes as the weights are.
+
+    Args:
+        model: whose weights are followed, on its device, wrapped for many processes or not.
+        twin: a model of its kind for drawing samples, which will hold the first average.
+    """
+
+    def __init__(self, model: nn.Module, twin: SiT, profiles: list[Profile]) -> None:
+        self.profiles, self._model = {profile.name: profile for profile in profiles}, model
+        self.main = profiles[0].name
+        self._averages = {
+            name: {key: p.detach().float().clone() for key, p in model.named_parameters()} for name in self.profiles
+        }
+        self._twin = twin.eval().requires_grad_(False)
+        nothing = {key: tensor.to("meta") for key, tensor in twin.state_dict().items()}
+        self._twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: let go of their memory
+
+    @torch.no_grad()
+    def update(self, step: int, taken: Tensor) -> None:
+        """Move every average towards the weights after `step`; by nothing where `taken`, a bool scalar, is false."""
+        weights = [local(parameter).detach() for parameter in self._model.parameters()]
+        for name, profile in self.profiles.items():
+            averages = [local(average) for average in self._averages[name].values()]
+            weight = taken * profile.weight(step)  # stays on the device
+            torch._foreach_lerp_(averages, weights, [weight] * len(weights))
+
+    def model(self, name: str | None = None) -> SiT:
+        """The averaged model in eval mode, the first one by default: the same object every time, filled anew.
+
+        All processes call it when weights are split. Where they are not, it shares the average's memory.
+        """
+        tensors = {key: whole(tensor) for key, tensor in self.tensors(name or self.main)}
+        self._twin.load_state_dict(tensors, assign=True)
+        return self._twin
+
+    def tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
+        """An average by the model's names, each tensor as it is kept: split or whole."""
+        return self._averages[name].items()
+
+    def restore(self, name: str, state: dict[str, Tensor]) -> None:
+        """Set an average from complete tensors by the model's names."""
+        for key, tensor in self._averages[name].items():
+            copy_whole(tensor, state[key])

@@ -1,0 +1,131 @@
+"""Checkpoints of a run: which there are, which is the latest, which are kept, and that each is whole or not there."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+from sit_atconv.config import LogConfig
+from sit_atconv.errors import InputError
+from sit_atconv.training.run.directory import UNFINISHED, sync_path, sync_tree
+from sit_atconv.training.run.stop import TrainingStopped
+
+_SET_ASIDE = "set-aside-"
+
+
+class Checkpoints:
+    """RUN/checkpoints/step-0050000/, the link `latest` to the newest complete one, and `best` to the best scored one.
+
+    Only the main process changes the directory.
+    """
+
+    def __init__(self, directory: Path, settings: LogConfig, accelerator: Accelerator) -> None:
+        self.directory, self._settings, self._accelerator = directory, settings, accelerator
+
+    def complete(self) -> list[Path]:
+        """All complete checkpoints, oldest first: those that have their name, which each gets when it is complete."""
+        return sorted((p for p in self.directory.glob("step-*") if p.name[5:].isdecimal()), key=step_of)
+
+    def find(self, wanted: str | None) -> Path | None:
+        """The checkpoint to go on from: the newest one or, if `wanted` names one by step, name or path, that one.
+
+        Raises `InputError` when the wanted one is none of this run's.
+        """
+        complete = self.complete()
+        if wanted is None:
+            return complete[-1] if complete else None
+        for checkpoint in complete:
+            names = (checkpoint.name, str(step_of(checkpoint)))
+            if wanted in names or Path(wanted).resolve() == checkpoint.resolve():
+                return checkpoint
+        there = ", ".join(p.name for p in complete) or "none"
+        raise InputError(f"--resume {wanted}: {self.directory} has no such complete checkpoint. There are: {there}.")
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let the main process `write` the checkpoint of `step` into a folder; all processes call it.
+
+        Raises `TrainingStopped` on all processes when it cannot be written, as on a full disk: what was there stays.
+        """
+        final = self.directory / f"step-{step:07d}"
+        failure = self._write(final, write) if self._accelerator.is_main_process else None
+        (failure,) = broadcast_object_list([failure])
+        if failure is not None:
+            message = self.advice(f"The checkpoint of step {step} could not be written: {failure}")
+            raise TrainingStopped(message if self._accelerator.is_main_process else 1)
+        return final
+
+    def advice(self, failure: str) -> str:
+        """What to tell when a `failure` to write stops training."""
+        newest = self.find(None)
+        there = f"{newest} is complete" if newest else "There is no complete checkpoint"
+        return f"{failure}. Training stopped. {there}: make room, and run the same command again to go on from there."
+
+    def mark_best(self, checkpoint: Path) -> None:
+        """Let the link `best` name a checkpoint, which is then kept."""
+        if self._accelerator.is_main_process:
+            self._point("best", checkpoint)
+
+    def begin_after(self, step: int, best: tuple[int, float] | None) -> None:
+        """Set aside checkpoints after `step`, and set `latest` and `best` right.
+
+        `best` is step and score of the best scored checkpoint: a kill may have come before the link to it.
+        """
+        for checkpoint in reversed(self.complete()):  # so that a kill on the way leaves no gap
+            if step_of(checkpoint) > step:  # only after --resume: they belong to a future that is given up
+                aside = checkpoint.with_name(_SET_ASIDE + checkpoint.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.rename(aside)
+            elif best is not None and step_of(checkpoint) == best[0]:
+                self._point("best", checkpoint)
+        newest = self.find(None)
+        if newest is not None:
+            self._point("latest", newest)
+        link = self.directory / "best"
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+
+    def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
+        """Write beside, sync, rename; the reason when that fails."""
+        unfinished = final.with_name(UNFINISHED + final.name)
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write(unfinished)
+            sync_tree(unfinished)
+            unfinished.rename(final)
+            self._point("latest", final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return str(error)
+        self._rotate()
+        return None
+
+    def _point(self, name: str, checkpoint: Path) -> None:
+        if (self.directory / name).is_symlink() and os.readlink(self.directory / name) == checkpoint.name:
+            return
+        link = self.directory / f"{UNFINISHED}{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.name)
+        link.replace(self.directory / name)
+        sync_path(self.directory)
+
+    def _rotate(self) -> None:
+        keep, every = self._settings.keep, self._settings.keep_every
+        if keep is None:
+            return
+        best = (self.directory / "best").resolve()
+        for old in self.complete()[:-keep]:
+            if old.resolve() == best or (every and step_of(old) % every == 0):
+                continue
+            doomed = old.with_name(UNFINISHED + old.name)  # no longer complete before it is partly gone
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)  # a file that somebody reads may stay, until the next start
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))

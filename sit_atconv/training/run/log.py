@@ -1,0 +1,97 @@
+"""What a run says: averages over an interval, one line each in log.jsonl and to the trackers, and notes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sit_atconv.training.run.directory import whole_file
+
+
+class Averages:
+    """Means of scalars over the finite steps, kept on the device: nothing waits for it until they are read."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = torch.zeros((), device=self._accelerator.device)
+
+    @torch.no_grad()
+    def add(self, values: dict[str, Tensor], finite: Tensor) -> None:
+        """Add the values of one step, unless it was not `finite`, a bool scalar."""
+        for name, value in values.items():
+            term = torch.where(finite, value.float(), 0.0)
+            self._sums[name] = self._sums[name] + term if name in self._sums else term
+        self._count = self._count + finite
+
+    def read(self) -> dict[str, float | None]:
+        """The means over steps and processes since the last call, None without a finite step. All processes call it."""
+        totals = self._accelerator.reduce(self._totals(), "mean").tolist()
+        names, count = list(self._sums), totals.pop()
+        self._clear()
+        return {name: value / count if count else None for name, value in zip(names, totals, strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain numbers: a row of sums for each process. All processes call it."""
+        rows = self._accelerator.gather(self._totals().unsqueeze(0)).tolist()
+        return {"names": list(self._sums), "rows": rows}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; of another number of processes, each takes the mean of their sums."""
+        rows, accelerator = torch.tensor(state["rows"], device=self._accelerator.device), self._accelerator
+        row = rows[accelerator.process_index] if len(rows) == accelerator.num_processes else rows.mean(0)
+        *sums, self._count = row.unbind()
+        self._sums = dict(zip(state["names"], sums, strict=True))
+
+    def _totals(self) -> Tensor:
+        return torch.stack([*self._sums.values(), self._count])
+
+
+class RunLog:
+    """log.jsonl and the trackers. Only the main process writes; the others may call it."""
+
+    def __init__(self, path: Path, accelerator: Accelerator) -> None:
+        self.path, self._accelerator = path, accelerator
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, which a resumed run will write again."""
+        if not self._accelerator.is_main_process or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        with whole_file(self.path) as rewound:
+            rewound.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line of numbers, and send it to the trackers."""
+        self._append(record)
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=record["step"])
+
+    def note(self, step: int, text: str) -> None:
+        """Append a line of words about what happened at `step`."""
+        self._append({"step": step, "note": text})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self._accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl, but for one that a kill cut short."""
+    return [json.loads(line) for line in path.read_text().splitlines() if math.isfinite(_step_of(line))]
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; a line that a kill cut short counts as after everything."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

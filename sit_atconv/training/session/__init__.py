@@ -1,0 +1,1 @@
+"""Everything a run works with, from its configuration to the first step."""

@@ -1,0 +1,146 @@
+"""Everything a run works with, built whole and checked before the first step and before anything is written."""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from sit_atconv.alignment import CachedTeacher, Teacher
+from sit_atconv.config import Config
+from sit_atconv.data.dataset import open_dataset
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.sampler import index_at, training_loader
+from sit_atconv.errors import InputError
+from sit_atconv.models import SiT
+from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.training.averages.ema import WeightAverages, profiles
+from sit_atconv.training.run.stop import follow_trainer
+from sit_atconv.training.session.build import build_model, build_teachers, require_trackers
+from sit_atconv.training.session.finetune import begin_with
+from sit_atconv.training.session.objective import Objective, draw_fields
+from sit_atconv.training.session.projectors import begin_projectors
+from sit_atconv.training.session.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
+
+
+@dataclass
+class Session:
+    """`objective` and `optimizer` are what Accelerate made of `bare` and `adam`; `model` is the network in `bare`."""
+
+    config: Config
+    accelerator: Accelerator
+    dataset: LatentDataset
+    model: SiT
+    bare: Objective
+    objective: nn.Module
+    adam: AdamW
+    optimizer: Optimizer
+    averages: WeightAverages
+    teachers: list[Teacher | CachedTeacher]
+
+    def loader(self, start_step: int) -> DataLoader:
+        """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch does not divide."""
+        loader = training_loader(
+            self.dataset,
+            batch_size=self.config.training.batch_size,
+            micro_batches=self.config.training.accumulation,
+            seed=self.config.training.seed,
+            start_step=start_step,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=self.config.data.workers,
+            flip=self.config.data.flip,
+            images=any(isinstance(teacher, Teacher) for teacher in self.teachers),
+            teachers=[teacher.number for teacher in self.teachers if isinstance(teacher, CachedTeacher)],
+            taught_steps=self.config.alignment.stop_after if self.config.alignment else None,
+            pin_memory=self.accelerator.device.type == "cuda",
+            extras=partial(
+                draw_fields,
+                shape=self.dataset.latent_shape,
+                config=self.config.flow,
+                seed=self.config.training.seed,
+            ),
+        )
+        loader.worker_init_fn = follow_trainer
+        return loader
+
+    def batch_indices(self, step: int) -> list[int]:
+        """The samples of the whole batch of step 1, 2, …, over all processes and micro-batches."""
+        settings = self.config.training
+        positions = range((step - 1) * settings.batch_size, step * settings.batch_size)
+        return [index_at(position, len(self.dataset), settings.seed) for position in positions]
+
+
+def build_session(config: Config, run: Path) -> Session:
+    """Open data and teachers, build the model, hand it to Accelerate; raises `InputError` where they do not agree."""
+    require_trackers(config.log.trackers)
+    accelerator = _accelerator(config, run)
+    device = accelerator.device
+    live = config.alignment is not None and any(not teacher.cached for teacher in config.alignment.teachers)
+    dataset = open_dataset(config.data.path, images=live)
+
+    # Initial weights are drawn on the CPU: the same ones on every process and device.
+    torch.manual_seed(config.training.seed)
+    model = build_model(config, dataset)
+    begun = any((run / "checkpoints").glob("step-*"))  # then its weights follow, and the first ones need not be there
+    if config.model.init_from is not None and not begun:
+        begin_with(model, config.model.init_from)
+    teachers = build_teachers(config, dataset, device)
+    bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
+    if config.model.init_from is not None and config.alignment and not begun:
+        begin_projectors(bare.projectors, config.alignment, config.model.init_from)
+    twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
+    model.recompute(config.training.gradient_checkpointing)
+    if config.training.compile:
+        model.compile_repeated_blocks()
+
+    settings = config.optimizer
+    adam = AdamW(bare.parameters(), settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay, fused=True)
+    if uses_zero(accelerator) and config.training.precision == "bf16":  # else Accelerate wraps it so
+        bare.forward = torch.autocast(device.type, torch.bfloat16)(bare.forward)
+    objective, optimizer = accelerator.prepare(bare, adam)
+    if uses_zero(accelerator):
+        begin_moments(adam, bare.parameters())
+    averages = WeightAverages(model, twin, profiles(config.training))
+    return Session(config, accelerator, dataset, model, bare, objective, adam, optimizer, averages, teachers)
+
+
+def _accelerator(config: Config, run: Path) -> Accelerator:
+    """Processes, devices and precision, as the launcher and the configuration say.
+
+    Raises `InputError` for a precision that the device, or a way to split the work, does not have.
+    """
+    cpu = not torch.accelerator.is_available()
+    if config.training.precision == "fp16" and cpu:
+        raise InputError("training.precision fp16 needs a GPU: take bf16 or no on a CPU.")
+    if cpu:
+        keep_freed_memory()
+    zero = asked_for_zero()
+    # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
+    handlers = [DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)]
+    if zero and cpu:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accelerator = Accelerator(
+        cpu=cpu and not zero,  # without it, several CPU processes would not know of one another; with it, no DeepSpeed
+        mixed_precision="no" if zero else config.training.precision,  # DeepSpeed would round the weights as well
+        # A launcher for DeepSpeed has its own number of micro-batches, which would go before a plain number.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.training.accumulation),
+        log_with=list(config.log.trackers) or None,
+        project_dir=run,
+        kwargs_handlers=handlers,
+    )
+    if uses_zero(accelerator):
+        configure_zero(accelerator, config)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if config.training.precision == "fp16":
+            raise InputError("fp16 with weights split among processes is not supported: take training.precision bf16.")
+        # Weights travel in fp32 and autocast chooses the precision of each operation, as without splitting them.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return accelerator

@@ -1,0 +1,1 @@
+"""How a run is watched: speed, sample grids and scores."""

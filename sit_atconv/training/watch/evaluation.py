@@ -1,0 +1,63 @@
+"""Scores during training: samples of the averaged weights, drawn and compared with a reference by all processes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from sit_atconv.autoencoder import load_autoencoder
+from sit_atconv.config import EvaluationConfig
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.sources import open_source
+from sit_atconv.errors import InputError
+from sit_atconv.evaluation import SampleStream, create_features, evaluate, read_reference
+from sit_atconv.evaluation.reading.loading import share
+from sit_atconv.evaluation.scoring.scores import metric_names, wanted_for
+from sit_atconv.models import SiT
+from sit_atconv.sampling import generate
+from sit_atconv.training.watch.drawing import sampler_settings
+
+
+class Evaluation:
+    """Draws samples 0 … n − 1 of the run's seed, balanced over classes, and scores them.
+
+    Raises `InputError` for features, a reference or settings that cannot be used.
+    """
+
+    def __init__(self, config: EvaluationConfig, dataset: LatentDataset, seed: int, accelerator: Accelerator) -> None:
+        self._config, self._seed, self._accelerator = config, seed, accelerator
+        if config.samples < 2:
+            raise InputError("evaluation.samples must be at least 2: one sample has no covariance.")
+        if not Path(config.reference).is_file():  # a file of statistics, or else pictures: a typo is found now
+            open_source(config.reference)
+        self.settings = sampler_settings(config)
+        with accelerator.main_process_first():  # which may download the weights
+            self._features = create_features(config.features, config.weights, accelerator.device)
+        self._reference = read_reference(config.reference, self._features, wanted_for(metric_names(self._features)))
+        self._require_comparable(dataset)
+        if not accelerator.is_main_process:
+            self._reference.points = None  # up to 400 MB, which only the main process looks at
+        self._autoencoder = load_autoencoder(dataset.latents, device=accelerator.device)
+
+    def scores(self, model: SiT) -> dict[str, float]:
+        """The metrics by name, the first of them the Fréchet distance. All processes call it; all get the result."""
+        config, state = self._config, self._accelerator
+        mine = share(config.samples, state.process_index, state.num_processes)
+        batches = generate(model, self._autoencoder, mine, self.settings, seed=self._seed, batch_size=config.batch_size)
+        stream = SampleStream(batches, mine.start, len(mine))
+        report = evaluate(stream, self._reference, self._features)
+        found: list[Any] = [None if report is None else report.metrics]
+        return broadcast_object_list(found)[0]
+
+    def _require_comparable(self, dataset: LatentDataset) -> None:
+        """Raise `InputError` where pictures of the data's size have other features than the reference's have."""
+        height, width = (side * dataset.latents.downscale for side in dataset.latent_shape[1:])
+        black = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+        ours, theirs = self._features(black)["pool"].shape[1], len(self._reference.gaussians["pool"][0])
+        if ours != theirs:
+            raise InputError(
+                f"Features of {width}x{height} samples have {ours} dimensions, those of evaluation.reference {theirs}: "
+                f"take a reference of {width}x{height} pictures."
+            )

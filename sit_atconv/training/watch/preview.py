@@ -1,0 +1,42 @@
+"""Sample grids during training: the averaged weights, the same noise and labels every time."""
+
+from pathlib import Path
+
+import torch
+
+from sit_atconv.autoencoder import load_autoencoder
+from sit_atconv.config import PreviewConfig
+from sit_atconv.data.latents import LatentDataset
+from sit_atconv.models import SiT
+from sit_atconv.sampling import generate
+from sit_atconv.sampling.writing.grid import save_grid
+from sit_atconv.training.run.directory import whole_file
+from sit_atconv.training.watch.drawing import sampler_settings
+
+
+class Preview:
+    """Draws RUN/samples/step-0010000.png: a row for each of the first classes, or one row of an unconditional model.
+
+    It is what sample.py draws from the checkpoint of that step with the same settings, labels and seed.
+
+    Raises `InputError` for settings that cannot be used, or when the data's autoencoder cannot be had: now, not when
+    the first grid is due.
+    """
+
+    def __init__(
+        self, config: PreviewConfig, dataset: LatentDataset, folder: Path, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.folder, self.seed = config, folder, seed
+        self._autoencoder = load_autoencoder(dataset.latents, device=device)
+        self.settings = sampler_settings(config)
+
+    def save(self, model: SiT, step: int) -> None:
+        """Draw and write the grid of `step`."""
+        columns, rows = self.config.per_class, min(self.config.classes, model.config.num_classes)
+        labels = ",".join(str(label) for label in range(rows) for _ in range(columns)) or "balanced"
+        count = columns * max(rows, 1)
+        batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
+        images = torch.cat([batch.images for batch in batches])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.folder / f"step-{step:07d}.png") as unfinished:
+            save_grid(images, columns, unfinished)

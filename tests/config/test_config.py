@@ -1,0 +1,134 @@
+"""Configurations: the shipped files load, round-trip, and a mistake is named with the nearest key."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from sit_atconv.config import Config, Solver, config_differences, config_keys, load_config, parse_command_line
+from sit_atconv.models import create_model
+from sit_atconv.sampling import SOLVERS
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_load_are_complete_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert create_model(config.model.name, input_size=8, num_classes=0, hidden_size=8, depth=2, num_heads=2)
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "resolved.yaml") == config
+    given = yaml.safe_load(path.read_text())
+    absent = tuple(f"{section}." for section, keys in given.items() if keys is None)
+    named = {f"{section}.{key}" for section, keys in given.items() for key in keys or []}
+    assert {key for key in config_keys() if not key.startswith(absent)} == named
+    assert path.read_text().count("#") > 5  # a comment says why
+
+
+def test_training_draws_by_every_solver() -> None:
+    assert get_args(Solver) == SOLVERS
+
+
+def test_the_published_settings() -> None:
+    repa = load_config(CONFIGS / "imagenet256_repa.yaml")
+    assert (repa.training.steps, repa.training.batch_size, repa.training.precision) == (400_000, 256, "bf16")
+    assert (repa.optimizer.lr, repa.optimizer.weight_decay, repa.optimizer.clip_norm) == (1e-4, 0, 1.0)
+    assert repa.training.ema_decay == 0.9999
+    assert (repa.alignment.coefficient, repa.alignment.block) == (0.5, 8)
+    assert repa.alignment.teachers[0].name == "vit_base_patch14_dinov2.lvd142m"
+    assert not repa.data.flip
+    plain = load_config(CONFIGS / "imagenet256.yaml")
+    assert plain.alignment is None
+    ffhq = load_config(CONFIGS / "ffhq512.yaml")
+    assert (ffhq.training.batch_size, ffhq.data.flip, ffhq.optimizer.clip_norm) == (128, True, None)
+    assert (ffhq.model.num_classes, ffhq.alignment) == (0, None)
+
+
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
+    config, run, _ = parse_command_line(
+        f"--config {CONFIGS}/imagenet256_repa.yaml --run runs/x --training.steps 7 --alignment.coefficient 0.25 "
+        "--model.mixer_pattern [atconv,attention]".split()
+    )
+    assert run == Path("runs/x")
+    assert config.training.steps == 7
+    assert config.alignment.coefficient == 0.25
+    assert config.alignment.block == 8
+    assert config.model.mixer_pattern == ["atconv", "attention"]
+    config = load_config(CONFIGS / "imagenet256_repa.yaml", ["--alignment", "null"])
+    assert config.alignment is None
+    for last in (["--config", f"{CONFIGS}/quickstart.yaml"], [f"--config={CONFIGS}/quickstart.yaml"]):
+        assert parse_command_line(["--training.steps", "7", *last])[0].training.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--training.step", "3"], "Unknown key 'training.step': did you mean 'training.steps'?"),
+        (["--trainig.steps", "3"], "did you mean 'training.steps'?"),
+        (["--alignment.cofficient", "1"], "did you mean 'alignment.coefficient'?"),
+        (["--training.steps", "many"], "training.steps"),
+        (["--training.steps", "0"], "v>0"),
+        (["--training.precision", "fp8"], "'no', 'bf16'"),
+        (["--flow.label_dropout", "1.5"], "flow.label_dropout"),
+        (["--optimizer.betas", "[0.9,1.0]"], "v<1"),
+        (["--training.seed", str(2**64)], "training.seed"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_command_line(argv)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("traning: {steps: 3}", "did you mean 'training.steps'?"),
+        ("training: {step: 3}", "Unknown key 'training.step': did you mean 'training.steps'?"),
+        ("training: {steps: soon}", "training.steps"),
+        ("training: [1, 2]", "training"),
+        ("training: {steps: 3", "expected ',' or '}'"),
+        ("", "the configuration is empty"),
+        ("training: {steps: 3}\ndata: {}\ntraining: {seed: 3}", "'training' stands twice"),
+        ("training: {steps: 3, seed: 3, steps: 4}", "'steps' stands twice"),
+        ("training: {steps: 3}\ntraining.seed: 3", "'training.seed' stands twice, first as 'training'"),
+        ("training.seed: 3\ntraining: {steps: 3}", "'training' stands twice, first as 'training.seed'"),
+        ("alignment: {teachers: [{name: a, name: b}]}", "'name' stands twice"),
+        ("? [training]\n: 3", "found unhashable key"),
+        ("training: &t {steps: 3, also: *t}", "this section or list holds itself"),
+        ("alignment: {teachers: &t [*t]}", "this section or list holds itself"),
+        ("training:\nlog: {every: 3}", "'training' is a section and holds keys, not nothing"),
+    ],
+)
+def test_mistakes_in_a_file_end_with_code_2(text: str, message: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        load_config(tmp_path / "c.yaml")
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert message in error
+
+
+def test_print_config_shows_the_resolved_file(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_command_line(["--config", str(CONFIGS / "quickstart.yaml"), "--training.steps", "7", "--print_config"])
+    assert exit_.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["training"]["steps"] == 7
+    assert shown["model"]["hidden_size"] == 128
+
+
+def test_keys_and_differences() -> None:
+    keys = config_keys()
+    assert {"model.name", "alignment.block", "preview.every"} <= set(keys)
+    assert len(keys) == len(set(keys))
+    old = yaml.safe_load(Config().to_yaml())
+    new = {**old, "training": {**old["training"], "steps": 3}}
+    assert config_differences(old, new) == ["training.steps: 400000 -> 3"]
+    assert config_differences(old, old) == []

@@ -1,0 +1,114 @@
+"""Averages of the weights: their profiles exactly, and any width from snapshots."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import NO_PREVIEW, run_tiny
+
+from sit_atconv import SiT
+from sit_atconv.errors import InputError
+from sit_atconv.models import create_model
+from sit_atconv.training import power_ema
+from sit_atconv.training.averages.ema import ConstantDecay, PowerFunction, WeightAverages, exponent_of_width
+from sit_atconv.training.power_ema import combination, profile_product, reconstruct
+
+
+def weights_by_step(profile, steps: int) -> np.ndarray:
+    """How much the weights of step 1, …, n count in the average after step n."""
+    counts = np.zeros(steps)
+    for step in range(1, steps + 1):
+        weight = profile.weight(step)
+        counts *= 1 - weight
+        counts[step - 1] += weight
+    return counts
+
+
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.1, 0.25])
+def test_the_power_function_has_the_width_asked_for(width: float) -> None:
+    gamma = exponent_of_width(width)
+    assert (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5) == pytest.approx(width, rel=1e-9)
+    steps = 4000
+    counts = weights_by_step(PowerFunction(width), steps)
+    end = np.arange(steps + 1) / steps
+    np.testing.assert_allclose(counts, np.diff(end ** (gamma + 1)), rtol=1e-6, atol=1e-12)  # the profile's integral
+    middle = (np.arange(steps) + 0.5) / steps
+    mean = counts @ middle
+    assert (counts @ (middle - mean) ** 2) ** 0.5 == pytest.approx(width, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [0.0, -0.1, 0.289, 1.0])
+def test_other_widths_are_refused(width: float) -> None:
+    with pytest.raises(InputError, match="relative width"):
+        PowerFunction(width)
+
+
+def test_products_of_profiles_are_their_integrals() -> None:
+    time = (np.arange(200_000) + 0.5) / 200_000 * 8
+    for (a, ta), (b, tb) in [((1.5, 8.0), (3.0, 8.0)), ((6.9, 5.0), (16.0, 8.0)), ((0.5, 3.0), (0.5, 2.0))]:
+        p = (a + 1) * time**a / ta ** (a + 1) * (time <= ta)
+        q = (b + 1) * time**b / tb ** (b + 1) * (time <= tb)
+        assert profile_product(a, ta, b, tb) == pytest.approx(np.sum(p * q) * 8 / len(time), rel=1e-4)
+    assert np.isfinite(profile_product(500.0, 1e6, 400.0, 9e5))
+
+
+def test_a_stored_profile_is_its_own_reconstruction_and_others_are_near() -> None:
+    stored = [(exponent_of_width(w), t) for t in range(100, 2001, 100) for w in (0.05, 0.1)]
+    exponents, ends = zip(*stored, strict=True)
+    np.testing.assert_allclose(combination(exponents, ends, exponent_of_width(0.1), 2000), np.eye(40)[39], atol=1e-6)
+    bases = [weights_by_step(PowerFunction(w), t) for t in range(100, 2001, 100) for w in (0.05, 0.1)]
+    profiles = np.stack([np.pad(base, (0, 2000 - len(base))) for base in bases])
+    for width, error in ((0.07, 5e-3), (0.15, 2e-2)):
+        wanted = weights_by_step(PowerFunction(width), 2000)
+        made = combination(exponents, ends, exponent_of_width(width), 2000) @ profiles
+        assert np.linalg.norm(made - wanted) < error * np.linalg.norm(wanted)
+        assert made.sum() == pytest.approx(1, abs=1e-2)
+
+
+def tiny_model() -> SiT:
+    return create_model("SiT-ATConv-S/2", input_size=4, num_classes=0, hidden_size=8, depth=1, num_heads=1)
+
+
+def test_averages_follow_their_formulas_and_rest_when_a_step_is_skipped() -> None:
+    model, profiles = tiny_model(), [ConstantDecay(0.9), ConstantDecay(0.5), PowerFunction(0.1)]
+    averages = WeightAverages(model, tiny_model(), profiles)
+    expected = {p.name: {n: v.detach().double().clone() for n, v in model.named_parameters()} for p in profiles}
+    for step in range(1, 6):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        averages.update(step, torch.tensor(step != 3))
+        for profile in profiles:
+            weight = profile.weight(step) * (step != 3)
+            for name, parameter in model.named_parameters():
+                old = expected[profile.name][name]
+                expected[profile.name][name] = (1 - weight) * old + weight * parameter.detach().double()
+    for name, tensors in expected.items():
+        averaged = averages.model(name)
+        assert not averaged.training
+        for key, value in averaged.state_dict().items():
+            torch.testing.assert_close(value.double(), tensors[key], rtol=1e-5, atol=1e-6)
+    assert averages.main == "0.9"
+    before = averages.model().patch_embed.weight
+    assert before.data_ptr() == averages.model("0.9").patch_embed.weight.data_ptr()  # no copy is made
+
+
+def test_any_width_is_reconstructed_from_a_run(tmp_path: Path) -> None:
+    extra = f"--training.steps 40 --log.every 40 --log.checkpoint_every 40 {NO_PREVIEW} --log.keep null"
+    run_tiny(tmp_path / "run", f"{extra} --training.power_ema [0.05,0.1] --training.power_ema_every 4")
+    run_tiny(tmp_path / "direct", f"{extra} --training.power_ema [0.08]")
+    folder = tmp_path / "run" / "ema"
+    exact = SiT.from_pretrained(tmp_path / "run" / "checkpoints" / "latest" / "model-power-0.1").state_dict()
+    for name, tensor in reconstruct(folder, 0.1).state_dict().items():
+        torch.testing.assert_close(tensor, exact[name], rtol=1e-5, atol=1e-6)
+    power_ema.main([str(tmp_path / "run"), str(tmp_path / "out"), "--width", "0.08"])
+    made = SiT.from_pretrained(tmp_path / "out").state_dict()
+    direct = SiT.from_pretrained(tmp_path / "direct" / "checkpoints" / "latest" / "model-power-0.08").state_dict()
+    start = SiT.from_pretrained(folder.parent / "checkpoints" / "latest" / "model").state_dict()
+    gap = sum((direct[n] - start[n]).square().sum() for n in direct) ** 0.5
+    assert sum((made[n] - direct[n]).square().sum() for n in direct) ** 0.5 < 0.03 * gap
+    with pytest.raises(InputError, match="no snapshots of step 5: there are"):
+        reconstruct(folder, 0.1, step=5)
+    with pytest.raises(InputError, match="there are none"):
+        reconstruct(tmp_path, 0.1)
