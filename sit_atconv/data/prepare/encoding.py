@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -81,13 +82,19 @@ def _grouping(device: torch.device) -> Iterator[Callable[[Callable[[Tensor], Ten
     """(function, batch) -> the function of the batch, the same bits from any number of processes.
 
     On a CPU, small groups are computed by one thread each, as many at a time as there are threads; small ones also stay
-    in the caches.
+    in the caches. Every group is full, the last one padded: kernels choose their order of summation by its size, and
+    the batch size must not decide what is kept.
     """
     if device.type != "cpu":
         yield lambda function, batch: function(batch)
         return
+
+    def run(function: Callable[[Tensor], Tensor], group: Tensor) -> Tensor:
+        padding = group[-1:].expand(_CPU_GROUP - len(group), *group.shape[1:])
+        return function(torch.cat([group, padding]))[: len(group)]
+
     with single_threaded_pool(torch.get_num_threads()) as pool:
-        yield lambda function, batch: torch.cat(list(pool.map(function, batch.split(_CPU_GROUP))))
+        yield lambda function, batch: torch.cat(list(pool.map(partial(run, function), batch.split(_CPU_GROUP))))
 
 
 def _encode(
