@@ -2,8 +2,6 @@
 
 from torch import Tensor, nn
 
-from sit_atconv.models.layers import Linear
-
 
 class Projector(nn.Module):
     """Linear, SiLU, Linear, SiLU, Linear (REPA): tokens (B, N, dim) -> (B, N, teacher_dim)."""
@@ -11,11 +9,11 @@ class Projector(nn.Module):
     def __init__(self, dim: int, teacher_dim: int, hidden: int = 2048) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            Linear(dim, hidden),
+            nn.Linear(dim, hidden),
             nn.SiLU(),
-            Linear(hidden, hidden),
+            nn.Linear(hidden, hidden),
             nn.SiLU(),
-            Linear(hidden, teacher_dim),
+            nn.Linear(hidden, teacher_dim),
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -29,16 +29,18 @@ class ModelConfig:
     """Which SiT to build. What is null follows from the name, or from the data.
 
     Args:
-        name: a registered name, {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}.
+        name: a registered name, {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}: size, patch and mixers.
         hidden_size: width, instead of the named size's.
         depth: number of blocks, instead of the named size's.
         num_heads: attention heads, instead of the named size's.
         mlp_ratio: MLP width over hidden_size.
         num_classes: null for as many as the data has, 0 for an unconditional model.
-        mixer_pattern: instead of the family's: "attention", "atconv", "hybrid" or a list with one mixer a block.
-        kernel_size: K of ATConv.
-        pool: what ATConv pools: "grid" (the paper) or "raster" (the released code).
-        activation: φ of ATConv.
+        mixer_pattern: instead of the named family's: a mixer, "hybrid" (even blocks ATConv), or a list with an entry
+            for each block, or fewer, which are repeated. An entry is a mixer, or {name: …, option: …}.
+        plugins: modules to import that register mixers of your own (docs/mixers.md).
+        kernel_size: K of every ATConv whose entry in the pattern does not say otherwise.
+        pool: what these pool: "grid" (the paper) or "raster" (the released code).
+        activation: their φ.
         position: "sincos", or "none" (the released code's FFHQ runs of pure ATConv).
         init_from: fine-tune: begin with the weights of this `model/` directory, of a run or of sit_atconv.convert.
     """
@@ -49,7 +51,8 @@ class ModelConfig:
     num_heads: PositiveInt | None = None
     mlp_ratio: PositiveFloat = 4.0
     num_classes: NonNegativeInt | None = None
-    mixer_pattern: str | list[str] | None = None
+    mixer_pattern: str | list[str | dict[str, Any]] | None = None
+    plugins: list[str] = field(default_factory=list)
     kernel_size: PositiveInt = 3
     pool: Literal["grid", "raster"] = "grid"
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"

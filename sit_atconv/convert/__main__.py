@@ -16,6 +16,7 @@ from sit_atconv.convert.released import convert
 from sit_atconv.convert.structure import LAYOUTS
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.flow.interpolants import INTERPOLANTS, PREDICTIONS
+from sit_atconv.models.mixers import describe_pattern
 from sit_atconv.models.mixers.atconv import ACTIVATIONS, POOLS
 from sit_atconv.models.sit import POSITIONS
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "%s: %d blocks (%s) of width %d, patch %d, %s, latents of side %d, %s parameters.",
             out,
             config.depth,
-            config.mixer_pattern if isinstance(config.mixer_pattern, str) else ", ".join(config.mixer_pattern),
+            describe_pattern(config.mixer_pattern),
             config.hidden_size,
             config.patch_size,
             f"{config.num_classes} classes" if config.num_classes else "unconditional",

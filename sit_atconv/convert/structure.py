@@ -15,8 +15,8 @@ from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.convert.checkpoint import Released
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.embeddings import sincos_position
+from sit_atconv.models.mixers.pattern import expand_pattern
 from sit_atconv.models.registry import SIZES
-from sit_atconv.models.sit import expand_mixer_pattern
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def _mixers(state: Mapping[str, Tensor]) -> list[str]:
 def _pattern(mixers: list[str]) -> str | list[str]:
     """The shortest mixer_pattern that means these mixers."""
     names = ("attention", "atconv", "hybrid")
-    return next((name for name in names if expand_mixer_pattern(name, len(mixers)) == mixers), mixers)
+    meanings = {name: [entry.name for entry in expand_pattern(name, len(mixers))] for name in names}
+    return next((name for name in names if meanings[name] == mixers), mixers)
 
 
 def _atconv_options(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sit_atconv.models.layers import Linear, Mlp
 from sit_atconv.ops.precision import autocast_inputs
 
 
@@ -32,6 +32,17 @@ def take_rows(table: Tensor, rows: Tensor | None) -> Tensor:
     return table if rows is None else table[rows]
 
 
+class Mlp(nn.Module):
+    """Linear, GELU (tanh approximation), Linear: (..., dim) -> (..., dim), the MLP of DiT's blocks."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
 class Block(nn.Module):
     """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c.
 
@@ -45,7 +56,7 @@ class Block(nn.Module):
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.modulation = Linear(dim, 6 * dim)
+        self.modulation = nn.Linear(dim, 6 * dim)
         self.recompute_mixer = False
 
     def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int], rows: Tensor | None = None) -> Tensor:
@@ -67,8 +78,8 @@ class FinalLayer(nn.Module):
     def __init__(self, dim: int, patch_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.modulation = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, patch_channels)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, patch_channels)
 
     def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
         shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sit_atconv.models.layers import Linear
-
 
 def sincos_position(dim: int, grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
     """Fixed 2-D sine-cosine position embedding (He et al. 2021, MAE): float32 of shape (H·W, dim), raster order.
@@ -40,7 +38,7 @@ class TimeEmbedding(nn.Sequential):
     """Fourier features of time through a two-layer MLP: (B,) -> (B, dim)."""
 
     def __init__(self, dim: int, features: int = 256) -> None:
-        super().__init__(Linear(features, dim), nn.SiLU(), Linear(dim, dim))
+        super().__init__(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.features = features
 
     def forward(self, t: Tensor) -> Tensor:

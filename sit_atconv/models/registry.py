@@ -1,10 +1,13 @@
-"""Named models: {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}."""
+"""Named models: {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}; any other mixer by `mixer_pattern`."""
 
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
 from sit_atconv.errors import InputError, nearest
+from sit_atconv.models.mixers.pattern import expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.plugins import import_offered
+from sit_atconv.models.mixers.registry import mixer_options
 from sit_atconv.models.sit import SiT
 
 FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid", "SiT-ATConv": "atconv"}
@@ -38,12 +41,17 @@ def create_model(
 ) -> SiT:
     """Build the model called `name` with fresh weights; `overrides` are further arguments of `SiT`.
 
-    Raises `InputError` for an unknown name or argument.
+    ATConv's options (kernel_size, pool, activation) may be given as well: they go to every ATConv whose entry in the
+    pattern does not say otherwise. Raises `InputError` for an unknown name, argument, mixer or option.
     """
     if name not in _CONFIGS:
         raise InputError(f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` names all.")
     config = {**_CONFIGS[name], "input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
+    atconv = {key: overrides.pop(key) for key in mixer_options("atconv") if key in overrides}
     unknown = set(overrides) - set(SiT.__init__.__wrapped__.__annotations__)
     if unknown:
         raise InputError(f"SiT has no argument {', '.join(sorted(unknown))}.")
-    return SiT(**{**config, **overrides})
+    config |= overrides
+    config["mixer_pattern"] = with_atconv_options(config["mixer_pattern"], atconv)
+    import_offered(entry.name for entry in expand_pattern(config["mixer_pattern"], config["depth"]))
+    return SiT(**config)

@@ -1,6 +1,6 @@
-"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), mixing tokens by attention or ATConv."""
+"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), whatever mixes its tokens."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,21 +12,12 @@ from torch import Tensor, nn
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
-from sit_atconv.models.layers import Linear
-from sit_atconv.models.mixers import create_mixer
+from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.plugins import find_plugins, origins
+from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
-
-
-def expand_mixer_pattern(pattern: str | Sequence[str], depth: int) -> list[str]:
-    """The mixer of each block. "hybrid": blocks are counted from 1, the even ones are ATConv; a list names them all."""
-    if pattern == "hybrid":
-        return ["atconv" if block % 2 == 0 else "attention" for block in range(1, depth + 1)]
-    mixers = [pattern] * depth if isinstance(pattern, str) else list(pattern)
-    if len(mixers) != depth:
-        raise InputError(f"mixer_pattern names {len(mixers)} mixers for {depth} blocks: give one a block.")
-    return mixers
 
 
 class SiT(ModelMixin, ConfigMixin):
@@ -41,8 +32,8 @@ class SiT(ModelMixin, ConfigMixin):
         in_channels: latent channels.
         hidden_size, depth, num_heads, mlp_ratio: width C (a multiple of 4), blocks, attention heads, MLP width over C.
         num_classes: 0 for an unconditional model, which has no label table.
-        mixer_pattern: "attention", "atconv", "hybrid" (even blocks ATConv), or a list with one mixer a block.
-        kernel_size, pool, activation: of ATConv, see there.
+        mixer_pattern: the name of a registered mixer, "hybrid" (even blocks ATConv), or a list with an entry for each
+            block, or fewer, which are repeated; an entry is a name or {"name": …, option: …}.
         position: "sincos", computed for any size; "table", a table that is kept with the weights, for the training size
             alone (converted models whose table is not quite the sine-cosine one); or "none".
         interpolant, prediction, latents, class_names: what generation needs to know, carried with the weights: the
@@ -68,10 +59,7 @@ class SiT(ModelMixin, ConfigMixin):
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
         num_classes: int = 1000,
-        mixer_pattern: str | Sequence[str] = "attention",
-        kernel_size: int = 3,
-        pool: str = "grid",
-        activation: str = "gelu",
+        mixer_pattern: Pattern = "attention",
         position: str = "sincos",
         interpolant: str = "linear",
         prediction: str = "velocity",
@@ -91,13 +79,15 @@ class SiT(ModelMixin, ConfigMixin):
         self.grid = self._grid(*size)  # tokens along height and width at the training size
         patch_channels = patch_size**2 * in_channels
 
-        self.patch_embed = Linear(patch_channels, hidden_size)  # the p×p convolution of stride p
+        self.patch_embed = nn.Linear(patch_channels, hidden_size)  # the p×p convolution of stride p
         self.time_embed = TimeEmbedding(hidden_size)
         self.label_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None  # last row = null
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, create_mixer(name, hidden_size, num_heads, kernel_size, pool, activation), mlp_ratio)
-            for name in expand_mixer_pattern(mixer_pattern, depth)
-        )
+        entries = expand_pattern(mixer_pattern, depth)
+        find_plugins(name for name, _ in entries)
+        mixers = [create_mixer(name, hidden_size, num_heads, **options) for name, options in entries]
+        self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio) for mixer in mixers)
+        if foreign := origins({name for name, _ in entries}):
+            self.register_to_config(mixer_origins=foreign)  # for whoever opens the model without them
         self.final = FinalLayer(hidden_size, patch_channels)
         table = None if position == "none" else sincos_position(hidden_size, self.grid)
         self.register_buffer("position_table", table, persistent=position == "table")
@@ -106,16 +96,35 @@ class SiT(ModelMixin, ConfigMixin):
         self._initialise()
 
     def _initialise(self) -> None:
-        """DiT's initialisation: every block starts as the identity and the velocity as zero."""
+        """DiT's initialisation: every block starts as the identity and the velocity as zero. Then each mixer's own."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in (self.label_embed, self.time_embed[0], self.time_embed[2]):
             if module is not None:
                 nn.init.normal_(module.weight, std=0.02)
         for linear in (*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj):
             nn.init.zeros_(linear.weight)
+        for block in self.blocks:
+            if hasattr(block.mixer, "initialise"):
+                block.mixer.initialise()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """diffusers' `from_config`, which `from_pretrained` calls; takes the files of earlier versions, too.
+
+        Raises `InputError` when the model has a mixer that nobody has registered: nothing is imported for it.
+        """
+        if isinstance(config, Mapping):
+            config = dict(config)
+            # Before mixers had options of their own, ATConv's stood beside the pattern.
+            atconv = {key: config.pop(key) for key in mixer_options("atconv") if key in config}
+            pattern = config.get("mixer_pattern", "attention")
+            config["mixer_pattern"] = with_atconv_options(pattern, atconv)
+            _require_registered(expand_pattern(pattern, config.get("depth", 28)), config.pop("mixer_origins", {}))
+        return super().from_config(config, **options)
 
     def _make_position_table(self, _: object = None) -> None:
         """Beside loaded weights, where a model made without memory (on torch's device "meta") has none."""
@@ -222,3 +231,14 @@ class SiT(ModelMixin, ConfigMixin):
                 f"choose a resolution whose latent is a multiple of {p}, or a model with a smaller patch."
             )
         return height // p, width // p
+
+
+def _require_registered(entries: Sequence[Entry], origins: Mapping[str, str]) -> None:
+    """Raise `InputError` for a mixer of a config.json that nobody has registered, saying where it comes from."""
+    names = {name for name, _ in entries}
+    find_plugins(names)
+    for name in sorted(names - set(list_mixers())):
+        origin = f", which comes from {origins[name]}" if name in origins else ""
+        raise InputError(
+            f"The model mixes tokens by '{name}'{origin}, and no mixer of that name is registered. {HOW_TO_REGISTER}"
+        )

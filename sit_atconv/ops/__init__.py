@@ -1,7 +1,6 @@
 """Hot functions, pure and with backends."""
 
-from sit_atconv.ops.dense import linear, linear_gelu
 from sit_atconv.ops.depthwise import BACKENDS, per_sample_depthwise_conv2d
 from sit_atconv.ops.pooling import pool_tokens
 
-__all__ = ["BACKENDS", "linear", "linear_gelu", "per_sample_depthwise_conv2d", "pool_tokens"]
+__all__ = ["BACKENDS", "per_sample_depthwise_conv2d", "pool_tokens"]

@@ -74,11 +74,10 @@ def test_the_configuration_says_what_was_read() -> None:
         return load_released(random_state(source), num_heads=source.heads).config
 
     hybrid, ffhq, uneven = config("atconv-repa-hybrid"), config("atconv-sit"), config("atconv-repa-uneven")
-    assert (hybrid.mixer_pattern, hybrid.position, hybrid.activation, hybrid.pool) == (
-        "hybrid", "sincos", "silu", "raster",
-    )  # fmt: skip
-    assert (ffhq.mixer_pattern, ffhq.position, ffhq.activation, ffhq.pool) == ("atconv", "none", "gelu_tanh", "raster")
-    assert list(uneven.mixer_pattern) == ["atconv", "atconv", "attention"]
+    silu, gelu = ({"name": "atconv", "pool": "raster", "activation": name} for name in ("silu", "gelu_tanh"))
+    assert (hybrid.mixer_pattern, hybrid.position) == (["attention", silu], "sincos")
+    assert (ffhq.mixer_pattern, ffhq.position) == ([gelu], "none")
+    assert list(uneven.mixer_pattern) == [silu, silu, "attention"]
     assert hybrid.latents == SD_LATENTS.to_dict() and config("sit-patch-4").latents is None
 
 

@@ -195,7 +195,7 @@ def test_saving_and_loading_changes_nothing(tmp_path, num_classes: int) -> None:
         (lambda: create_model("SiT-ATconv-XL/2"), "did you mean 'SiT-ATConv-XL/2'"),
         (lambda: create_model("SiT-S/2", widht=3), "no argument widht"),
         (lambda: tiny(input_size=7), "7×7 cannot be cut into patches of 2×2"),
-        (lambda: tiny(mixer_pattern=["atconv"]), "1 mixers for 3 blocks"),
+        (lambda: tiny(mixer_pattern=["atconv"] * 4), "4 mixers for 3 blocks"),
         (lambda: tiny(mixer_pattern="mamba"), "Unknown mixer 'mamba'"),
         (lambda: tiny(num_heads=3), "not a multiple of the 3 attention heads"),
         (lambda: tiny(kernel_size=4), "kernel_size must be odd"),

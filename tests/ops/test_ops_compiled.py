@@ -42,7 +42,6 @@ def test_no_tokens_are_transposed(
     mixer: nn.Module, gradients: bool, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sit_atconv.ops.selection.FORCED", backend)
-    monkeypatch.setattr("sit_atconv.ops.dense._SMALL", 0)
     x = torch.randn(2, 16 * 16, 64, requires_grad=gradients)
     with Copies(x.numel()) as copies:
         run(mixer, x, gradients)

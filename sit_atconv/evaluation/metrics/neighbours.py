@@ -8,7 +8,6 @@ from torch import Tensor
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.grouping import full_precision
 from sit_atconv.evaluation.metrics.distances import Array
-from sit_atconv.ops import linear
 
 _BLOCK = 2048  # rows and columns of a distance block: 16 MiB in float32, which caches hold
 
@@ -91,7 +90,7 @@ def _squares(points: Tensor) -> Tensor:
 
 def _squared_distances(x: Tensor, x_squares: Tensor, y: Tensor, y_squares: Tensor) -> Tensor:
     """|x|^2 - 2 x.y + |y|^2, clamped at 0: (len(x), len(y)) float32."""
-    return linear(x, y).mul_(-2).add_(x_squares[:, None]).add_(y_squares).clamp_min_(0)
+    return (x @ y.T).mul_(-2).add_(x_squares[:, None]).add_(y_squares).clamp_min_(0)
 
 
 def _smallest(distances: Tensor, count: int) -> Tensor:

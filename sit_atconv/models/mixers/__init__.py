@@ -1,20 +1,20 @@
-"""Token mixers: modules that take tokens (B, N, C) and their grid (H, W) and return (B, N, C)."""
+"""Token mixers: modules that take tokens (B, N, C) and their grid (H, W) and return (B, N, C); see docs/mixers.md."""
 
-from torch import nn
-
-from sit_atconv.errors import require_one_of
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
+from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.plugins import import_plugins
+from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
-MIXERS = ("attention", "atconv")
-
-
-def create_mixer(name: str, dim: int, num_heads: int, kernel_size: int, pool: str, activation: str) -> nn.Module:
-    """Build the mixer called `name` ("attention" or "atconv") for tokens of width `dim`; InputError for other names."""
-    require_one_of(name, MIXERS, "mixer")
-    if name == "attention":
-        return Attention(dim, num_heads)
-    return ATConv(dim, kernel_size, pool, activation)
-
-
-__all__ = ["MIXERS", "ATConv", "Attention", "create_mixer"]
+__all__ = [
+    "ATConv",
+    "Attention",
+    "create_mixer",
+    "describe_pattern",
+    "expand_pattern",
+    "import_plugins",
+    "list_mixers",
+    "mixer_flops",
+    "register_mixer",
+    "with_atconv_options",
+]

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.models.layers import Linear, is_wrapped
+from sit_atconv.models.mixers.registry import register_mixer
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 POOLS = ("grid", "raster")
 
 
+@register_mixer("atconv")
 class ATConv(nn.Module):
     """Mix tokens with one K×K kernel per image and channel: (B, N, C), grid (H, W) -> (B, N, C), any H, W >= 1.
 
@@ -37,11 +38,11 @@ class ATConv(nn.Module):
         require_one_of(activation, ACTIVATIONS, "activation")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd and positive, not {kernel_size}: an even kernel has no centre.")
-        self.kernel_size, self.pool, self.activation = kernel_size, pool, activation
-        self.kernel_proj = Linear(dim, dim)
-        self.kernel_gen = Linear(kernel_size**2, kernel_size**2)  # shared by all channels
-        self.value_proj = Linear(dim, dim)
-        self.out_proj = Linear(dim, dim)
+        self.dim, self.kernel_size, self.pool, self.activation = dim, kernel_size, pool, activation
+        self.kernel_proj = nn.Linear(dim, dim)
+        self.kernel_gen = nn.Linear(kernel_size**2, kernel_size**2)  # shared by all channels
+        self.value_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
         self.inhibition = nn.Parameter(torch.zeros(dim))  # λ = sigmoid(0) = ½ at the start
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -54,26 +55,17 @@ class ATConv(nn.Module):
         """The kernels α of Eq. 9 for tokens x (B, N, C): (B, C, K, K)."""
         # Context to kernel, Eq. 7-8. The paper projects N tokens and pools them into K²; we pool first. Pooling is
         # linear and its weights sum to 1, so the result is the same, and the projection costs K² tokens instead of N.
-        context = self.kernel_proj(self._pool(x, grid))  # (B, K², C)
-        kernels = self._generate(ACTIVATIONS[self.activation](context))
-        return kernels.transpose(1, 2).unflatten(-1, (self.kernel_size, self.kernel_size))
+        context = ACTIVATIONS[self.activation](self.kernel_proj(self._pool(x, grid)))  # (B, K², C)
+        kernels = self.kernel_gen(context.mT)  # (B, C, K²)
+        # Lateral inhibition, Eq. 9, on the K² numbers of each kernel.
+        mean = kernels.mean(-1, keepdim=True)
+        kernels = torch.addcmul(kernels, self.inhibition.sigmoid().unsqueeze(-1), mean, value=-1)
+        return kernels.unflatten(-1, (self.kernel_size, self.kernel_size))
 
-    def _generate(self, context: Tensor) -> Tensor:
-        """α (B, K², C) from φ of the context (B, K², C), channels last as the convolution reads them (Eq. 8-9).
-
-        Lateral inhibition takes from a channel's numbers λ times their mean. It is folded into the generator's product:
-        a row more, the sum of the others, gives the sum of the numbers.
-        """
-        size, generator = self.kernel_size**2, self.kernel_gen
-        if is_wrapped(generator):
-            kernels = generator(context.mT).mT
-            total = kernels.sum(1, keepdim=True)
-        else:
-            weight = torch.cat([generator.weight, generator.weight.sum(0, keepdim=True)])
-            bias = torch.cat([generator.bias, generator.bias.sum(0, keepdim=True)])
-            product = torch.baddbmm(bias.unsqueeze(-1), weight.expand(context.shape[0], -1, -1), context)
-            kernels, total = product.split((size, 1), dim=1)
-        return torch.addcmul(kernels, self.inhibition.sigmoid(), total, value=-1 / size)
+    def flops(self, grid: tuple[int, int]) -> int:
+        """Projections of values and output, kernels from the pooled context, their convolution."""
+        N, C, taps = grid[0] * grid[1], self.dim, self.kernel_size**2
+        return 2 * (2 * N * C**2 + taps * C**2 + C * taps**2 + N * C * taps)
 
     def _pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Average tokens (B, N, C) over K² bins: (B, K², C). Bins overlap where K does not divide the grid."""

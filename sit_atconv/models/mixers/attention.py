@@ -5,9 +5,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
-from sit_atconv.models.layers import Linear
+from sit_atconv.models.mixers.registry import register_mixer
 
 
+@register_mixer("attention")
 class Attention(nn.Module):
     """Scaled dot-product self-attention: (B, N, C), grid (H, W) -> (B, N, C). Position comes from the tokens alone.
 
@@ -18,12 +19,17 @@ class Attention(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise InputError(f"The width {dim} is not a multiple of the {num_heads} attention heads.")
-        self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.out_proj = Linear(dim, dim)
+        self.dim, self.num_heads = dim, num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         # Views, whose gradients are written side by side in one pass
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         y = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))
+
+    def flops(self, grid: tuple[int, int]) -> int:
+        """Four projections; scores and their use."""
+        N, C = grid[0] * grid[1], self.dim
+        return 2 * (4 * N * C**2 + 2 * N**2 * C)

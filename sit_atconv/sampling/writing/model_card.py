@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
+from sit_atconv.models.mixers import describe_pattern
 
 _LICENCE = "mit"
 _TITLES = {"fid": "FID", "sfid": "sFID", "is": "Inception score", "precision": "Precision", "recall": "Recall"}
@@ -54,18 +55,19 @@ def write_model_card(
 
 
 def _title(model: SiT) -> str:
-    pattern = model.config.mixer_pattern
-    family = {"attention": "SiT", "atconv": "SiT-ATConv", "hybrid": "SiT-Hybrid"}.get(str(pattern), "SiT, mixed")
-    return f"{family}, {model.num_parameters() / 1e6:.1f} M parameters"
+    pattern = describe_pattern(model.config.mixer_pattern)
+    family = {"attention": "SiT", "atconv": "SiT-ATConv", "attention, atconv": "SiT-Hybrid"}.get(pattern)
+    return f"{family or f'SiT ({pattern})'}, {model.num_parameters() / 1e6:.1f} M parameters"
 
 
 def _description(model: SiT) -> str:
     config = model.config
     task = f"{config.num_classes} classes" if config.num_classes else "unconditional"
     latents = config.latents["autoencoder"] if config.latents else "not stated"
+    mixers = describe_pattern(config.mixer_pattern)
     return (
         f"A diffusion transformer (SiT, arXiv 2401.08740): {config.depth} blocks of width {config.hidden_size}, mixers "
-        f"{config.mixer_pattern} (ATConv: arXiv 2510.20092), patch {config.patch_size}, {task}. It predicts the "
+        f"{mixers} (ATConv: arXiv 2510.20092), patch {config.patch_size}, {task}. It predicts the "
         f"{config.prediction} of the {config.interpolant} interpolant on {config.in_channels}-channel latents of size "
         f"{config.input_size}. Autoencoder: {latents}."
     )

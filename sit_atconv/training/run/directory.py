@@ -22,6 +22,7 @@ _FREE = (
     "log.",
     "preview.",
     "evaluation",
+    "model.plugins",
     "data.workers",
     "training.max_bad_steps",
     "training.compile",

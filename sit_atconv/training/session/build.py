@@ -10,6 +10,7 @@ from sit_atconv.config import Config, TeacherConfig
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
+from sit_atconv.models.mixers import import_plugins
 
 
 def require_trackers(names: list[str]) -> None:
@@ -23,6 +24,7 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
     """The model, sized by the data. Raises `InputError` when the data have classes that the model would not."""
     options = {name: value for name, value in asdict(config.model).items() if value is not None}
     options.pop("init_from", None)  # see begin_with
+    import_plugins(options.pop("plugins"))
     name, wanted = options.pop("name"), options.pop("num_classes", None)
     if wanted and dataset.num_classes > wanted:
         raise InputError(

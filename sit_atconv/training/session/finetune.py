@@ -11,13 +11,14 @@ from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
+from sit_atconv.models.mixers.pattern import Entry, describe_pattern, expand_pattern
 
 log = logging.getLogger(__name__)
 
 _LABELS = "label_embed.weight"
 # What decides the weights' shapes and meaning. Position is computed anew for the new grid.
-_NETWORK = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "mixer_pattern")
-_MEANING = ("kernel_size", "pool", "activation", "interpolant", "prediction")
+_NETWORK = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
+_MEANING = ("interpolant", "prediction")
 
 
 def begin_with(model: SiT, path: str) -> None:
@@ -28,7 +29,7 @@ def begin_with(model: SiT, path: str) -> None:
     was trained on latents of another kind.
     """
     source = load_model(Path(path))
-    differing = [f"{key}: {source.config[key]} there, {model.config[key]} here" for key in _differing(source, model)]
+    differing = _differences(source, model)
     if differing:
         raise InputError(
             f"model.init_from: {path} is another network ({'; '.join(differing)}). Choose the model.name and the flow "
@@ -46,13 +47,22 @@ def begin_with(model: SiT, path: str) -> None:
     log.info("Beginning with the weights of %s.", path)
 
 
-def _differing(source: SiT, model: SiT) -> list[str]:
-    differing = [key for key in (*_NETWORK, *_MEANING) if source.config[key] != model.config[key]]
-    # "hybrid" and the list it stands for are the same mixers.
-    same_mixers = [type(b.mixer) for b in source.blocks] == [type(b.mixer) for b in model.blocks]
-    differing = [key for key in differing if not (key == "mixer_pattern" and same_mixers)]
-    positions = [each.config.position for each in (source, model)]
-    return [*differing, "position"] if positions.count("none") == 1 else differing
+def _differences(source: SiT, model: SiT) -> list[str]:
+    """Phrases such as "depth: 12 there, 28 here"."""
+    theirs, ours = source.config, model.config
+    differing = [key for key in (*_NETWORK, *_MEANING) if theirs[key] != ours[key]]
+    if [theirs.position, ours.position].count("none") == 1:
+        differing.append("position")
+    phrases = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in differing]
+    if _mixers(source) != _mixers(model):
+        patterns = [describe_pattern(config.mixer_pattern) for config in (theirs, ours)]
+        phrases.append("mixer_pattern: {} there, {} here".format(*patterns))
+    return phrases
+
+
+def _mixers(model: SiT) -> list[Entry]:
+    """The mixer of each block with all its options, however the pattern says it."""
+    return [entry.resolve() for entry in expand_pattern(model.config.mixer_pattern, model.config.depth)]
 
 
 def _resize_labels(old: Tensor, source: SiT, model: SiT) -> Tensor:

@@ -1,0 +1,118 @@
+"""Token mixers by name: registered by a decorator, built with options that are checked."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sit_atconv.errors import InputError, nearest
+
+Mixer = TypeVar("Mixer", bound=type[nn.Module])
+
+_MIXERS: dict[str, type[nn.Module]] = {}
+_OF_THE_MODEL = ("dim", "num_heads")  # a constructor's arguments that are no options
+HOW_TO_REGISTER = (
+    "A mixer from elsewhere is registered when its module is imported: name the module in --model.plugins (train.py), "
+    "in --plugins (sample.py, evaluate_fid.py) or in the environment variable SITATCONV_PLUGINS, or import it first."
+)
+
+
+def register_mixer(name: str) -> Callable[[Mixer], Mixer]:
+    """Class decorator: `mixer_pattern` may name this token mixer.
+
+    A mixer is an `nn.Module` with
+
+    * ``__init__(self, dim, num_heads, **options)``: the width C, the model's attention heads (left out where there are
+      none), and options with annotations and defaults, of values that JSON can hold;
+    * ``forward(x, grid)``: tokens (B, N, C) in raster order and their grid (H, W), N = H·W -> (B, N, C);
+
+    and, where it wants them,
+
+    * ``flops(grid) -> int``: operations for one image, a multiply-add counting as two;
+    * ``initialise()``: called last, after the model has initialised every `nn.Linear`;
+    * ``check_grid(grid)``: raises `InputError` for a training size that it cannot mix.
+
+    It computes the same in training and evaluation mode, draws no random numbers, and keeps samples apart.
+
+    Raises:
+        InputError: when another class has this name.
+    """
+
+    def register(mixer: Mixer) -> Mixer:
+        known = _MIXERS.get(name, mixer)
+        if _qualified_name(known) != _qualified_name(mixer):  # the same one may be defined again, as in a notebook
+            raise InputError(
+                f"The mixer name '{name}' is taken by {_qualified_name(known)}: choose another for {mixer.__name__}."
+            )
+        _MIXERS[name] = mixer
+        return mixer
+
+    return register
+
+
+def list_mixers() -> list[str]:
+    """The names of all registered mixers."""
+    return sorted(_MIXERS)
+
+
+def find_mixer(name: str) -> type[nn.Module]:
+    """The class registered as `name`. Raises `InputError` when there is none, and says how to register one."""
+    if name not in _MIXERS:
+        raise InputError(
+            f"Unknown mixer '{name}': {nearest(name, _MIXERS)} Registered: {', '.join(list_mixers())}. "
+            f"{HOW_TO_REGISTER}"
+        )
+    return _MIXERS[name]
+
+
+def create_mixer(name: str, dim: int, num_heads: int = 1, **options: Any) -> nn.Module:
+    """Build the mixer called `name` for tokens of width `dim`; `num_heads` goes to those that have heads.
+
+    Raises `InputError` for an unknown name or option, and for a value of another type than the option's.
+    """
+    mixer = find_mixer(name)
+    heads = {"num_heads": num_heads} if "num_heads" in inspect.signature(mixer).parameters else {}
+    return mixer(dim, **heads, **check_options(name, options))
+
+
+def mixer_options(name: str) -> dict[str, Any]:
+    """The options of a mixer and their defaults."""
+    parameters = inspect.signature(find_mixer(name)).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key not in _OF_THE_MODEL}
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, if the mixer called `name` has them and they are of their annotations' types; else `InputError`."""
+    known, types = mixer_options(name), get_type_hints(find_mixer(name).__init__)
+    checked = {}
+    for option, value in options.items():
+        if option not in known:
+            hint = nearest(option, known) if known else "it has none."
+            raise InputError(f"The mixer '{name}' has no option '{option}': {hint}")
+        try:
+            checked[option] = msgspec.convert(value, types.get(option, Any))
+        except msgspec.ValidationError as error:
+            raise InputError(f"The mixer '{name}' cannot have the {option} {value!r}: {error}.") from None
+    return checked
+
+
+def mixer_flops(mixer: nn.Module, grid: tuple[int, int], dim: int | None = None) -> int:
+    """Operations of a mixer for one image of `grid` (H, W) tokens, a multiply-add counting as two.
+
+    Its own count; or, of a mixer that does not count itself, torch's count of its products for tokens of width `dim`.
+    """
+    if hasattr(mixer, "flops"):
+        return mixer.flops(grid)
+    twin = copy.deepcopy(mixer).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        twin(torch.empty(1, grid[0] * grid[1], dim, device="meta"), grid)
+    return counter.get_total_flops()
+
+
+def _qualified_name(mixer: type) -> str:
+    return f"{mixer.__module__}.{mixer.__qualname__}"
