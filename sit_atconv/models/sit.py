@@ -85,6 +85,9 @@ class SiT(ModelMixin, ConfigMixin):
         entries = expand_pattern(mixer_pattern, depth)
         find_plugins(name for name, _ in entries)
         mixers = [create_mixer(name, hidden_size, num_heads, **options) for name, options in entries]
+        for mixer in mixers:
+            if hasattr(mixer, "check_grid"):
+                mixer.check_grid(self.grid)
         self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio) for mixer in mixers)
         if foreign := origins({name for name, _ in entries}):
             self.register_to_config(mixer_origins=foreign)  # for whoever opens the model without them

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from training_runs import ALIGNED, NO_PREVIEW, log_lines, losses, run_tiny
 
 import evaluate_fid
 from sit_atconv.models import create_model
-from sit_atconv.models.flops import forward_flops, mixer_flops, training_flops
+from sit_atconv.models.flops import forward_flops, training_flops
+from sit_atconv.models.mixers import mixer_flops
 from sit_atconv.training import plot, trainer
 from sit_atconv.training.trainer import Trainer
 from sit_atconv.training.watch.throughput import Interval
@@ -50,13 +50,11 @@ def test_a_training_step_takes_three_forward_passes(name: str) -> None:
 
 
 def test_mixers_cost_what_the_papers_say() -> None:
-    """Multiply-adds a token: attention 4C² + 2NC; ATConv, pooled first, 2C² + 9C and 9C² + 90C an image."""
-    N, C = 256, 1152
+    """Multiply-adds a token: attention 4C² + 2NC; ATConv, pooled first, 2C² + 9C and 9C² + 81C an image."""
+    grid, N, C = (16, 16), 256, 1152
     blocks = {name: create_model(f"{name}-XL/2", input_size=4, depth=1).blocks[0] for name in ("SiT", "SiT-ATConv")}
-    assert mixer_flops(blocks["SiT"].mixer, N, C) == 2 * N * (4 * C**2 + 2 * N * C)
-    assert mixer_flops(blocks["SiT-ATConv"].mixer, N, C) == 2 * (N * (2 * C**2 + 9 * C) + 9 * C**2 + 90 * C)
-    with pytest.raises(TypeError, match="Linear are not counted"):
-        mixer_flops(nn.Linear(2, 2), N, C)
+    assert mixer_flops(blocks["SiT"].mixer, grid) == 2 * N * (4 * C**2 + 2 * N * C)
+    assert mixer_flops(blocks["SiT-ATConv"].mixer, grid) == 2 * (N * (2 * C**2 + 9 * C) + 9 * C**2 + 81 * C)
 
 
 def test_the_log_and_the_trackers_carry_the_same_numbers(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ Mixer = TypeVar("Mixer", bound=type[nn.Module])
 _MIXERS: dict[str, type[nn.Module]] = {}
 _OF_THE_MODEL = ("dim", "num_heads")  # a constructor's arguments that are no options
 HOW_TO_REGISTER = (
-    "A mixer from elsewhere is registered when its module is imported: name the module in --model.plugins (train.py), "
-    "in --plugins (sample.py, evaluate_fid.py) or in the environment variable SITATCONV_PLUGINS, or import it first."
+    "A mixer from elsewhere is registered when its module is imported: name the module in the environment variable "
+    "SITATCONV_PLUGINS (or, in training, in model.plugins), or import it in your own program first."
 )
 
 

@@ -1,0 +1,194 @@
+"""What every token mixer passes: each check is a function that raises where a mixer does not.
+
+`sit_atconv.models.check` runs them for any mixer; the tests run them for all of ours.
+"""
+
+import tempfile
+import timeit
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from sit_atconv.models.mixers.registry import mixer_flops
+from sit_atconv.models.sit import SiT
+
+GRIDS = ((4, 4), (2, 6), (5, 3), (1, 1))  # square, rectangular, odd, and a single token
+COSTS = ((16, 16), (32, 32))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The mixer to be checked: its registered name, its options, and the size of the model around it."""
+
+    name: str
+    options: dict[str, Any]
+    dim: int = 64
+    num_heads: int = 4
+
+    def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The mixer as a model initialises it, with small random numbers where that leaves zeros."""
+        torch.manual_seed(0)
+        mixer = self.model().blocks[0].mixer.to(dtype)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        return mixer
+
+    def model(self) -> SiT:
+        """A SiT of one block."""
+        entry = {"name": self.name, **self.options}
+        shape = {"depth": 1, "hidden_size": self.dim, "num_heads": self.num_heads, "num_classes": 0}
+        return SiT(input_size=8, mixer_pattern=[entry], **shape)
+
+    def tokens(self, grid: tuple[int, int], batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random tokens (B, N, C)."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(batch, grid[0] * grid[1], self.dim, generator=generator, dtype=dtype)
+
+
+def shapes(subject: Subject) -> None:
+    """Square, rectangular and odd grids, and a single token, give tokens of the same shape."""
+    mixer = subject.build()
+    for grid in GRIDS:
+        x = subject.tokens(grid)
+        y = mixer(x, grid)
+        if y.shape != x.shape or y.dtype != x.dtype:
+            raise AssertionError(f"{tuple(x.shape)} became {tuple(y.shape)}, {y.dtype} on the grid {grid}")
+
+
+def gradients(subject: Subject) -> None:
+    """Gradients of tokens and weights agree with differences, in fp64."""
+    mixer = subject.build(torch.float64)
+    weights = dict(mixer.named_parameters())
+    for grid in GRIDS[1:3]:
+        x = subject.tokens(grid, dtype=torch.float64).requires_grad_()
+
+        def function(x: Tensor, *values: Tensor, grid: tuple[int, int] = grid) -> Tensor:
+            return torch.func.functional_call(mixer, dict(zip(weights, values, strict=True)), (x, grid))
+
+        gradcheck(function, (x, *weights.values()), fast_mode=True)
+
+
+def separate_samples(subject: Subject) -> None:
+    """Samples do not mix: permuted, split and in company, each gives what it gives alone; and nothing is random."""
+    mixer, grid = subject.build(torch.float64), GRIDS[2]
+    x = subject.tokens(grid, batch=4, dtype=torch.float64)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(mixer(x[order], grid), mixer(x, grid)[order], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(mixer(x[:1], grid), mixer(x, grid)[:1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(mixer.eval()(x, grid), mixer.train()(x, grid), rtol=0, atol=0)
+
+
+def autocast(subject: Subject) -> None:
+    """Under bf16 autocast, outputs and gradients are near those of fp32."""
+    mixer, grid = subject.build(), GRIDS[0]
+    x = subject.tokens(grid).requires_grad_()
+    exact = mixer(x, grid)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = mixer(x, grid)
+    pairs = [(rounded, exact)]
+    pairs += zip(torch.autograd.grad(rounded.float().sum(), [x]), torch.autograd.grad(exact.sum(), [x]), strict=True)
+    for found, expected in pairs:
+        error = float((found.float() - expected).detach().norm() / expected.detach().norm())
+        if not error < 0.05:
+            raise AssertionError(f"differs from fp32 by {100 * error:.1f} %")
+
+
+def compiles(subject: Subject) -> None:
+    """torch.compile takes it without a graph break, one program for batches of every size, and gives the same."""
+    mixer, grid = subject.build(), GRIDS[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(mixer, fullgraph=True, dynamic=True)
+    for batch in (2, 5):
+        x = subject.tokens(grid, batch).requires_grad_()
+        found, expected = compiled(x, grid), mixer(x, grid)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        pair = [torch.autograd.grad(y.sum(), [x])[0] for y in (found, expected)]
+        torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4)
+
+
+def saves(subject: Subject) -> None:
+    """A model of it is saved, opened again, and gives the same; it can be made without memory."""
+    model, x, t = subject.model(), torch.randn(1, 4, 8, 8), torch.rand(1)
+    torch.nn.init.normal_(model.final.proj.weight)
+    for block in model.blocks:
+        torch.nn.init.normal_(block.modulation.weight, std=0.1)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        model.save_pretrained(folder)
+        torch.testing.assert_close(SiT.from_pretrained(folder)(x, t), model(x, t))
+    scalars = [name for name, parameter in model.blocks[0].mixer.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise AssertionError(f"{', '.join(scalars)} has no axes: FSDP cannot split it, give it one of length 1")
+
+
+def counts(subject: Subject) -> None:
+    """Its operations are those that torch counts in its products and convolutions."""
+    with torch.device("meta"):
+        mixer = subject.model().blocks[0].mixer
+        for grid in GRIDS:
+            with FlopCounterMode(display=False) as counter:
+                mixer(torch.empty(1, grid[0] * grid[1], subject.dim), grid)
+            if (own := mixer_flops(mixer, grid, subject.dim)) != counter.get_total_flops():
+                raise AssertionError(f"flops{grid} is {own:,}, torch counts {counter.get_total_flops():,}")
+
+
+def forward_derivative(subject: Subject) -> None:
+    """torch.func.jvp agrees with differences, in fp64."""
+    mixer, grid = subject.build(torch.float64), GRIDS[2]
+    x, direction = subject.tokens(grid, dtype=torch.float64), subject.tokens(grid, dtype=torch.float64).flip(0)
+    _, found = torch.func.jvp(lambda x: mixer(x, grid), (x,), (direction,))
+    step = 1e-5
+    expected = (mixer(x + step * direction, grid) - mixer(x - step * direction, grid)) / (2 * step)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def costs(subject: Subject) -> str:
+    """Seconds over attention's at 256 and 1024 tokens, forward | with gradients: medians, on this machine."""
+    words = []
+    for grid in COSTS:
+        times = [_times(each, grid) for each in (subject, Subject("attention", {}, subject.dim, subject.num_heads))]
+        forward, gradients = (ours / theirs for ours, theirs in zip(*times, strict=True))
+        words.append(f"{grid[0] * grid[1]} tokens {forward:.2f} | {gradients:.2f}")
+    return "; ".join(words)
+
+
+def _times(subject: Subject, grid: tuple[int, int]) -> tuple[float, float]:
+    mixer, x = subject.build(), subject.tokens(grid).requires_grad_()
+
+    def forward() -> None:
+        with torch.no_grad():
+            mixer(x, grid)
+
+    def gradients() -> None:
+        torch.autograd.grad(mixer(x, grid).sum(), [x, *mixer.parameters()])
+
+    forward(), gradients()
+    return tuple(median(timeit.repeat(run, number=1, repeat=15)) for run in (forward, gradients))
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "shapes on every grid": shapes,
+    "gradients in fp64": gradients,
+    "samples kept apart": separate_samples,
+    "bf16 autocast": autocast,
+    "torch.compile": compiles,
+    "save and load": saves,
+    "operations counted": counts,
+}
+REPORTED: dict[str, Callable[[Subject], None]] = {"forward-mode derivative": forward_derivative}
+
+
+def failure(check: Callable[[Subject], None], subject: Subject) -> str | None:
+    """What is wrong, in one line; None when the check passes."""
+    try:
+        check(subject)
+    except Exception as error:  # whatever somebody's mixer raises
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {' '.join(lines)[:160]}" if lines else type(error).__name__
+    return None
