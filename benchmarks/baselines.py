@@ -35,20 +35,8 @@ from sit_atconv.training.session.objective import Draws
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def with_torchs_layers(module: nn.Module) -> nn.Module:
-    """The module, its linear layers changed to torch's in place."""
-    for child in module.modules():
-        if isinstance(child, nn.Linear):
-            child.__class__ = nn.Linear
-    return module
-
-
 class ReleasedATConv(ATConv):
     """The same function as `ATConv`, computed as the released code does."""
-
-    def __init__(self, dim: int, kernel_size: int = 3) -> None:
-        super().__init__(dim, kernel_size)
-        with_torchs_layers(self)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.out_proj(self.mix(self.kernel_proj(x), self.value_proj(x), grid))
@@ -70,7 +58,6 @@ class ReleasedBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        with_torchs_layers(block)
         self.norm1, self.norm2, self.modulation, self.mixer = block.norm1, block.norm2, block.modulation, block.mixer
         hidden, dim = block.mlp.fc1.weight.shape
         self.mlp = Mlp(dim, hidden, act_layer=lambda: nn.GELU(approximate="tanh"))
@@ -96,13 +83,13 @@ class ReleasedSiT(nn.Module):
 
     def __init__(self, model: SiT, projectors: nn.ModuleList | None = None, aligned: int = 0) -> None:
         super().__init__()
-        model = with_torchs_layers(copy.deepcopy(model))
+        model = copy.deepcopy(model)
         self.num_classes, self.grid, self.patch_size = model.num_classes, model.grid, model.patch_size
         self.patch_embed, self.time_embed, self.label_embed = model.patch_embed, model.time_embed, model.label_embed
         self.blocks = nn.ModuleList(ReleasedBlock(block) for block in model.blocks)
         self.final = model.final
         self.position_table = model.position_table
-        self.projectors, self.aligned = with_torchs_layers(copy.deepcopy(projectors or nn.ModuleList())), aligned
+        self.projectors, self.aligned = copy.deepcopy(projectors or nn.ModuleList()), aligned
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The velocity at x (B, C, H, W), and the projected tokens (B, N, D) for each teacher."""
@@ -122,11 +109,11 @@ class ReleasedSiT(nn.Module):
         return torch.einsum("nhwpqc->nchpwq", patches).reshape(x.shape), projected
 
     def _time(self, t: Tensor) -> Tensor:
-        half = self.time_embed.features // 2
+        first, activation, second = self.time_embed
+        half = first.in_features // 2
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half).to(t.device)
         angles = t[:, None].float() * frequencies[None]
         features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
-        first, activation, second = self.time_embed
         return second(activation(first(features.to(first.weight.dtype))))
 
 

@@ -3,7 +3,9 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+TIME_FEATURES = 256
 
 
 def sincos_position(dim: int, grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
@@ -23,7 +25,7 @@ def sincos_position(dim: int, grid: tuple[int, int], device: torch.device | str 
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
 
 
-def time_features(t: Tensor, features: int = 256) -> Tensor:
+def time_features(t: Tensor, features: int = TIME_FEATURES) -> Tensor:
     """Fourier features of times t (B,) in [0, 1]: (B, features), cosines then sines of ω_k·t.
 
     ω_k = exp(−ln(10000)·k/(features/2)); t is not scaled by 1000. Computed in t's precision, at least fp32.
@@ -32,14 +34,3 @@ def time_features(t: Tensor, features: int = 256) -> Tensor:
     k = torch.arange(features // 2, dtype=t.dtype, device=t.device)
     angles = t[:, None] * torch.exp(-math.log(10000.0) * k / (features // 2))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class TimeEmbedding(nn.Sequential):
-    """Fourier features of time through a two-layer MLP: (B,) -> (B, dim)."""
-
-    def __init__(self, dim: int, features: int = 256) -> None:
-        super().__init__(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.features = features
-
-    def forward(self, t: Tensor) -> Tensor:
-        return super().forward(time_features(t, self.features).to(self[0].weight.dtype))

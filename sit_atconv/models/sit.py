@@ -6,21 +6,26 @@ from typing import Any, ClassVar
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
-from sit_atconv.models.embeddings import TimeEmbedding, sincos_position
+from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
+from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
+_PROGRAMS_OF_A_KIND = 8  # torch's default limit
 
 
-class SiT(ModelMixin, ConfigMixin):
+class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the velocity of a noisy latent (B, C, H, W) at time t in [0, 1] (0 = data, 1 = noise).
 
     Deterministic: train and eval mode compute the same function. Label dropout belongs to the training step, which
@@ -80,7 +85,9 @@ class SiT(ModelMixin, ConfigMixin):
         patch_channels = patch_size**2 * in_channels
 
         self.patch_embed = nn.Linear(patch_channels, hidden_size)  # the p×p convolution of stride p
-        self.time_embed = TimeEmbedding(hidden_size)
+        self.time_embed = nn.Sequential(
+            nn.Linear(TIME_FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
         self.label_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None  # last row = null
         entries = expand_pattern(mixer_pattern, depth)
         find_plugins(name for name, _ in entries)
@@ -149,16 +156,52 @@ class SiT(ModelMixin, ConfigMixin):
         for block in self.blocks:
             block.recompute_mixer = what == "mixers"
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def set_attention_backend(self, backend: str) -> None:
+        """Let attention run on another of diffusers' backends, such as "flash" or "_native_math"."""
+        super().set_attention_backend(backend)  # checks the name, and that its package is installed
+        self._choose_attention(AttentionBackendName(backend.lower()))
+
+    def reset_attention_backend(self) -> None:
+        """Back to torch's fused attention."""
+        super().reset_attention_backend()
+        self._choose_attention(None)
+
+    def _choose_attention(self, backend: AttentionBackendName | None) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
+    def compile_repeated_blocks(self, *arguments: Any, **options: Any) -> None:
+        """diffusers' own: every kind of block is compiled once, and again for sizes of a new kind.
+
+        The compiler counts the programs of all kinds together; its limit is raised to what it allows one kind.
+        """
+        kinds = {str(entry) for entry in expand_pattern(self.config.mixer_pattern, len(self.blocks))}
+        settings = torch._dynamo.config
+        settings.recompile_limit = max(settings.recompile_limit, _PROGRAMS_OF_A_KIND * len(kinds))
+        super().compile_repeated_blocks(*arguments, **options)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        rows: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Tensor | tuple[Tensor] | Transformer2DModelOutput:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
 
         What depends on time and label alone is computed once where it is shared: for one scalar t without labels, and
-        for U labels y (and U times, or one) of which `rows` (B,) int64 names each sample's. `t` may also be the times'
-        embeddings (U, C) or (1, C), from `time_embed`.
+        for U labels y (and U times, or one) of which `rows` (B,) int64 names each sample's.
+
+        `return_dict` is for diffusers' clients: True wraps the velocity as `.sample`, False puts it into a tuple.
 
         Raises `InputError` when the patch does not divide H and W, or labels are missing or not wanted.
         """
-        return self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
+        velocity = self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
+        if return_dict is None:
+            return velocity
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def forward_intermediates(
         self,
@@ -178,7 +221,7 @@ class SiT(ModelMixin, ConfigMixin):
         if not wanted <= set(range(1, len(self.blocks) + 1)):
             raise InputError(f"Blocks {sorted(wanted)} asked for; the model has blocks 1 to {len(self.blocks)}.")
         grid = self._grid(*x.shape[-2:])
-        c = nn.functional.silu(self.condition(t.to(x.device), y))
+        c = nn.functional.silu(self.condition(t.to(x.device, non_blocking=True), y, x.dtype))
         tokens = self.embed_patches(x, grid)
 
         intermediates = {}
@@ -191,16 +234,18 @@ class SiT(ModelMixin, ConfigMixin):
                 intermediates[number] = tokens if read is None else read(tokens)
         return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
 
-    def condition(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels."""
+    def condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels.
+
+        `dtype` is that of the activations: quantised weights have dtypes of their own.
+        """
         if (y is None) != (self.label_embed is None):
             raise InputError(
                 "This model is unconditional (num_classes = 0) and takes no labels."
                 if self.label_embed is None
                 else f"This model needs labels in [0, {self.num_classes}); the null class is {self.num_classes}."
             )
-        embedded = t.ndim == 2 and t.shape[1] == self.config.hidden_size
-        embedding = t if embedded else self.time_embed(t.reshape(-1))
+        embedding = self.time_embed(time_features(t.reshape(-1)).to(dtype))
         return embedding if y is None else embedding + self.label_embed(y)
 
     def embed_patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

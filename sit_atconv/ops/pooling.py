@@ -15,13 +15,14 @@ def pool_tokens(x: Tensor, grid: tuple[int, int], bins: tuple[int, int], backend
         grid: (H, W).
         bins: how many along height and width.
         backend: "reduction" (torch's), "product" (with a matrix of bins: it is as fast as the memory on a GPU, where
-            torch's gradient adds in no fixed order), or "auto": the product on a GPU, else the reduction.
+            torch's gradient adds in no fixed order; and compilers make one program of it for every grid), or "auto":
+            the product on a GPU and for compilers, else the reduction.
 
     Returns:
         (B, bins, C), raster order, of x's dtype (of autocast's for the product).
     """
     if backend == "auto":
-        backend = "product" if x.is_cuda else "reduction"
+        backend = "product" if x.is_cuda or torch.compiler.is_compiling() else "reduction"
     if backend == "reduction":
         image = x.unflatten(1, grid).permute(0, 3, 1, 2)  # a channels-last view
         # Flattened and then transposed, one sample's gradient counts as channels first, and takes ten times as long.
@@ -32,7 +33,7 @@ def pool_tokens(x: Tensor, grid: tuple[int, int], bins: tuple[int, int], backend
     # what is left of n divides the few sums.
     count = members.sum(1, keepdim=True, dtype=accumulation_dtype(x.dtype))
     share = torch.exp2(-torch.floor(torch.log2(count)))
-    weights = (members * share).to(x.dtype).expand(len(x), -1, -1)
+    weights = (members * share).to(x.dtype).expand(x.shape[0], -1, -1)
     sums = torch.bmm(weights, x)  # matmul would transpose the tokens to fold the batch into one product
     return (sums / (count * share)).to(sums.dtype)
 

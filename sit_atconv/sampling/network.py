@@ -34,7 +34,7 @@ class LabelTable:
 
 
 class StepNetwork:
-    """A SiT in its precision, which embeds every time of a fixed grid once, for all batches of a run.
+    """A SiT in its precision.
 
     Args:
         model: on its device, in eval mode.
@@ -46,7 +46,6 @@ class StepNetwork:
         self.model, self.precision = model, precision
         if compile:
             model.compile_repeated_blocks(dynamic=True)
-        self._embedded: dict[float, Tensor] = {}
 
     def bind(self, table: LabelTable | None) -> Callable[..., Tensor]:
         """The network as a callable of (x, t, rows), rows of this table; of (x, t) without labels."""
@@ -58,16 +57,6 @@ class StepNetwork:
         x = x.to(self.model.dtype)
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
             if t.ndim == 0:
-                return self.model(x, self._embed(t, x.device), labels, rows)
+                return self.model(x, t, labels, rows)
             # Samples at times of their own (dopri5) share no condition.
             return self.model(x, t, None if labels is None else labels[rows])
-
-    def _embed(self, t: Tensor, device: torch.device) -> Tensor:
-        """The embedding (1, C) of a scalar time, which is on the CPU: looking at it does not wait for the device."""
-        # Offloaded weights come when all of the model is called, not a part; graphs of gradients serve one call.
-        if hasattr(self.model, "_hf_hook") or torch.is_grad_enabled():
-            return t
-        time = float(t)
-        if time not in self._embedded:
-            self._embedded[time] = self.model.time_embed(t.reshape(1).to(device, non_blocking=True))
-        return self._embedded[time]

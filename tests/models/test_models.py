@@ -91,8 +91,6 @@ def test_shared_conditions_give_what_a_condition_a_sample_gives(scalar_time: boo
     plain = model(x, t if scalar_time else t[rows], labels[rows])
     torch.testing.assert_close(model(x, t, labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model(x, t.reshape(-1, 1), labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
-    embedded = model.time_embed(t.reshape(-1))
-    torch.testing.assert_close(model(x, embedded, labels, rows=rows), plain, rtol=1e-12, atol=1e-12)
 
 
 def test_an_unconditional_model_computes_the_modulation_of_one_time_once() -> None:

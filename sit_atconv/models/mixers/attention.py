@@ -1,6 +1,7 @@
 """Multi-head self-attention over all tokens (Vaswani et al. 2017), the mixer of DiT and SiT."""
 
 import torch.nn.functional as F
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -12,7 +13,8 @@ from sit_atconv.models.mixers.registry import register_mixer
 class Attention(nn.Module):
     """Scaled dot-product self-attention: (B, N, C), grid (H, W) -> (B, N, C). Position comes from the tokens alone.
 
-    Raises `InputError` when `num_heads` does not divide `dim`.
+    `backend` None is torch's fused attention, which has no forward-mode derivative; `SiT.set_attention_backend` sets
+    another of diffusers' ("_native_math" has one). Raises `InputError` when `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -22,11 +24,17 @@ class Attention(nn.Module):
         self.dim, self.num_heads = dim, num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
+        self.backend: AttentionBackendName | None = None
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         # Views, whose gradients are written side by side in one pass
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        y = F.scaled_dot_product_attention(q, k, v)
+        if self.backend is None:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = dispatch_attention_fn(*(part.transpose(1, 2) for part in (q, k, v)), backend=self.backend).transpose(
+                1, 2
+            )
         return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))
 
     def flops(self, grid: tuple[int, int]) -> int:
