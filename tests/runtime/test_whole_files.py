@@ -167,9 +167,10 @@ def test_a_device_is_written_into(tmp_path, monkeypatch):
     os.close(terminal)
 
 
-def test_the_null_device_is_none_of_the_files_that_are_replaced():
-    """Asked first, and only asked: a mistake here as root would cost the machine its /dev/null."""
+def test_the_null_device_is_none_of_the_files_that_are_replaced(monkeypatch):
     assert whole_files._is_stream(os.devnull)
+    for refused in ("rename", "replace", "unlink"):  # a mistake here would cost the machine its /dev/null
+        monkeypatch.setattr(os, refused, None)
     make_folder_of(os.devnull)
     write_json(os.devnull, {"fd": 1})
     assert Path(os.devnull).is_char_device()
