@@ -192,7 +192,7 @@ def test_full_disk_removes_the_partial_shard(photos, vae, tmp_path, monkeypatch)
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 5:  # shard, its folder, note, its folder, shard
+        if len(calls) == 7:  # dataset.json, a shard and its note, each with its folder, then the second shard
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 

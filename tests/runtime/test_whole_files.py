@@ -145,12 +145,12 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
 def test_a_pipe_is_written_into(tmp_path):
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     reader.start()
     make_folder_of(pipe)
     with whole_file(pipe) as file:
         np.savez(file, a=np.arange(3))  # an archive needs no seeking either
-    reader.join()
+    reader.join(60)
     assert read[0].startswith(b"PK") and stat.S_ISFIFO(pipe.stat().st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
