@@ -47,26 +47,15 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A file to fill, which becomes `path` at the end of the context; after a failure, `path` is as it was.
 
     The target of a link is replaced, the link stays. A device, a pipe or this program's own output (/dev/stdout) is
-    written into. A full disk is an `OSError` that names `path`.
+    written into. An `OSError`, also that of a full disk, names `path`.
     """
-    if _is_stream(path):
-        with _open_stream(path) as stream:
-            yield stream
-        return
-    final = Path(os.path.realpath(path))
-    unfinished = final.with_name(UNFINISHED + final.name)
     try:
-        with unfinished.open("wb") as file:
+        with _open_stream(path) if _is_stream(path) else _replacement(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(final)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
+    except OSError as error:
+        if error.errno in FULL_DISK or UNFINISHED in str(error.filename):
             error.filename = str(path)
         raise
-    _sync(final.parent)
 
 
 @contextlib.contextmanager
@@ -112,12 +101,12 @@ def point_link(link: Path, target: str) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a program that was killed, of this or an earlier version, did not finish writing in a folder."""
-    return [path for pattern in _LEFTOVERS for path in folder.glob(pattern)]
+    """What a killed program, of this or an earlier version, did not finish writing in a folder and those in it."""
+    return [path for pattern in _LEFTOVERS for at in (pattern, f"*/{pattern}") for path in folder.glob(at)]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove them; nobody else writes there."""
+    """Remove the `leftovers` of a folder that nobody writes into."""
     for path in leftovers(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -141,6 +130,22 @@ def make_folder_of(path: str | Path) -> None:
         raise InputError(f"Cannot write {path}: {final.parent} is not a folder; {expected}") from error
     if final.is_dir() or not os.access(final if _is_stream(final) else final.parent, os.W_OK):
         raise InputError(f"Cannot write {path}: {expected}")
+
+
+@contextlib.contextmanager
+def _replacement(path: str | Path) -> Iterator[IO[bytes]]:
+    final = Path(os.path.realpath(path))
+    unfinished = final.with_name(UNFINISHED + final.name)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(final)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync(final.parent)
 
 
 def _is_stream(path: str | Path) -> bool:

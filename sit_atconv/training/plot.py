@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.runtime.whole_files import whole_file
+from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 from sit_atconv.training.run.log import read_log
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     options = parser.parse_args(argv)
     with exit_on_input_error():
+        make_folder_of(options.out)
         draw(options.runs, options.out)
         log.info("%s", options.out)
 

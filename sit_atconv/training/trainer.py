@@ -14,18 +14,14 @@ from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.errors import FULL_DISK
 from sit_atconv.runtime.lock import locked
+from sit_atconv.runtime.whole_files import remove_leftovers
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.training.averages.ema import PowerFunction
 from sit_atconv.training.averages.power_ema import save_snapshot
 from sit_atconv.training.averages.sharding import gather_whole, whole
 from sit_atconv.training.position import Position
 from sit_atconv.training.run.checkpoint import Checkpoints
-from sit_atconv.training.run.directory import (
-    check_run_directory,
-    forget_after,
-    remove_leftovers,
-    write_configuration,
-)
+from sit_atconv.training.run.directory import check_run_directory, forget_after, write_configuration
 from sit_atconv.training.run.guard import poisoned, step_unless_bad
 from sit_atconv.training.run.log import RunLog
 from sit_atconv.training.run.stop import TERMINATED, Termination, TrainingStopped, ended

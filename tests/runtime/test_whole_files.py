@@ -118,6 +118,12 @@ def test_a_full_disk_names_the_file(tmp_path):
     assert full.value.errno == errno.ENOSPC
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing:
+        fill(tmp_path / "absent" / "a.json")
+    assert missing.value.filename == str(tmp_path / "absent" / "a.json")
+
+
 def test_a_folder_takes_the_place_of_an_empty_one_and_of_no_other(tmp_path):
     for _ in range(2):
         (tmp_path / "a").mkdir(exist_ok=True)
@@ -176,6 +182,14 @@ def test_the_null_device_is_none_of_the_files_that_are_replaced(monkeypatch):
     assert Path(os.devnull).is_char_device()
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_a_full_device_is_named(monkeypatch):
+    for refused in ("rename", "replace", "unlink"):
+        monkeypatch.setattr(os, refused, None)
+    with pytest.raises(OSError, match=r"No space left.*/dev/full"):
+        write_json("/dev/full", {"fd": 1})
+
+
 @pytest.mark.parametrize("redirected", [False, True])
 def test_standard_output_is_written_into_whatever_it_is(tmp_path, redirected):
     program = f"print('before', flush=True); {DIGITS}; print('after')"
@@ -202,6 +216,8 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask):
 
 
 def test_leftovers_of_this_and_earlier_versions_are_removed(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / ".unfinished-step-0000001.png").write_text("")
     ours = [".unfinished-config.yaml", ".unfinished-latest", ".shard-00000.json.partial", "settings.unfinished"]
     for name in ours[:1] + ours[2:]:
         (tmp_path / name).write_text("")
@@ -210,7 +226,7 @@ def test_leftovers_of_this_and_earlier_versions_are_removed(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     point_link(tmp_path / "latest", "config.yaml")
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "latest"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.yaml", "latest", "samples"]
 
 
 def test_where_no_file_can_be_is_found_before_the_work(tmp_path):

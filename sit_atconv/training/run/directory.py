@@ -1,6 +1,6 @@
 """A run's directory: the configuration it was begun with, and which of its keys may change.
 
-What was not written to its end, or belongs after the step that a run goes back to, is removed.
+What belongs after the step that a run goes back to is removed.
 """
 
 import shutil
@@ -11,7 +11,6 @@ import yaml
 
 from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
-from sit_atconv.runtime import whole_files
 from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.whole_files import leftovers, whole_file
 
@@ -70,12 +69,6 @@ def forget_after(step: int, run: Path) -> None:
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and int(number) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def remove_leftovers(run: Path) -> None:
-    """Remove what an interrupted run did not finish writing."""
-    for folder in (run, *(path for path in run.glob("*/") if path.is_dir())):
-        whole_files.remove_leftovers(folder)
 
 
 def _plain(config: Config) -> dict[str, Any]:
