@@ -111,7 +111,7 @@ def remove_leftovers(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)  # two patterns, or a folder that went before, may name it
 
 
 def require_free(path: Path) -> None:
@@ -135,7 +135,7 @@ def make_folder_of(path: str | Path) -> None:
 @contextlib.contextmanager
 def _replacement(path: str | Path) -> Iterator[IO[bytes]]:
     final = Path(os.path.realpath(path))
-    unfinished = final.with_name(UNFINISHED + final.name)
+    unfinished = final.with_name(f"{UNFINISHED}{final.name}.partial")  # no search for *.safetensors or *.png finds it
     try:
         with unfinished.open("wb") as file:
             yield file

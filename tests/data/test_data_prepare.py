@@ -205,6 +205,15 @@ def test_full_disk_removes_the_partial_shard(photos, vae, tmp_path, monkeypatch)
     verify_dataset(str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("leftover", [".dataset.json.partial", ".unfinished-dataset.json.partial"])
+def test_what_a_kill_left_before_the_manifest_is_removed(photos, vae, tmp_path, leftover):
+    """The first name is that of an earlier version."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / leftover).write_text("{")
+    prepare(options(photos, tmp_path / "out", vae))
+    assert leftover not in contents(tmp_path / "out")
+
+
 def test_identity_needs_no_second_copy(photos, tmp_path):
     manifest = prepare(options(photos, tmp_path / "out", "identity", channels=3))
     assert not manifest.has_flip and not manifest.has_images

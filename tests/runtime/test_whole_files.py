@@ -47,6 +47,11 @@ def fill(path: Path, content: bytes = b"new") -> None:
         file.write(content)
 
 
+def test_what_is_not_whole_yet_is_found_by_no_search_for_its_kind(tmp_path):
+    with whole_file(tmp_path / "a.safetensors"):
+        assert not list(tmp_path.glob("*.safetensors")) and len(list(tmp_path.iterdir())) == 1
+
+
 class Order:
     """The order in which files were forced to disk and renamed."""
 
@@ -77,7 +82,7 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_after(tmp_path, m
     order = Order(monkeypatch)
     fill(tmp_path / "a.json")
     assert order.calls == [
-        ("sync", tmp_path / ".unfinished-a.json"),
+        ("sync", tmp_path / ".unfinished-a.json.partial"),
         ("rename", tmp_path / "a.json"),
         ("sync", tmp_path),
     ]
@@ -217,7 +222,7 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask):
 
 def test_leftovers_of_this_and_earlier_versions_are_removed(tmp_path):
     (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / ".unfinished-step-0000001.png").write_text("")
+    (tmp_path / "samples" / ".unfinished-step-0000001.png.partial").write_text("")
     ours = [".unfinished-config.yaml", ".unfinished-latest", ".shard-00000.json.partial", "settings.unfinished"]
     for name in ours[:1] + ours[2:]:
         (tmp_path / name).write_text("")
