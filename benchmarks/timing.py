@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
 Run = Callable[[], object]
 
@@ -126,7 +127,9 @@ def write_json(path: Path, command: str, device: torch.device, rows: list[dict],
     """The rows with the command and the machine that made them, and further facts."""
     body = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps({"command": command, "machine": machine(device), **facts}).removesuffix("}")
-    path.write_text(f'{head}, "rows": [\n  {body}\n]}}\n')
+    make_folder_of(path)
+    with whole_file(path) as file:
+        file.write(f'{head}, "rows": [\n  {body}\n]}}\n'.encode())
     print(f"\nWritten to {path}.")
 
 

@@ -56,6 +56,6 @@ def exit_on_input_error() -> Iterator[None]:
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _OF_THE_USER:
             raise
-        full = " Make room and run the same command again." if getattr(error, "errno", None) in FULL_DISK else ""
+        full = ". Make room and run the same command again." if getattr(error, "errno", None) in FULL_DISK else ""
         sys.stderr.write(f"error: {error}{full}\n")
         sys.exit(2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.convert.checkpoint import read_released
-from sit_atconv.convert.directory import PROJECTORS_NAME, require_free, save_converted
+from sit_atconv.convert.directory import PROJECTORS_NAME, save_converted
 from sit_atconv.convert.released import convert
 from sit_atconv.convert.structure import LAYOUTS
 from sit_atconv.errors import exit_on_input_error
@@ -19,6 +19,7 @@ from sit_atconv.flow.interpolants import INTERPOLANTS, PREDICTIONS
 from sit_atconv.models.mixers import describe_pattern
 from sit_atconv.models.mixers.atconv import ACTIVATIONS, POOLS
 from sit_atconv.models.sit import POSITIONS
+from sit_atconv.runtime.whole_files import require_free
 
 log = logging.getLogger(__name__)
 

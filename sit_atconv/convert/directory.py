@@ -1,22 +1,15 @@
 """Writing a converted model to a directory that `SiT.from_pretrained`, sample.py and evaluate_fid.py open."""
 
 import re
-import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from sit_atconv.convert.checkpoint import Released
-from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
+from sit_atconv.runtime.whole_files import whole_folder
 
 PROJECTORS_NAME = "projectors.safetensors"
-
-
-def require_free(out: Path) -> None:
-    """Raise `InputError` when something is at `out` already."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists already: choose another directory, or remove it first.")
 
 
 def save_converted(model: SiT, released: Released, out: Path) -> None:
@@ -25,16 +18,14 @@ def save_converted(model: SiT, released: Released, out: Path) -> None:
     projectors.safetensors goes by the names of `ModuleList([Projector, …])`, which is what training holds; its metadata
     tell the aligned "block", counted from 1, and the "teachers" in REPA's words, as far as the release does.
     """
-    out = out.resolve()
-    require_free(out)
-    unfinished = out.with_name(f".unfinished-{out.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
+    with whole_folder(out) as unfinished:
+        model.save_pretrained(unfinished)
+        _save_projectors(released, unfinished)
+
+
+def _save_projectors(released: Released, folder: Path) -> None:
     if released.projectors:
         ours = {re.sub(r"^(\d+)\.(\d+)\.", r"\1.layers.\2.", key): value for key, value in released.projectors.items()}
         facts = {"block": released.aligned_block, "teachers": released.arguments.get("enc_type")}
         known = {key: str(value) for key, value in facts.items() if value is not None}
-        save_file(ours, unfinished / PROJECTORS_NAME, metadata=known)
-    if out.exists():
-        out.rmdir()
-    unfinished.rename(out)
+        save_file(ours, folder / PROJECTORS_NAME, metadata=known)

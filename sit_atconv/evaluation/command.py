@@ -13,9 +13,10 @@ from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
 from sit_atconv.evaluation.features.kinds import create_features
-from sit_atconv.evaluation.output import make_folder_of, show
+from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.references import Reading, write_reference
 from sit_atconv.runtime.processes import process_state
+from sit_atconv.runtime.whole_files import make_folder_of
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ training digits to the same, at equal counts. Exit code 1 when a limit is missed
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sit_atconv.evaluation.metrics.moments import moments_of
 from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.loading import open_images
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.whole_files import make_folder_of, write_json
 
 CLASSES = 10
 
@@ -136,9 +136,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with exit_on_input_error():
+        if options.json:
+            make_folder_of(options.json)
         report = score_digits(options.samples)
         if options.json:
-            options.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+            write_json(options.json, asdict(report))
     show(describe(report))
     sys.exit(0 if report.passed else 1)
 

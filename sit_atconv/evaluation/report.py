@@ -1,6 +1,5 @@
 """What a person and a program get to read: a table, a JSON, and the warnings without which the numbers mislead."""
 
-import json
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -14,8 +13,7 @@ from sit_atconv import __version__
 from sit_atconv.evaluation.features.inception import PUBLISHED_WEIGHTS_PREFIX
 from sit_atconv.evaluation.features.kinds import Features
 from sit_atconv.evaluation.metrics.distances import IS_CHUNK
-from sit_atconv.evaluation.output import make_folder_of
-from sit_atconv.runtime.whole_files import write_whole
+from sit_atconv.runtime.whole_files import make_folder_of, write_json
 
 PUBLISHED_COUNT = 50_000
 ENOUGH_NEIGHBOURS = 10_000
@@ -52,9 +50,7 @@ class Report:
     def write_json(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""
         make_folder_of(path)
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n"
-        # What is no UTF-8 in a file's name becomes an escape that JSON undoes.
-        write_whole(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+        write_json(path, asdict(self))
 
     def table(self) -> str:
         """The numbers and what they are of, for a terminal."""

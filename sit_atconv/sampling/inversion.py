@@ -20,6 +20,7 @@ from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.runtime.processes import process_state
+from sit_atconv.runtime.whole_files import whole_file
 from sit_atconv.sampling.arguments import seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import encoded_batches, first_rows, require_same_data
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         save_grid(torch.stack(pictures, dim=1).flatten(0, 1), 3, options.out / "grid.png")
         before, _, after = (picture.permute(0, 2, 3, 1).numpy() for picture in pictures)
-        np.savez(options.out / "inversion.npz", noise=inverted.noise.cpu().numpy(), before=before, after=after)
+        with whole_file(options.out / "inversion.npz") as file:
+            np.savez(file, noise=inverted.noise.cpu().numpy(), before=before, after=after)
         error = (before.astype(float) - after.astype(float)).std()
         log.info(
             "%d images came back with a PSNR of %.1f dB; their noise has standard deviation %.3f. %s",

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.processes import process_state
+from sit_atconv.runtime.whole_files import make_folder_of, write_json
 from sit_atconv.sampling.arguments import seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import EncodedBatch, encoded_batches, first_rows, require_same_data
@@ -127,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with exit_on_input_error():
         device = process_state().device
+        if options.json:
+            make_folder_of(options.json)
         model, dataset = load_model(options.checkpoint).to(device), open_dataset(options.data)
         rows = first_rows(dataset, options.num_images)
         settings = replace(SamplerSettings(), solver=options.solver, steps=options.steps)
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result.count,
         )
         if options.json:
-            options.json.write_text(json.dumps({**vars(result), "settings": vars(settings)}, indent=2) + "\n")
+            write_json(options.json, {**vars(result), "settings": vars(settings)})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from sit_atconv.flow.field import OnStep
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
+from sit_atconv.runtime.whole_files import apply_umask
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.labels import parse_label
 from sit_atconv.sampling.settings import SamplerSettings
@@ -87,6 +88,7 @@ class SiTPipeline(DiffusionPipeline):
 
     def _save(self, folder: Path, name: str, scores: str | Path | None, options: dict[str, Any]) -> None:
         super().save_pretrained(folder, **options)
+        apply_umask(folder, "*.safetensors")
         write_model_card(folder, name, self.transformer, self.recipe, scores)
 
     def push_to_hub(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 from sit_atconv.training.run.log import read_log
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def draw(runs: Sequence[Path], out: Path) -> None:
     for axis in axes[:2]:
         axis.set_yscale("log")
     axes[0].legend()
-    figure.savefig(out, dpi=120, format="png")
+    with whole_file(out) as file:
+        figure.savefig(file, dpi=120, format="png")
     pyplot.close(figure)
 
 
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     options = parser.parse_args(argv)
     with exit_on_input_error():
+        make_folder_of(options.out)
         draw(options.runs, options.out)
         log.info("%s", options.out)
 

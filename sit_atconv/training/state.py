@@ -4,7 +4,7 @@ Tensors are stored whole and under the model's own names, so that a run continue
 among them or not. Nothing is pickled.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sit_atconv.errors import InputError
-from sit_atconv.training.averages.sharding import copy_whole, local, split_like, whole
+from sit_atconv.training.averages.sharding import copy_whole, gather_whole, local, split_like
 from sit_atconv.training.run.integrity import read_position, write_position
 from sit_atconv.training.session.session import Session
 from sit_atconv.training.session.zero import set_whole, uses_zero, whole_moments
@@ -27,11 +27,11 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")
 def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path], None]:
     """Collect everything from all processes, which all call it; returns what writes it into a folder."""
     main, parameters = session.accelerator.is_main_process, dict(session.bare.named_parameters())
-    weights = _collect(parameters.items(), main)
-    moments = _collect(
+    weights = gather_whole(parameters.items(), main)
+    moments = gather_whole(
         ((f"{name}/{k}", tensor) for name, p in parameters.items() for k, tensor in _moments(session, p).items()), main
     )
-    averages = {name: _collect(session.averages.tensors(name), main) for name in session.averages.profiles}
+    averages = {name: gather_whole(session.averages.tensors(name), main) for name in session.averages.profiles}
 
     def write(folder: Path) -> None:
         save_file(weights, folder / _WEIGHTS)
@@ -81,16 +81,6 @@ def _moments(session: Session, parameter: Parameter) -> dict[str, Tensor]:
     if uses_zero(session.accelerator):
         return whole_moments(session.adam, parameter)
     return {key: session.adam.state[parameter][key] for key in _ADAM}
-
-
-def _collect(tensors: Iterable[tuple[str, Tensor]], main: bool) -> dict[str, Tensor]:
-    """Whole tensors on the main process, nothing on the others; tensors that were split go to the CPU one by one."""
-    collected = {}
-    for name, tensor in tensors:
-        complete = whole(tensor)
-        if main:
-            collected[name] = complete if local(tensor) is tensor else complete.cpu()
-    return collected
 
 
 def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:

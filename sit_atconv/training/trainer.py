@@ -14,17 +14,14 @@ from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.errors import FULL_DISK
 from sit_atconv.runtime.lock import locked
+from sit_atconv.runtime.whole_files import remove_leftovers
 from sit_atconv.sampling.draw import Drawing
-from sit_atconv.training.averages.sharding import whole
+from sit_atconv.training.averages.ema import PowerFunction
+from sit_atconv.training.averages.power_ema import save_snapshot
+from sit_atconv.training.averages.sharding import gather_whole, whole
 from sit_atconv.training.position import Position
-from sit_atconv.training.power_ema import save_snapshot
 from sit_atconv.training.run.checkpoint import Checkpoints
-from sit_atconv.training.run.directory import (
-    check_run_directory,
-    forget_after,
-    remove_leftovers,
-    write_configuration,
-)
+from sit_atconv.training.run.directory import check_run_directory, forget_after, write_configuration
 from sit_atconv.training.run.guard import poisoned, step_unless_bad
 from sit_atconv.training.run.log import RunLog
 from sit_atconv.training.run.stop import TERMINATED, Termination, TrainingStopped, ended
@@ -162,7 +159,7 @@ class Trainer:
                 self.draw_preview()
         if config.training.power_ema and due(config.training.power_ema_every):
             with self.interval.paused():
-                save_snapshot(self.session, self.directory / "ema", step)
+                self.save_power_averages()
         best = config.evaluation is not None and due(config.evaluation.every) and self.evaluate()
         if best or due(config.log.checkpoint_every):
             checkpoint = self.save()
@@ -199,6 +196,14 @@ class Trainer:
             scores = self.evaluation.scores(self.session.averages.model())
         self.log.write({"step": self.position.step, **scores})
         return self.position.note_score(next(iter(scores.values())))
+
+    def save_power_averages(self) -> None:
+        """Write a snapshot of the power-function averages; before the checkpoint of this step, which vouches for it."""
+        averages, main = self.session.averages, self.session.accelerator.is_main_process
+        names = [name for name, profile in averages.profiles.items() if isinstance(profile, PowerFunction)]
+        tensors = {name: gather_whole(averages.tensors(name), main) for name in names}
+        if main:
+            save_snapshot(self.directory / "ema", self.position.step, tensors, self.session.model.save_config)
 
     def save(self) -> Path:
         """Write the checkpoint of this step, unless that is done: SIGTERM may come in a step that is kept anyway."""

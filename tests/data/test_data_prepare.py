@@ -192,17 +192,26 @@ def test_full_disk_removes_the_partial_shard(photos, vae, tmp_path, monkeypatch)
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 4:
+        if len(calls) == 7:  # dataset.json, a shard and its note, each with its folder, then the second shard
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"No space left while writing .*shard-00001\.safetensors"):
+    with pytest.raises(OSError, match=r"No space left.*shard-00001\.safetensors"):
         prepare(options(photos, tmp_path / "out", vae))
     left = ["dataset.json", "shard-00000.json", "shard-00000.safetensors"]
     assert sorted(contents(tmp_path / "out")) == left
     prepare(options(photos, tmp_path / "out", vae))
     verify_dataset(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("leftover", [".dataset.json.partial", ".unfinished-dataset.json.partial"])
+def test_what_a_kill_left_before_the_manifest_is_removed(photos, vae, tmp_path, leftover):
+    """The first name is that of an earlier version."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / leftover).write_text("{")
+    prepare(options(photos, tmp_path / "out", vae))
+    assert leftover not in contents(tmp_path / "out")
 
 
 def test_identity_needs_no_second_copy(photos, tmp_path):

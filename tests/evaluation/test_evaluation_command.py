@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 from typing import IO
@@ -216,9 +217,23 @@ def test_a_full_disk_leaves_no_file_and_costs_no_numbers(digits, tmp_path, monke
 
     monkeypatch.setattr(os, "fsync", full)
     report = tmp_path / "scores.json"
-    with pytest.raises(InputError, match=r"No space left while writing .*scores\.json"):
+    with pytest.raises(OSError, match=r"No space left.*scores\.json"):
         evaluate_fid("--samples", str(digits), "--reference", "digits:heldout@8", "--json", str(report), *PIXELS)
     assert not list(tmp_path.iterdir()) and "FD-pixels" in capsys.readouterr().out
+
+
+def test_scores_go_into_a_pipe_and_through_a_link(digits, tmp_path):
+    pipe, link, read = tmp_path / "pipe", tmp_path / "link", []
+    os.mkfifo(pipe)
+    link.symlink_to("scores.json")
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    for path in (pipe, link):
+        evaluate_fid("--samples", str(digits), "--reference", "digits:heldout@8", "--json", str(path), *PIXELS)
+    reader.join(60)
+    scores = json.loads(read[0])["metrics"]
+    assert scores == json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert pipe.is_fifo() and link.is_symlink()
 
 
 @pytest.mark.slow

@@ -49,6 +49,15 @@ def test_the_directory_holds_adms_npz_a_grid_and_pngs(checkpoint: Path, tmp_path
     require_same_images(images, expected)
 
 
+@pytest.mark.parametrize("leftover", ["settings.unfinished", ".unfinished-settings.json.partial"])
+def test_what_a_kill_left_is_no_one_elses_sample(checkpoint: Path, tmp_path: Path, leftover: str) -> None:
+    """The first name is that of an earlier version."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / leftover).write_text("{")
+    draw(checkpoint, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"samples.npz", "grid.png", "settings.json"}
+
+
 def test_an_interrupted_directory_continues(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     draw(checkpoint, tmp_path / "whole")
     drawn = []

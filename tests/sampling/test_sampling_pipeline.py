@@ -1,6 +1,7 @@
 """`SiTPipeline`: what diffusers' users expect of a pipeline, and that it draws what the rest of the program draws."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,16 @@ def test_saved_and_opened_again_it_draws_the_same(pipe: SiTPipeline, tmp_path: P
     half = SiTPipeline.from_pretrained(tmp_path / "whole", torch_dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half([0, 2], **options).images, expected, rtol=0.1, atol=0.1)
+
+
+def test_others_may_read_what_is_saved_as_the_umask_says(pipe: SiTPipeline, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        pipe.save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    assert {path.suffix: oct(path.stat().st_mode & 0o777) for path in files}[".safetensors"] == "0o640"
 
 
 def test_an_autoencoder_decodes_and_offloaded_parts_draw_the_same(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.flow import alignment_loss
 from sit_atconv.models import create_model
 from sit_atconv.sampling.writing.grid import save_grid
+from sit_atconv.training import power_ema
 from sit_atconv.training.schedule import learning_rate
 from sit_atconv.training.session.objective import Objective, draw
 
@@ -199,3 +201,24 @@ def test_labels_are_dropped_in_training_only() -> None:
     draws = draw(torch.arange(64), (4, 4, 4), FlowConfig(), seed=0)
     objective(torch.randn(64, 4, 4, 4), torch.zeros(64).long(), draws, [])
     assert 20 < seen[0].count(2) < 44
+
+
+def test_files_of_a_run_have_the_mode_of_the_umask_and_links_stay(tmp_path: Path) -> None:
+    """safetensors makes its files 0600: nobody else could sample from a run on shared storage."""
+    run, before = tmp_path / "run", os.umask(0o027)
+    extra = "--training.power_ema [0.05] --training.power_ema_every 2"
+    try:
+        run_tiny(run, f"--training.steps 2 {extra}")
+        (run / "log.jsonl").rename(tmp_path / "log")
+        (run / "log.jsonl").symlink_to(tmp_path / "log")
+        run_tiny(run, f"--training.steps 3 {extra}")
+        power_ema.main([str(run), str(tmp_path / "averaged"), "--width", "0.05"])
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    names = {path.name for path in files}
+    assert {"weights.safetensors", "power-0.05.safetensors", "config.yaml", "log", "step-0000003.png"} <= names
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(names, "0o640")
+    assert (run / "log.jsonl").is_symlink() and [line[0] for line in losses(run)] == [1, 2, 3]
+    with pytest.raises(SystemExit):  # what is there is not overwritten
+        power_ema.main([str(run), str(tmp_path / "averaged"), "--width", "0.05"])

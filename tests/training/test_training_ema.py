@@ -12,7 +12,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.training import power_ema
 from sit_atconv.training.averages.ema import ConstantDecay, PowerFunction, WeightAverages, exponent_of_width
-from sit_atconv.training.power_ema import combination, profile_product, reconstruct
+from sit_atconv.training.averages.power_ema import combination, profile_product, reconstruct
 
 
 def weights_by_step(profile, steps: int) -> np.ndarray:

@@ -16,9 +16,7 @@ from training_runs import NO_PREVIEW, command_words, losses, run_tiny, start_run
 import train as train_command
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
-from sit_atconv.runtime import lock as lock_module
 from sit_atconv.training.run import checkpoint as checkpoint_module
-from sit_atconv.training.run import directory as run_directory_module
 from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.stop import TrainingStopped
 from sit_atconv.training.session import session as session_module
@@ -105,15 +103,15 @@ def test_an_autoencoder_that_cannot_be_had_is_missed_before_the_first_step(tmp_p
     run_tiny(tmp_path / "run", f"--training.steps 1 {NO_PREVIEW}")
 
 
-@pytest.mark.parametrize("where", [lock_module.os, run_directory_module.Path], ids=["lock", "configuration"])
-def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path, monkeypatch, where: object) -> None:
+@pytest.mark.parametrize("call", ["write", "fsync"], ids=["lock", "configuration"])
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path, monkeypatch, call: str) -> None:
     run_tiny(tmp_path / "run", f"--training.steps 1 {NO_PREVIEW}")
 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(where, "write" if where is os else "write_text", full)
+        patched.setattr(os, call, full)
         with pytest.raises(TrainingStopped, match=r"No space left.*step-0000001 is complete: make room"):
             run_tiny(tmp_path / "run", f"--training.steps 2 {NO_PREVIEW}")
     run_tiny(tmp_path / "run", f"--training.steps 2 {NO_PREVIEW}")

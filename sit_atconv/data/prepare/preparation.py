@@ -19,6 +19,7 @@ from sit_atconv.data.sources import open_source, require_undamaged
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK, locked
 from sit_atconv.runtime.processes import process_state
+from sit_atconv.runtime.whole_files import leftovers, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def prepare(options: PrepareOptions) -> Manifest:
     """Prepare a data set, or finish one that was interrupted, and return its manifest.
 
     Raises `InputError` when the source, the autoencoder or a teacher cannot be used, when `out` holds something else or
-    was begun with other settings, when the disk is full, or when more than `max_bad` pictures cannot be decoded.
+    was begun with other settings, or when more than `max_bad` pictures cannot be decoded; `OSError` naming the file
+    when the disk is full.
     """
     state = process_state()
     autoencoder = load_autoencoder(options.vae, channels=options.channels, device=state.device)
@@ -59,6 +61,7 @@ def _encode(
     state, out = process_state(), Path(options.out)
     require_undamaged(source)
     if state.is_main_process:
+        remove_leftovers(out)
         save_manifest(manifest, out)
     state.wait_for_everyone()
 
@@ -124,7 +127,7 @@ def _describe(
 def _is_complete(out: Path, manifest: Manifest) -> bool:
     """Whether `out` holds this data set already. Raises `InputError` when it holds something else."""
     if not (out / MANIFEST_NAME).exists():
-        if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        if out.exists() and (not out.is_dir() or set(out.iterdir()) - {out / LOCK, *leftovers(out)}):
             raise InputError(f"{out} exists and holds no data set of ours: choose a new or empty directory.")
         return False
     found = load_manifest(out)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sit_atconv.data.shards.manifest import Row, ShardInfo
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.whole_files import write_whole
+from sit_atconv.runtime.whole_files import whole_file
 
 MAX_SHARD_SIZE = 4096
 
@@ -38,7 +38,8 @@ def shard_name(number: int, part: str = "") -> str:
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> ShardInfo:
     """Write a shard whole or not at all; equal tensors make equal bytes."""
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    write_whole(path, lambda file: file.write(data))
+    with whole_file(path) as file:
+        file.write(data)
     return ShardInfo(path.name, len(tensors["labels"]), len(data), hashlib.sha256(data).hexdigest())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.kinds import Features
-from sit_atconv.runtime.whole_files import write_whole
+from sit_atconv.runtime.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ class FeatureCache:
         tensors = {"digests": torch.from_numpy(np.concatenate([digests for digests, _ in self._new]))}
         for kind in self._new[0][1]:
             tensors[kind] = torch.cat([computed[kind] for _, computed in self._new])
-        write_whole(self._folder / f"{uuid.uuid4().hex}.safetensors", lambda file: file.write(save(tensors)))
+        with whole_file(self._folder / f"{uuid.uuid4().hex}.safetensors") as file:
+            file.write(save(tensors))
         self._new.clear()
 
     def _index(self) -> dict[bytes, tuple[Path, int]]:

@@ -5,7 +5,7 @@ import logging
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from sit_atconv.data.sources.npz import npz_members, read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.cache import FeatureCache
 from sit_atconv.evaluation.features.kinds import Features
-from sit_atconv.evaluation.output import make_folder_of
 from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.reading.loading import load_batches, open_images, require_classes, require_two, share
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.files import sha256_of_file
-from sit_atconv.runtime.whole_files import write_whole
+from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -232,16 +231,12 @@ def _write(source: ImageSource, out: Path, images: int, collected: Collected, ar
     chosen = keyed_generator(0, Stream.ORDER, len(source)).permutation(len(source))[:images]
     if collected.labels is not None:
         arrays = {**arrays, "arr_1": collected.labels.numpy()[chosen]}
-
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *collected.size, 3)}
-                np.lib.format.write_array_header_1_0(member, header)
-                for index in tqdm(chosen, unit="img", desc=f"writing {out.name}"):
-                    member.write(source[int(index)].image.tobytes())
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-
-    write_whole(out, write)
+    with whole_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *collected.size, 3)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for index in tqdm(chosen, unit="img", desc=f"writing {out.name}"):
+                member.write(source[int(index)].image.tobytes())
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)

@@ -20,10 +20,11 @@ from sit_atconv.config import config_differences
 from sit_atconv.data.sources.npz import read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
+from sit_atconv.runtime.whole_files import leftovers, remove_leftovers, whole_file, write_json
 from sit_atconv.sampling.generate import SampleBatch
 from sit_atconv.sampling.writing.grid import pick_for_grid, save_grid
 
-SETTINGS, UNFINISHED = "settings.json", "settings.unfinished"
+SETTINGS = "settings.json"
 
 
 class SampleDirectory:
@@ -57,14 +58,13 @@ class SampleDirectory:
         """
         settings, shape = {"num_samples": self.count, **settings}, (self.count, *size, 3)
         begun = self._begun_with(settings)
+        remove_leftovers(self.out)
         if self.npz.exists():
             self._check_npz(shape)
             shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed while it tidied up
         self._require_room(shape)
         if not begun:
-            unfinished = self.out / UNFINISHED
-            unfinished.write_text(json.dumps(settings, indent=2))
-            unfinished.replace(self.out / SETTINGS)
+            write_json(self.out / SETTINGS, settings)
         if not (self.npz.exists() or self._reserved):
             self._allocate(shape)
 
@@ -76,7 +76,7 @@ class SampleDirectory:
         """Whether samples of these settings were begun here before; `InputError` for others, and other people's."""
         path = self.out / SETTINGS
         if not path.exists():
-            if {entry.name for entry in self.out.iterdir()} - {LOCK, UNFINISHED}:
+            if set(self.out.iterdir()) - {self.out / LOCK, *leftovers(self.out)}:
                 raise InputError(f"{self.out} is not empty and holds no samples of ours: choose another --out.")
             return False
         try:
@@ -132,8 +132,8 @@ class SampleDirectory:
         if hasattr(os, "posix_fallocate"):
             with (self._partial / "images.npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        open_memmap(self._partial / "flags.npy", "w+", bool, shape[:1])
-        (self._partial / "flags.npy").rename(self._partial / "done.npy")  # last, and whole: it says that all is ready
+        with whole_file(self._partial / "done.npy") as file:  # last: it says that all is ready
+            np.save(file, np.zeros(shape[:1], bool))
 
     def missing(self) -> np.ndarray:
         """Numbers of the samples that are still to be drawn."""
@@ -163,23 +163,20 @@ class SampleDirectory:
         rows = self._partial / "images.npy"
         finished = self.npz.exists()  # and was verified by `prepare`
         images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(rows, "r")
-        self._partial.mkdir(exist_ok=True)  # what is written begins there
         if self.png:
             self._finish_png(images)
         if not (self.npz.exists() and self.grid.exists()):
             self._finish_grid(images, labels)
         if not self.npz.exists():
-            unfinished = self._partial / self.npz.name
-            np.savez(unfinished, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
-            unfinished.replace(self.npz)
-        shutil.rmtree(self._partial)
+            with whole_file(self.npz) as file:
+                np.savez(file, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
+        if self._partial.exists():
+            shutil.rmtree(self._partial)
 
     def _finish_grid(self, images: np.ndarray, labels: torch.Tensor | None) -> None:
         picked = pick_for_grid(labels, self.count)
         columns = len(picked) // len(labels[picked].unique()) if labels is not None else 10
-        unfinished = self._partial / self.grid.name
-        save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, unfinished)
-        unfinished.replace(self.grid)
+        save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, self.grid)
 
     def _finish_png(self, images: np.ndarray) -> None:
         with ThreadPoolExecutor() as pool:
@@ -199,9 +196,8 @@ class SampleDirectory:
 
     def _save_png(self, index: int, pixels: np.ndarray) -> None:
         self._png_folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self._partial / f"{index:06d}.unfinished"
-        Image.fromarray(pixels).save(unfinished, format="PNG")
-        unfinished.replace(self._png_folder / f"{index:06d}.png")
+        with whole_file(self._png_folder / f"{index:06d}.png") as file:
+            Image.fromarray(pixels).save(file, "PNG")
 
 
 def _readable(size: float) -> str:

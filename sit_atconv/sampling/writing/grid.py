@@ -8,6 +8,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid
 
+from sit_atconv.runtime.whole_files import whole_file
+
 _SMALLEST_CELL = 48  # pixels: smaller images are enlarged by a whole factor
 
 
@@ -18,7 +20,8 @@ def save_grid(images: Tensor, columns: int, path: Path) -> None:
         images = resize(images, [factor * side for side in images.shape[-2:]], InterpolationMode.BICUBIC)
     sheet = make_grid(images, nrow=columns, padding=2, pad_value=128)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+    with whole_file(path) as file:
+        Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(file, "PNG")
 
 
 def pick_for_grid(labels: Tensor | None, count: int, rows: int = 10, columns: int = 10) -> list[int]:

@@ -1,5 +1,7 @@
 """Tensors that may be split among processes (DTensors of FSDP2), seen as a shard or as a whole."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -13,6 +15,19 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """The complete tensor. All processes call it when the tensor is split."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def gather_whole(tensors: Iterable[tuple[str, Tensor]], main: bool) -> dict[str, Tensor]:
+    """Complete tensors on the main process, nothing on the others; those that were split go to the CPU one by one.
+
+    All processes call it.
+    """
+    gathered = {}
+    for name, tensor in tensors:
+        complete = whole(tensor)
+        if main:
+            gathered[name] = complete if local(tensor) is tensor else complete.cpu()
+    return gathered
 
 
 def split_like(values: Tensor, model: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 
 from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
-from sit_atconv.training.run.directory import UNFINISHED, sync_path, sync_tree
+from sit_atconv.runtime.whole_files import UNFINISHED, point_link, whole_folder
 from sit_atconv.training.run.stop import TrainingStopped
 
 _SET_ASIDE = "set-aside-"
@@ -89,29 +88,20 @@ class Checkpoints:
             link.unlink()
 
     def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
-        """Write beside, sync, rename; the reason when that fails."""
-        unfinished = final.with_name(UNFINISHED + final.name)
+        """Write it whole or not at all; the reason when that fails."""
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            write(unfinished)
-            sync_tree(unfinished)
-            unfinished.rename(final)
+            with whole_folder(final) as unfinished:
+                write(unfinished)
             self._point("latest", final)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        except OSError as error:
             return str(error)
         self._rotate()
         return None
 
     def _point(self, name: str, checkpoint: Path) -> None:
-        if (self.directory / name).is_symlink() and os.readlink(self.directory / name) == checkpoint.name:
-            return
-        link = self.directory / f"{UNFINISHED}{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.name)
-        link.replace(self.directory / name)
-        sync_path(self.directory)
+        link = self.directory / name
+        if not link.is_symlink() or os.readlink(link) != checkpoint.name:
+            point_link(link, checkpoint.name)
 
     def _rotate(self) -> None:
         keep, every = self._settings.keep, self._settings.keep_every

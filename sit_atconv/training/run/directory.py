@@ -1,12 +1,9 @@
-"""A run's directory: the configuration it was begun with, which of its keys may change, and files that are whole.
+"""A run's directory: the configuration it was begun with, and which of its keys may change.
 
-What was not written to its end, or belongs after the step that a run goes back to, is removed.
+What belongs after the step that a run goes back to is removed.
 """
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,8 @@ import yaml
 from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
+from sit_atconv.runtime.whole_files import leftovers, whole_file
 
-UNFINISHED = ".unfinished-"  # how the names of files and folders begin that are not whole yet
 # Sections and keys that decide nothing about the steps taken so far, nor about the weights to come but for rounding.
 _FREE = (
     "log.",
@@ -55,7 +52,7 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
                 "give the configuration it was begun with to continue it, or choose another --run."
             )
         return changed
-    if run.exists() and (not run.is_dir() or any(not p.name.startswith((UNFINISHED, LOCK)) for p in run.iterdir())):
+    if run.exists() and (not run.is_dir() or set(run.iterdir()) - {run / LOCK, *leftovers(run)}):
         raise InputError(f"{run} exists and is not a training run: choose another --run.")
     return []
 
@@ -63,16 +60,8 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
 def write_configuration(run: Path, config: Config) -> None:
     """Make the directory and its config.yaml, or renew it, whole or not at all."""
     run.mkdir(parents=True, exist_ok=True)
-    with whole_file(run / "config.yaml") as unfinished:
-        unfinished.write_text(config.to_yaml())
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` at the end of the context: the file is there whole or not at all."""
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    yield unfinished
-    unfinished.replace(path)
+    with whole_file(run / "config.yaml") as file:
+        file.write(config.to_yaml().encode())
 
 
 def forget_after(step: int, run: Path) -> None:
@@ -81,30 +70,6 @@ def forget_after(step: int, run: Path) -> None:
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and int(number) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def remove_leftovers(run: Path) -> None:
-    """Remove what an interrupted run did not finish writing."""
-    for leftover in [*run.glob(f"{UNFINISHED}*"), *run.glob(f"*/{UNFINISHED}*")]:
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
-
-
-def sync_tree(folder: Path) -> None:
-    """Force a tree's files and directories to disk, so that a rename that follows cannot overtake them."""
-    for path in [*folder.rglob("*"), folder]:
-        sync_path(path)
-
-
-def sync_path(path: Path) -> None:
-    """Force a file, or a directory's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Nothing here waits for the device before `check`, which is called where the log is written anyway.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sit_atconv.training.run.directory import whole_file
+from sit_atconv.runtime.whole_files import write_json
 from sit_atconv.training.run.stop import TrainingStopped
 
 
@@ -90,8 +89,7 @@ class Guard:
                 {"step": step, "terms": [terms[i] for terms in by_process], "samples": self._indices(step)}
                 for i, (step, _) in enumerate(bad)
             ]
-            with whole_file(path) as unfinished:
-                unfinished.write_text(json.dumps(report, indent=1))
+            write_json(path, report)
         return path
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.whole_files import write_json
 
 _NAME = "position.json"
 
@@ -19,7 +20,7 @@ def write_position(folder: Path, position: dict[str, Any]) -> None:
         if path.is_file()
     }
     content = {**position, "files": files}
-    (folder / _NAME).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=2))
+    write_json(folder / _NAME, {**content, "sha256": _digest(content)})
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sit_atconv.training.run.directory import whole_file
+from sit_atconv.runtime.whole_files import whole_file
 
 
 class Averages:
@@ -66,7 +66,7 @@ class RunLog:
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
         with whole_file(self.path) as rewound:
-            rewound.write_text("".join(line + "\n" for line in kept))
+            rewound.write("".join(line + "\n" for line in kept).encode())
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line of numbers, and send it to the trackers."""

@@ -10,7 +10,6 @@ from sit_atconv.data.latents import LatentDataset
 from sit_atconv.models import SiT
 from sit_atconv.sampling import generate
 from sit_atconv.sampling.writing.grid import save_grid
-from sit_atconv.training.run.directory import whole_file
 from sit_atconv.training.watch.drawing import sampler_settings
 
 
@@ -37,6 +36,4 @@ class Preview:
         count = columns * max(rows, 1)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / f"step-{step:07d}.png") as unfinished:
-            save_grid(images, columns, unfinished)
+        save_grid(images, columns, self.folder / f"step-{step:07d}.png")
