@@ -11,12 +11,12 @@ from sit_atconv.models.sit import SiT
 
 
 def model_directory(path: Path) -> Path:
-    """`path/model` where `path` is a checkpoint that holds one, else `path` itself."""
-    return path / "model" if (path / "model" / "config.json").exists() else path
+    """Where in `path` the model is: in model/ of a checkpoint, in transformer/ of a saved pipeline, or there itself."""
+    return next((path / name for name in ("model", "transformer") if (path / name / "config.json").exists()), path)
 
 
 def load_model(path: str | Path) -> SiT:
-    """Open a `model/` directory (config.json and safetensors), or a checkpoint that holds one, in eval mode.
+    """Open a `model/` directory (config.json and safetensors), a checkpoint or a saved pipeline, in eval mode.
 
     Raises `InputError` when there is none, when it is not a SiT, or when its weights are damaged or do not fit.
     """

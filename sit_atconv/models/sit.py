@@ -1,6 +1,7 @@
 """SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), whatever mixes its tokens."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +20,18 @@ from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
+from sit_atconv.runtime.whole_files import apply_umask
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
+_FOR_AUTO_MODEL = "sit_atconv.py"  # where diffusers looks for a component of the library sit_atconv, too
+_OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
+
+from sit_atconv import SiT  # pip install sit-atconv
+
+__all__ = ["SiT"]
+'''
 
 
 class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -96,6 +105,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if hasattr(mixer, "check_grid"):
                 mixer.check_grid(self.grid)
         self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio) for mixer in mixers)
+        self.register_to_config(auto_map={"AutoModel": f"{Path(_FOR_AUTO_MODEL).stem}.SiT"})
         if foreign := origins({name for name, _ in entries}):
             self.register_to_config(mixer_origins=foreign)  # for whoever opens the model without them
         self.final = FinalLayer(hidden_size, patch_channels)
@@ -121,6 +131,16 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if hasattr(block.mixer, "initialise"):
                 block.mixer.initialise()
 
+    def save_config(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """diffusers' own, and beside config.json what lets its AutoModel open the directory."""
+        super().save_config(save_directory, *arguments, **options)
+        Path(save_directory, _FOR_AUTO_MODEL).write_text(_OPENS_A_SIT)
+
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """diffusers' own; the files have the mode that the umask gives, which safetensors does not look at."""
+        super().save_pretrained(save_directory, *arguments, **options)
+        apply_umask(Path(save_directory), "*.safetensors")
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """diffusers' `from_config`, which `from_pretrained` calls; takes the files of earlier versions, too.
@@ -134,6 +154,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             pattern = config.get("mixer_pattern", "attention")
             config["mixer_pattern"] = with_atconv_options(pattern, atconv)
             _require_registered(expand_pattern(pattern, config.get("depth", 28)), config.pop("mixer_origins", {}))
+            config.pop("auto_map", None)
         return super().from_config(config, **options)
 
     def _make_position_table(self, _: object = None) -> None:

@@ -1,33 +1,52 @@
 """`SiTPipeline`: a SiT and its autoencoder as a diffusers pipeline."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import create_repo
+from huggingface_hub import create_repo, snapshot_download
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from sit_atconv.autoencoder import DiffusersAutoencoder, LatentSpec, load_autoencoder
+from sit_atconv.autoencoder import IDENTITY, DiffusersAutoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.flow.field import OnStep
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.runtime.whole_files import apply_umask
+from sit_atconv.runtime.whole_files import apply_umask, write_json
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.labels import parse_label
 from sit_atconv.sampling.settings import SamplerSettings
 from sit_atconv.sampling.writing.model_card import write_model_card
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+_OPENS_A_PIPELINE = '''"""Lets DiffusionPipeline.from_pretrained(…, trust_remote_code=True) open this directory."""
+
+from sit_atconv import SiTPipeline  # pip install sit-atconv
+
+__all__ = ["SiTPipeline"]
+'''
+# What model_index.json says: a class of another package is one of a file in the directory.
+_OF_THE_HUB = ("cache_dir", "token", "revision", "local_files_only")
+_CLASS, _TRANSFORMER = ["sit_pipeline", "SiTPipeline"], ["sit_atconv", "SiT"]
 Generators = torch.Generator | list[torch.Generator] | None
 Callback = Callable[..., dict[str, Tensor] | None] | None  # diffusers'
+
+
+class _Interrupted(Exception):
+    """A callback has set `interrupt`: the latents stay as they are."""
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__()
+        self.latents = latents
 
 
 class SiTPipeline(DiffusionPipeline):
@@ -52,15 +71,24 @@ class SiTPipeline(DiffusionPipeline):
         """Open a directory or hub repository of `save_pretrained`, or a checkpoint of training (RUN/checkpoints/…).
 
         Args:
-            options: diffusers'. Of a checkpoint, `torch_dtype` and `vae`: an autoencoder in another place than the
-                checkpoint says.
+            options: diffusers'. Of a checkpoint, `torch_dtype` (or `dtype`) and `vae`: an autoencoder in another place
+                than the checkpoint says.
 
         Raises:
             InputError: for a checkpoint that cannot be opened.
         """
         path = Path(source)
-        if not path.is_dir() or (path / "model_index.json").exists():
-            return super().from_pretrained(source, **options)
+        if "dtype" in options:
+            options["torch_dtype"] = options.pop("dtype")
+        if not path.is_dir():
+            hub = {
+                key: options.pop(key)
+                for key in ("cache_dir", "token", "revision", "local_files_only")
+                if key in options
+            }
+            path = Path(snapshot_download(str(source), **hub))
+        if (path / "model_index.json").exists():
+            return super().from_pretrained(path, **options)
         dtype, location = options.pop("torch_dtype", torch.float32), options.pop("vae", None)
         if options:
             raise InputError(f"{source} is a checkpoint, which takes torch_dtype and vae, not {', '.join(options)}.")
@@ -70,12 +98,23 @@ class SiTPipeline(DiffusionPipeline):
             spec = LatentSpec.from_dict(model.config.latents)
             autoencoder = load_autoencoder(spec, location=location)
             module = autoencoder.module if isinstance(autoencoder, DiffusersAutoencoder) else None
-        pipeline = cls(model, module).to(dtype)
+        pipeline = cls(model, module)
+        if dtype != torch.float32:
+            pipeline.to(dtype)
         # RUN/config.yaml of RUN/checkpoints/step-…/model
         runs = [folder.parent for folder in path.resolve().parents if folder.name == "checkpoints"]
         recipe = runs[0] / "config.yaml" if runs else path
         pipeline.recipe = recipe.read_text() if recipe.is_file() else None
         return pipeline
+
+    @classmethod
+    def load_config(cls, *arguments: Any, **options: Any) -> Any:
+        """diffusers' own. Pipeline and model are those of this package: no file of the directory is run."""
+        loaded = super().load_config(*arguments, **options)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if config.get("_class_name") == _CLASS:
+            config |= {"_class_name": cls.__name__, "transformer": [SiT.__module__, SiT.__name__]}
+        return loaded
 
     def save_pretrained(self, save_directory: str | Path, *, scores: str | Path | None = None, **options: Any) -> None:
         """Write all parts and README.md, the model card: recipe, metrics, licence.
@@ -89,6 +128,9 @@ class SiTPipeline(DiffusionPipeline):
     def _save(self, folder: Path, name: str, scores: str | Path | None, options: dict[str, Any]) -> None:
         super().save_pretrained(folder, **options)
         apply_umask(folder, "*.safetensors")
+        index = folder / "model_index.json"
+        write_json(index, {**json.loads(index.read_text()), "_class_name": _CLASS, "transformer": _TRANSFORMER})
+        (folder / f"{_CLASS[0]}.py").write_text(_OPENS_A_PIPELINE)
         write_model_card(folder, name, self.transformer, self.recipe, scores)
 
     def push_to_hub(
@@ -141,13 +183,16 @@ class SiTPipeline(DiffusionPipeline):
             latents: noise to start from (B, C, h, w), instead of drawing it.
             output_type: "pil", "pt" (B, 3, H, W) or "np" (B, H, W, 3) in [0, 1], or "latent" (normalised).
             callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after every step; may return
-                {"latents": …} to go on from. Not with dopri5, where every image has its own steps.
+                {"latents": …} to go on from, or set `pipeline._interrupt` to stop there. Not with dopri5, where every
+                image has its own steps.
             settings: further fields of `SamplerSettings`, such as solver="sde" or interval=(0.0, 0.7).
 
         Raises:
             InputError: for labels that the model does not have, and settings that do not go together.
         """
         require_one_of(output_type, OUTPUT_TYPES, "output type")
+        if output_type != "latent":
+            self._require_decoder()
         if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
             raise InputError("Callbacks are handed the latents and nothing else: name ('latents',).")
         labels = self._labels(class_labels, num_images)
@@ -155,6 +200,7 @@ class SiTPipeline(DiffusionPipeline):
             guidance_scale = 1.0 if labels is None else 4.0
         chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
         drawing = Drawing(self.transformer, chosen)
+        self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_inference_steps, False
         shape = (num_images if labels is None else len(labels), *self._latent_shape(height, width))
         if latents is not None and latents.shape != shape:
             raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
@@ -163,12 +209,15 @@ class SiTPipeline(DiffusionPipeline):
             return randn_tensor(shape, generator, self._execution_device)  # where a model that is offloaded will run
 
         with self.progress_bar(total=num_inference_steps) as bar:
-            drawn = drawing.integrate(
-                draw_noise() if latents is None else latents.to(self._execution_device, torch.float32),
-                labels,
-                increment=draw_noise,
-                on_step=self._on_step(chosen.solver, bar, callback_on_step_end),
-            )
+            try:
+                drawn = drawing.integrate(
+                    draw_noise() if latents is None else latents.to(self._execution_device, torch.float32),
+                    labels,
+                    increment=draw_noise,
+                    on_step=self._on_step(chosen.solver, bar, callback_on_step_end),
+                )
+            except _Interrupted as interrupted:
+                drawn = interrupted.latents
         images = drawn if output_type == "latent" else self._decode(drawn, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -184,7 +233,10 @@ class SiTPipeline(DiffusionPipeline):
         def after_step(step: int, t: float, state: Tensor) -> Tensor:
             bar.update()
             returned = callback(self, step, t, {"latents": state}) if callback is not None else None
-            return (returned or {}).get("latents", state)
+            state = (returned or {}).get("latents", state)
+            if self.interrupt:
+                raise _Interrupted(state)
+            return state
 
         return after_step
 
@@ -201,7 +253,10 @@ class SiTPipeline(DiffusionPipeline):
             )
         if given is None:
             return None
+        if isinstance(given, Tensor | np.ndarray | np.generic):
+            given = given.tolist()
         several = [given] if isinstance(given, int | str) else list(given)
+        several = [label.item() if isinstance(label, Tensor | np.generic) else label for label in several]
         numbers = [parse_label(str(label), config.num_classes, config.class_names or []) for label in several]
         return torch.tensor(numbers, dtype=torch.int64).repeat_interleave(repeat)
 
@@ -218,15 +273,37 @@ class SiTPipeline(DiffusionPipeline):
         return (channels, *size)
 
     @property
+    def guidance_scale(self) -> float:
+        """Of the last call, for callbacks; as `num_timesteps` and `interrupt`."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Intervals of the solver."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked to stop after its step."""
+        return self._interrupt
+
+    def _require_decoder(self) -> None:
+        spec = self._spec
+        if spec is None:
+            raise InputError("This model does not say what decodes its latents: ask for output_type='latent'.")
+        if self.vae is None and spec.autoencoder != IDENTITY:
+            raise InputError(
+                f"The pipeline has no vae, and the model's latents are those of {spec.autoencoder}: give it as vae, or "
+                "ask for output_type='latent'."
+            )
+
+    @property
     def _spec(self) -> LatentSpec | None:
         latents = self.transformer.config.latents
         return None if latents is None else LatentSpec.from_dict(latents)
 
     def _decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | Tensor | Any:
-        spec = self._spec
-        if spec is None:
-            raise InputError("This model does not say what decodes its latents: ask for output_type='latent'.")
-        decoded = spec.denormalise(latents)
+        decoded = self._spec.denormalise(latents)
         if self.vae is not None:
             decoded = self.vae.decode(decoded.to(self.vae.dtype)).sample
         images = decoded.float().clamp(-1, 1).expand(-1, 3, -1, -1)

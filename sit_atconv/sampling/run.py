@@ -30,13 +30,17 @@ def open_generator(
     """A checkpoint's averaged model and the autoencoder of its latents, both on `device`.
 
     `vae` names another autoencoder for decoding, such as the same one in another place: its latents must be normalised
-    alike. Raises `InputError` when the checkpoint does not say what its latents are and `vae` does not either.
+    alike. A saved pipeline brings its own. Raises `InputError` when the checkpoint does not say what its latents are
+    and `vae` does not either.
     """
     model = load_model(checkpoint).to(device)
     spec = LatentSpec.from_dict(model.config.latents) if model.config.latents else None
     if vae is None and spec is None:
         raise InputError(f"{checkpoint} does not say which autoencoder decodes its latents: name it with --vae.")
     if vae is None:
+        own = checkpoint / "vae"  # written anew, so that its files' digest is another
+        if own.is_dir():
+            return model, load_autoencoder(replace(spec, weights_hash=None), location=str(own), device=device)
         return model, load_autoencoder(spec, device=device)
     autoencoder = load_autoencoder(vae, channels=model.config.in_channels, device=device)
     if spec is not None:
