@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +13,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 
 from sit_atconv.config.schema import OPTIONAL_SECTIONS, Config, config_keys
 from sit_atconv.config.strict_yaml import load_strict_yaml
-from sit_atconv.errors import nearest
+from sit_atconv.errors import InputError, nearest
+from sit_atconv.runtime.reading import understand
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -45,8 +46,13 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
         if isinstance(section, list | str | int | float) or (section is None and f.name not in OPTIONAL_SECTIONS):
             found = "nothing" if section is None else repr(section)
             parser.error(f"'{f.name}' is a section and holds keys, not {found}.")
-    namespace = parser.instantiate(parsed)
-    config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
+    try:
+        namespace = parser.instantiate(parsed)
+        # jsonargparse takes null for any key, and knows no ranges.
+        values = asdict(Config(**{f.name: namespace[f.name] for f in fields(Config)}))
+        config = understand(values, Config, "")
+    except InputError as error:
+        parser.error(str(error))
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
 
 

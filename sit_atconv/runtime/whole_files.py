@@ -9,16 +9,6 @@ from typing import IO
 from sit_atconv.errors import FULL_DISK, InputError
 
 
-def read_json(path: str | Path) -> dict:
-    """Parse a JSON file; `InputError` names it when it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. Was the data set prepared here?") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): prepare the data set again.") from error
-
-
 def write_json(path: Path, values: dict) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
