@@ -63,9 +63,8 @@ class LatentSpec:
         require_known_keys(values, cls, what)
         for name, value in (("scale", spec.scale), ("shift", spec.shift)):
             if isinstance(value, tuple) and len(value) != spec.channels:
-                raise InputError(
-                    f"{what}: {len(value)} numbers as {name} for {spec.channels} channels. {advice}".rstrip()
-                )
+                found = f"{len(value)} numbers for {spec.channels} channels"
+                raise InputError(f"{what}: {name}: {found}. {advice}".rstrip())
         return spec
 
     def require_same(self, other: "LatentSpec", mine: str, theirs: str) -> None:
@@ -189,7 +188,7 @@ class DiffusersAutoencoder(Autoencoder):
 
 @dataclass(frozen=True)
 class AutoencoderFile:
-    """What we, or a loop of diffusers', take from an autoencoder's config.json; the classes differ in what they have."""
+    """What an autoencoder's config.json says about its size and latents; not every class has all of it."""
 
     _class_name: str | None = None
     scaling_factor: Scale | None = None

@@ -1,4 +1,4 @@
-"""YAML without what a configuration has no use for: keys that stand twice, tags, deep nesting, and aliases of aliases."""
+"""YAML without what a configuration has no use for: keys that stand twice, tags, deep nesting, aliases of aliases."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The one reader of JSON: text or plain values become a typed object, or one paragraph that names what is wrong.
 
-Types are dataclasses, typed dictionaries and plain containers; ranges stand in the annotations (`msgspec.Meta`), so that
-`Annotated[int, Meta(ge=1)]` says all there is to know about a number. Nothing is converted: "3" is no number.
+Types are dataclasses, typed dictionaries and plain containers, with ranges in their annotations: `msgspec.Meta`.
+Nothing is converted: "3" is no number.
 """
 
 import json
