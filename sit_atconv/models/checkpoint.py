@@ -30,7 +30,8 @@ class ClassName:
 class ModelFile(ClassName):
     """config.json of a model: arguments of `SiT`, see there; those that are absent have its defaults."""
 
-    input_size: Size | tuple[Size, Size] = 32
+    # A list, since msgspec 0.23 crashes on a union of tuples of fixed length and numbers with a range.
+    input_size: Size | Annotated[list[Size], Meta(min_length=2, max_length=2)] = 32
     patch_size: Size = 2
     in_channels: Number = 4
     hidden_size: Number = 1152
