@@ -9,6 +9,10 @@ _MAX_DEPTH, _MAX_DIGITS = 30, 40
 _MAX_VALUES = 100_000  # with every alias written out
 
 
+class TooLarge(yaml.constructor.ConstructorError):
+    """Nested too deeply, too many values by aliases, or a number too long: no configuration, whoever reads it."""
+
+
 def load_strict_yaml(text: str) -> Any:
     """What YAML text says, read as jsonargparse reads it; a whole number may be written as 1e5.
 
@@ -33,7 +37,7 @@ def _require_plain(text: str) -> None:
             raise _error(f"the tag {event.tag} has no meaning here", event.start_mark)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise _error(f"sections and lists are nested more than {_MAX_DEPTH} deep", event.start_mark)
+            raise TooLarge(None, None, f"sections and lists are nested more than {_MAX_DEPTH} deep", event.start_mark)
 
 
 class _Checker:
@@ -46,7 +50,7 @@ class _Checker:
         """How many values a node stands for; `around` are the sections and lists it is in."""
         if not isinstance(node, yaml.CollectionNode):
             if node is not None and node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
-                raise _error(f"this number has more than {_MAX_DIGITS} digits", node.start_mark)
+                raise TooLarge(None, None, f"this number has more than {_MAX_DIGITS} digits", node.start_mark)
             return 1
         if node in around:
             raise _error("this section or list holds itself", node.start_mark)
@@ -57,7 +61,7 @@ class _Checker:
                 _require_single_keys(node)
             self._counted[node] = sum(self.values(value, [*around, node]) for value in inside)
             if self._counted[node] > _MAX_VALUES:
-                raise _error(f"aliases make more than {_MAX_VALUES:,} values of this", node.start_mark)
+                raise TooLarge(None, None, f"aliases make more than {_MAX_VALUES:,} values of this", node.start_mark)
         return self._counted[node]
 
 

@@ -78,10 +78,9 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--optimizer.betas", "[0.9,1.0]"], "optimizer.betas[1]: Expected `float` < 1"),
         (["--training.seed", str(2**64)], "training.seed"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--alignment", "{teachers: " + "[" * 10_000 + "]" * 10_000 + "}"], "alignment"),
-        (["--alignment", "{" + BOMB.strip().replace("\n", ", ") + "}"], "alignment"),
-        (["--training.steps", "9" * 5000], "training.steps"),
-        (["--model.name", "null"], "model.name"),
+        (["--alignment", "{teachers: " + "[" * 10_000 + "]" * 10_000 + "}"], "nested more than 30 deep"),
+        (["--alignment", "{" + BOMB.strip().replace("\n", ", ") + "}"], "aliases make more than"),
+        (["--training.steps", "9" * 5000], "more than 40 digits"),
     ],
 )
 def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: str, capsys) -> None:
@@ -159,6 +158,6 @@ def test_keys_and_differences() -> None:
 
 def test_whole_numbers_may_be_written_with_an_exponent_and_values_by_alias(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("training: {steps: &n 1e5, batch_size: 64.0}\nlog: {every: *n}")
-    config = load_config(tmp_path / "c.yaml", ["--training.power_ema_every", "2e4"])
+    config = load_config(tmp_path / "c.yaml")
     assert (config.training.steps, config.training.batch_size, config.log.every) == (100_000, 64, 100_000)
-    assert config.training.power_ema_every == 20_000 and isinstance(config.training.steps, int)
+    assert isinstance(config.training.steps, int)
