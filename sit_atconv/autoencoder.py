@@ -4,21 +4,27 @@ A `LatentSpec` says which autoencoder made some latents and how they are normali
 every checkpoint, so that latents of one autoencoder are never decoded by another.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from msgspec import Meta
 from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.reading import Finite, Text, read_json, require_known_keys, understand
 
 IDENTITY = "identity"
 WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+Channels = Annotated[int, Meta(ge=1, le=65_536)]
+_Blocks = Annotated[list[Channels], Meta(min_length=1, max_length=32)]
+_Layers = Annotated[int, Meta(ge=0, le=256)]
+Scale = Annotated[float, Meta(gt=0, le=1e300)]
 # Luma of ITU-R BT.601, PIL's own conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -31,12 +37,12 @@ class LatentSpec:
     the identity; `downscale` the number of pixels a latent stands for, along each side.
     """
 
-    autoencoder: str
+    autoencoder: Text
     weights_hash: str | None
-    channels: int
-    downscale: int
-    scale: float | tuple[float, ...] = 1.0
-    shift: float | tuple[float, ...] = 0.0
+    channels: Channels
+    downscale: Annotated[int, Meta(ge=1, le=1_024)]
+    scale: Scale | tuple[Scale, ...] = 1.0
+    shift: Finite | tuple[Finite, ...] = 0.0
 
     def normalise(self, z: Tensor) -> Tensor:
         """(z - shift) · scale for z of shape (..., C, H, W)."""
@@ -51,13 +57,15 @@ class LatentSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> "LatentSpec":
-        """Undo `to_dict`. Raises `InputError` when keys are missing or unknown."""
-        try:
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-        except TypeError as error:
-            expected = ", ".join(field.name for field in fields(cls))
-            raise InputError(f"Not a latent specification ({error}). Expected the keys {expected}.") from error
+    def from_dict(cls, values: Mapping, what: str = "The description of latents", advice: str = "") -> "LatentSpec":
+        """Undo `to_dict`. Raises `InputError` for keys that are missing or unknown, and values that cannot be."""
+        spec = understand(values, cls, what, advice)
+        require_known_keys(values, cls, what)
+        for name, value in (("scale", spec.scale), ("shift", spec.shift)):
+            if isinstance(value, tuple) and len(value) != spec.channels:
+                found = f"{len(value)} numbers for {spec.channels} channels"
+                raise InputError(f"{what}: {name}: {found}. {advice}".rstrip())
+        return spec
 
     def require_same(self, other: "LatentSpec", mine: str, theirs: str) -> None:
         """Raise `InputError` unless latents of both mean the same; `mine`, `theirs` name them ("the data", …).
@@ -178,6 +186,28 @@ class DiffusersAutoencoder(Autoencoder):
         return self.module.decode(latents.to(self.module.device, self.module.dtype)).sample
 
 
+@dataclass(frozen=True)
+class AutoencoderFile:
+    """What an autoencoder's config.json says about its size and latents; not every class has all of it."""
+
+    _class_name: str | None = None
+    scaling_factor: Scale | None = None
+    shift_factor: Finite | None = None
+    latents_mean: list[Finite] | None = None
+    latents_std: list[Scale] | None = None
+    latent_channels: Channels | None = None
+    in_channels: Channels | None = None
+    out_channels: Channels | None = None
+    block_out_channels: _Blocks | None = None
+    encoder_block_out_channels: _Blocks | None = None
+    decoder_block_out_channels: _Blocks | None = None
+    layers_per_block: _Layers | None = None
+    encoder_layers_per_block: list[_Layers] | None = None
+    decoder_layers_per_block: list[_Layers] | None = None
+    num_encoder_blocks: list[_Layers] | None = None
+    num_decoder_blocks: list[_Layers] | None = None
+
+
 def load_autoencoder(
     spec_or_name: LatentSpec | str,
     *,
@@ -210,8 +240,8 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
     import diffusers
 
     folder, weights = _locate(name)
-    config = json.loads((folder / "config.json").read_text())
-    kind = config.get("_class_name")
+    path = folder / "config.json"
+    kind = read_json(path, AutoencoderFile, "Fetch the autoencoder again.")._class_name
     if kind not in ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"):
         raise InputError(
             f"{name} is a {kind or 'model without a _class_name'}, not an image autoencoder that is supported: "
@@ -222,8 +252,8 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
     diffusers.logging.set_verbosity_error()
     try:
         module = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=_is_safe(weights))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"Cannot load autoencoder {name}: {error}") from error
+    except Exception as error:  # damaged values of its config.json lead diffusers into nearly any of them
+        raise InputError(f"Cannot load autoencoder {name} ({type(error).__name__}: {error}).") from error
     finally:
         diffusers.logging.set_verbosity(verbosity)
     return DiffusersAutoencoder(_spec_from_config(name, sha256_of_file(weights), module.config), module.to(device))

@@ -1,14 +1,19 @@
 """Teacher tokens that were computed once, when the data were prepared: training then never runs the teacher."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from torch import Tensor
 
 from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.reading import Text
+
+_Size = Annotated[int, Meta(ge=1, le=65_536)]
 
 
 @dataclass(frozen=True)
@@ -19,25 +24,16 @@ class TeacherSpec:
     given; `weights_hash` the sha256 of a local file, else None.
     """
 
-    name: str
-    weights: str
+    name: Text
+    weights: Text
     weights_hash: str | None
-    dim: int
-    grid: tuple[int, int]
+    dim: _Size
+    grid: tuple[_Size, _Size]
     flip: bool
 
     def to_dict(self) -> dict:
-        """A JSON-able dictionary; `from_dict` undoes it."""
+        """A JSON-able dictionary."""
         return {**asdict(self), "grid": list(self.grid)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "TeacherSpec":
-        """Undo `to_dict`. Raises `InputError` when keys are missing or unknown."""
-        try:
-            return cls(**{**values, "grid": tuple(values["grid"])})
-        except (TypeError, KeyError) as error:
-            expected = ", ".join(field.name for field in fields(cls))
-            raise InputError(f"Not a description of teacher tokens ({error}). Expected the keys {expected}.") from error
 
 
 def tokens_name(number: int) -> str:

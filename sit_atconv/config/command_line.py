@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +12,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 
 from sit_atconv.config.schema import OPTIONAL_SECTIONS, Config, config_keys
-from sit_atconv.config.strict_yaml import load_strict_yaml
-from sit_atconv.errors import nearest
+from sit_atconv.config.strict_yaml import TooLarge, load_strict_yaml
+from sit_atconv.errors import InputError, nearest
+from sit_atconv.runtime.reading import understand
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -36,18 +37,39 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     parser.add_argument("--run", type=str, help="run directory, made or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
+    words = _files_first(sys.argv[1:] if argv is None else argv)
+    _refuse_too_large(words, parser)
     try:
-        parsed = parser.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+        parsed = parser.parse_args(words)
     except UnicodeDecodeError as error:
         parser.error(f"the configuration is no text file: {error}.")
+    except ValueError as error:  # a text with a null character, where jsonargparse looks for a file of that name
+        parser.error(f"the configuration cannot be used: {error}.")
     for f in fields(Config):
         section = parsed[f.name]
         if isinstance(section, list | str | int | float) or (section is None and f.name not in OPTIONAL_SECTIONS):
             found = "nothing" if section is None else repr(section)
             parser.error(f"'{f.name}' is a section and holds keys, not {found}.")
-    namespace = parser.instantiate(parsed)
-    config = Config(**{f.name: namespace[f.name] for f in fields(Config)})
+    try:
+        namespace = parser.instantiate(parsed)
+        # jsonargparse takes null for any key, and knows no ranges.
+        values = asdict(Config(**{f.name: namespace[f.name] for f in fields(Config)}))
+        config = understand(values, Config, "")
+    except InputError as error:
+        parser.error(str(error))
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
+
+
+def _refuse_too_large(words: Sequence[str], parser: "_Parser") -> None:
+    """jsonargparse reads a word again by other means when one fails, and would write out all of it."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        try:
+            load_strict_yaml(value)
+        except TooLarge as error:
+            parser.error(f"{word[:40]}…: {error.problem}.")
+        except yaml.YAMLError:
+            pass  # such as a path, which need not be YAML
 
 
 def _files_first(words: Sequence[str]) -> list[str]:

@@ -4,23 +4,27 @@ Each field stands in `configs/*.yaml` under its section and on the command line 
 """
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from jsonargparse.typing import (
-    ClosedUnitInterval,
-    NonNegativeFloat,
-    NonNegativeInt,
-    OpenUnitInterval,
-    PositiveFloat,
-    PositiveInt,
-    restricted_number_type,
-)
+from msgspec import Meta
 
+from sit_atconv.errors import InputError
 from sit_atconv.randomness import MAX_SEED
+from sit_atconv.runtime.reading import Text
 
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
-Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
+# Upper limits lie far above what anybody trains: a slip of the keyboard is refused before memory is asked for.
+Steps = Annotated[int, Meta(ge=1, le=10**12)]
+Number = Annotated[int, Meta(ge=1, le=10_000_000)]
+Width = Annotated[int, Meta(ge=1, le=16_384)]
+Few = Annotated[int, Meta(ge=1, le=1_000)]
+Classes = Annotated[int, Meta(ge=0, le=1_000_000)]
+Ratio = Annotated[float, Meta(gt=0, le=64)]
+PositiveFloat = Annotated[float, Meta(gt=0, le=1e6)]
+NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e6)]
+ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
+OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
 Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
 
 
@@ -45,19 +49,19 @@ class ModelConfig:
         init_from: fine-tune: begin with the weights of this `model/` directory, of a run or of sit_atconv.convert.
     """
 
-    name: str = "SiT-ATConv-XL/2"
-    hidden_size: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
-    mlp_ratio: PositiveFloat = 4.0
-    num_classes: NonNegativeInt | None = None
+    name: Text = "SiT-ATConv-XL/2"
+    hidden_size: Width | None = None
+    depth: Few | None = None
+    num_heads: Few | None = None
+    mlp_ratio: Ratio = 4.0
+    num_classes: Classes | None = None
     mixer_pattern: str | list[str | dict[str, Any]] | None = None
     plugins: list[str] = field(default_factory=list)
-    kernel_size: PositiveInt = 3
+    kernel_size: Few = 3
     pool: Literal["grid", "raster"] = "grid"
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     position: Literal["sincos", "none"] = "sincos"
-    init_from: str | None = None
+    init_from: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,9 @@ class DataConfig:
         workers: loader processes for each training process.
     """
 
-    path: str = "data/imagenet256"
+    path: Text = "data/imagenet256"
     flip: bool = False
-    workers: NonNegativeInt = 2
+    workers: Annotated[int, Meta(ge=0, le=1_024)] = 2
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ class TeacherConfig:
         cached: read its tokens from the data, prepared with this --teacher, instead of running it in every step.
     """
 
-    name: str = "vit_base_patch14_dinov2.lvd142m"
-    weights: str = "hub"
+    name: Text = "vit_base_patch14_dinov2.lvd142m"
+    weights: Text = "hub"
     cached: bool = False
 
 
@@ -126,11 +130,11 @@ class AlignmentConfig:
     """
 
     coefficient: NonNegativeFloat = 0.5
-    block: PositiveInt = 8
+    block: Few = 8
     variant: Literal["repa", "irepa"] = "repa"
-    projector_width: PositiveInt = 2048
-    stop_after: PositiveInt | None = None
-    teachers: list[TeacherConfig] = field(default_factory=lambda: [TeacherConfig()])
+    projector_width: Width = 2048
+    stop_after: Steps | None = None
+    teachers: Annotated[list[TeacherConfig], Meta(min_length=1)] = field(default_factory=lambda: [TeacherConfig()])
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class OptimizerConfig:
     weight_decay: NonNegativeFloat = 0.0
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = 1.0
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: Annotated[int, Meta(ge=0, le=10**12)] = 0
     schedule: Literal["constant", "linear"] = "constant"
 
 
@@ -179,20 +183,22 @@ class TrainingConfig:
         seed: of initial weights, data order and all noise.
     """
 
-    steps: PositiveInt = 400_000
-    batch_size: PositiveInt = 256
-    accumulation: PositiveInt = 1
+    steps: Steps = 400_000
+    batch_size: Number = 256
+    accumulation: Number = 1
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     ema_decay: OpenUnitInterval = 0.9999
     more_ema_decays: list[OpenUnitInterval] = field(default_factory=list)
     power_ema: list[PositiveFloat] = field(default_factory=list)
-    power_ema_every: PositiveInt = 10_000
-    max_bad_steps: PositiveInt = 20
+    power_ema_every: Steps = 10_000
+    max_bad_steps: Steps = 20
     gradient_checkpointing: Literal["none", "blocks", "mixers"] | bool = "none"
     compile: bool = False
-    seed: Seed = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
+        if self.seed > MAX_SEED:  # a number too large for msgspec's ranges
+            raise InputError(f"training.seed: Expected `int` <= {MAX_SEED}.")
         if isinstance(self.gradient_checkpointing, bool):
             object.__setattr__(self, "gradient_checkpointing", "blocks" if self.gradient_checkpointing else "none")
 
@@ -209,10 +215,10 @@ class LogConfig:
         trackers: of Accelerate, such as tensorboard or wandb, beside log.jsonl.
     """
 
-    every: PositiveInt = 100
-    checkpoint_every: PositiveInt = 10_000
-    keep: PositiveInt | None = 3
-    keep_every: PositiveInt | None = None
+    every: Steps = 100
+    checkpoint_every: Steps = 10_000
+    keep: Steps | None = 3
+    keep_every: Steps | None = None
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
 
 
@@ -230,11 +236,11 @@ class PreviewConfig:
         interval: times within which guidance acts.
     """
 
-    every: PositiveInt | None = 10_000
-    classes: PositiveInt = 8
-    per_class: PositiveInt = 8
+    every: Steps | None = 10_000
+    classes: Few = 8
+    per_class: Few = 8
     solver: Solver = "heun"
-    steps: PositiveInt = 25
+    steps: Few = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
 
@@ -258,14 +264,14 @@ class EvaluationConfig:
         interval: times within which guidance acts.
     """
 
-    reference: str
-    every: PositiveInt = 50_000
-    samples: PositiveInt = 5_000
-    features: str = "inception"
-    weights: str | None = None
-    batch_size: PositiveInt = 64
+    reference: Text
+    every: Steps = 50_000
+    samples: Number = 5_000
+    features: Text = "inception"
+    weights: Text | None = None
+    batch_size: Number = 64
     solver: Solver = "heun"
-    steps: PositiveInt = 25
+    steps: Few = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
 
@@ -302,11 +308,9 @@ def config_keys(schema: type = Config, prefix: str = "") -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples to lists and restricted numbers to plain ones, recursively: what YAML can hold."""
+    """Tuples to lists, recursively: what YAML can hold."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if isinstance(value, float) else int(value)
     return value

@@ -1,41 +1,88 @@
-"""YAML in which no key stands twice: of two values, the first would be lost without a word."""
+"""YAML without what a configuration has no use for: keys that stand twice, tags, deep nesting, aliases of aliases."""
 
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader
 
+_MAX_DEPTH, _MAX_DIGITS = 30, 40
+_MAX_VALUES = 100_000  # with every alias written out
+
+
+class TooLarge(yaml.constructor.ConstructorError):
+    """Nested too deeply, too many values by aliases, or a number too long: no configuration, whoever reads it."""
+
 
 def load_strict_yaml(text: str) -> Any:
-    """What YAML text says, read as jsonargparse reads it.
+    """What YAML text says, read as jsonargparse reads it; a whole number may be written as 1e5.
 
     Raises:
-        yaml.YAMLError: for what is not YAML, for a key that stands twice, and for a section or list that holds
-            itself by an alias.
+        yaml.YAMLError: for what is not YAML, a key that stands twice (of two values, the first would be lost without a
+            word), a section or list that holds itself by an alias, tags, nesting deeper than 30, aliases that stand for
+            more than 100,000 values, and numbers that Python cannot read.
     """
-    _require_single_keys(yaml.compose(text), [])
-    return get_loader("yaml")(text)
+    _require_plain(text)
+    _Checker().values(yaml.compose(text), [])
+    try:
+        return _whole_numbers(get_loader("yaml")(text))
+    except ValueError as error:  # such as 0b_, a binary number without digits
+        raise yaml.YAMLError(str(error)) from error
 
 
-def _require_single_keys(node: yaml.Node | None, around: list[yaml.Node]) -> None:
-    """Neither twice, nor once in a section and once as section.key; `around` are the sections and lists it is in."""
-    if not isinstance(node, yaml.CollectionNode):
-        return
-    if node in around:
-        raise _error("this section or list holds itself", node.start_mark)
-    inside = [*around, node]
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _require_single_keys(value, inside)
-        return
+def _require_plain(text: str) -> None:
+    """Neither tags, which call for conversions that fail in ways of their own, nor deep nesting."""
+    depth = 0
+    for event in yaml.parse(text):
+        if getattr(event, "tag", None) is not None:
+            raise _error(f"the tag {event.tag} has no meaning here", event.start_mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise TooLarge(None, None, f"sections and lists are nested more than {_MAX_DEPTH} deep", event.start_mark)
+
+
+class _Checker:
+    """Looks at each section and list once, however many aliases stand for it."""
+
+    def __init__(self) -> None:
+        self._counted: dict[yaml.Node, int] = {}
+
+    def values(self, node: yaml.Node | None, around: list[yaml.Node]) -> int:
+        """How many values a node stands for; `around` are the sections and lists it is in."""
+        if not isinstance(node, yaml.CollectionNode):
+            if node is not None and node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
+                raise TooLarge(None, None, f"this number has more than {_MAX_DIGITS} digits", node.start_mark)
+            return 1
+        if node in around:
+            raise _error("this section or list holds itself", node.start_mark)
+        if node not in self._counted:
+            is_list = isinstance(node, yaml.SequenceNode)
+            inside = node.value if is_list else [value for _, value in node.value]
+            if not is_list:
+                _require_single_keys(node)
+            self._counted[node] = sum(self.values(value, [*around, node]) for value in inside)
+            if self._counted[node] > _MAX_VALUES:
+                raise TooLarge(None, None, f"aliases make more than {_MAX_VALUES:,} values of this", node.start_mark)
+        return self._counted[node]
+
+
+def _require_single_keys(section: yaml.MappingNode) -> None:
+    """Neither twice, nor once in a section and once as section.key."""
     seen: list[str] = []
-    for key, value in node.value:
+    for key, _ in section.value:
         name = f"{key.value}."
         for other in seen:
             if name.startswith(other) or other.startswith(name):
                 raise _error(f"'{key.value}' stands twice, first as '{other[:-1]}'", key.start_mark)
         seen.append(name)
-        _require_single_keys(value, inside)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """1e5 and 3.0 as integers, which stand for floats as well, recursively."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _error(problem: str, mark: yaml.Mark) -> yaml.YAMLError:

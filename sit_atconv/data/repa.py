@@ -5,10 +5,13 @@ Layout: `vae-sd/00000/img-mean-std-00000000.npy`, float32 (8, h, w) = mean and s
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
@@ -16,7 +19,7 @@ from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.pictures.decode import decode_image
 from sit_atconv.data.pictures.protocol import SourceImage
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.whole_files import read_json
+from sit_atconv.runtime.reading import Text, read_json
 
 LATENTS, IMAGES = "vae-sd", "images"
 # What REPA's preprocessing encodes with. It records no hash of the weights.
@@ -26,6 +29,13 @@ REPA_SPEC = LatentSpec("stabilityai/sd-vae-ft-mse", None, 4, 8, 0.18215, 0.0)
 def is_repa(directory: str | Path) -> bool:
     """Whether a directory was prepared by REPA's scripts."""
     return (Path(directory) / LATENTS / "dataset.json").is_file()
+
+
+@dataclass(frozen=True)
+class RepaFile:
+    """vae-sd/dataset.json: names of samples and their classes."""
+
+    labels: list[tuple[Text, Annotated[int, Meta(ge=0, le=1_000_000)]]] | None = None
 
 
 class RepaSource:
@@ -112,27 +122,19 @@ class RepaDataset(LatentDataset):
 def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
     """Sorted names of latent files, relative to vae-sd/, and their labels or None."""
     path = root / LATENTS / "dataset.json"
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f'{path}: expected {{"labels": [[name, class], …]}}, not a {type(content).__name__}.')
-    pairs = content.get("labels")
+    pairs = read_json(path, RepaFile, 'Expected {"labels": [[name, class], …]}, or null for labels.').labels
     if pairs is None:
         names = sorted(file.relative_to(root / LATENTS).as_posix() for file in (root / LATENTS).rglob("*.npy"))
         if not names:
             raise InputError(f"{root / LATENTS} holds no latents (*.npy).")
         return names, None
-    try:
-        labels = {str(name).replace("\\", "/"): int(label) for name, label in pairs}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected labels as [[name, class], …] ({error}).") from error
+    labels = {name.replace("\\", "/"): label for name, label in pairs}
     if not labels:
         raise InputError(f"{path} lists no samples.")
     if len(labels) < len(pairs):
         raise InputError(f"{path} lists {len(pairs) - len(labels)} names more than once: their labels are ambiguous.")
     names = sorted(labels)
     values = np.array([labels[name] for name in names], dtype=np.int64)
-    if values.min() < 0:
-        raise InputError(f"{path}: {names[int(values.argmin())]} has the label {values.min()}, below 0.")
     return [_latent_name(name) for name in names], values
 
 

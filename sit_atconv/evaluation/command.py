@@ -129,7 +129,7 @@ def _workers(workers: int | None, device: torch.device) -> int:
 def _classes(words: str | None) -> tuple[int, ...] | None:
     if words is None or words == "per-class":
         return () if words is None else None
-    if not all(word.strip().isdecimal() for word in words.split(",")):
+    if not all(word.strip().isdecimal() and len(word.strip()) <= 18 for word in words.split(",")):
         raise InputError(f"--classes {words}: expected labels separated by commas, such as 0,5,7, or per-class.")
     return tuple(int(word) for word in words.split(","))
 

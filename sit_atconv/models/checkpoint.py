@@ -1,13 +1,60 @@
 """Opening a saved model, with errors that say what is wrong with it."""
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from msgspec import Meta
 from safetensors import SafetensorError
 
 from sit_atconv.errors import InputError
 from sit_atconv.models.sit import SiT
+from sit_atconv.runtime.reading import read_json
+
+_ADVICE = "The checkpoint is damaged: copy it again."
+
+Size = Annotated[int, Meta(ge=1, le=4_096)]
+Number = Annotated[int, Meta(ge=1, le=65_536)]
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """Which class of models a config.json is of."""
+
+    _class_name: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelFile(ClassName):
+    """config.json of a model: arguments of `SiT`, see there; those that are absent have its defaults."""
+
+    # A list, since msgspec 0.23 crashes on a union of tuples of fixed length and numbers with a range.
+    input_size: Size | Annotated[list[Size], Meta(min_length=2, max_length=2)] = 32
+    patch_size: Size = 2
+    in_channels: Number = 4
+    hidden_size: Number = 1152
+    depth: Annotated[int, Meta(ge=1, le=1_000)] = 28
+    num_heads: Number = 16
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0
+    num_classes: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    mixer_pattern: str | list[str | Mapping[str, Any]] = "attention"
+    kernel_size: Size = 3
+    pool: str = "grid"
+    activation: str = "gelu"
+    position: str = "sincos"
+    interpolant: str = "linear"
+    prediction: str = "velocity"
+    latents: dict[str, Any] | None = None
+    class_names: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class WeightIndex:
+    """Which file of weights that are split over several holds a tensor."""
+
+    weight_map: dict[str, str]
 
 
 def model_directory(path: Path) -> Path:
@@ -28,17 +75,18 @@ def load_model(path: str | Path) -> SiT:
             f"{path} is not a checkpoint: there is no config.json in it. Give a directory written by training "
             "(RUN/checkpoints/latest/model) or by SiT.save_pretrained."
         )
-    try:
-        class_name = json.loads(config_path.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{config_path} cannot be read ({error}): the checkpoint is damaged.") from None
+    class_name = read_json(config_path, ClassName, _ADVICE)._class_name
     if class_name != "SiT":
         raise InputError(f"{directory} holds a {class_name or 'model without a class name'}, not a SiT.")
+    read_json(config_path, ModelFile, _ADVICE)
     weights = directory / SAFETENSORS_WEIGHTS_NAME
-    if not weights.exists() and not (directory / f"{SAFETENSORS_WEIGHTS_NAME}.index.json").exists():
+    index = directory / f"{SAFETENSORS_WEIGHTS_NAME}.index.json"
+    if not weights.exists() and not index.exists():
         raise InputError(
             f"{directory} has no weights: {SAFETENSORS_WEIGHTS_NAME} is missing, the checkpoint is incomplete."
         )
+    if index.exists():
+        read_json(index, WeightIndex, _ADVICE)
     try:
         model, report = SiT.from_pretrained(directory, local_files_only=True, output_loading_info=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:

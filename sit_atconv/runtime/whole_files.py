@@ -24,16 +24,6 @@ _LEFTOVERS = (f"{UNFINISHED}*", ".*.partial", "settings.unfinished")  # the last
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # what some file systems, or modes, say of a directory
 
 
-def read_json(path: str | Path) -> dict:
-    """Parse a JSON file; `InputError` names it when it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. Was the data set prepared here?") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): prepare the data set again.") from error
-
-
 def write_json(path: str | Path, values: Any) -> None:
     """Write a JSON file, whole or not at all. What JSON does not know, such as a path, is written as text."""
     text = json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n"

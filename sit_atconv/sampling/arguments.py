@@ -54,7 +54,7 @@ def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, di
 
 def seed(word: str) -> int:
     """A seed, from the word of the command line. Raises `ArgumentTypeError`, which argparse reports, for any other."""
-    if not word.isdecimal() or int(word) > MAX_SEED:
+    if not word.isdecimal() or len(word) > len(str(MAX_SEED)) or int(word) > MAX_SEED:
         raise ArgumentTypeError(f"{word} is no seed: give a whole number from 0 to {MAX_SEED}")
     return int(word)
 

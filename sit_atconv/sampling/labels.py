@@ -8,6 +8,8 @@ from torch import Tensor
 from sit_atconv.errors import InputError
 from sit_atconv.randomness import Stream, keyed_generator
 
+_MAX_DIGITS = 18  # of a label, which is an int64
+
 
 def choose_labels(
     rule: str, indices: Iterable[int], num_classes: int, seed: int, class_names: Sequence[str] | None = None
@@ -43,7 +45,7 @@ def parse_label(word: str, num_classes: int, class_names: Sequence[str]) -> int:
     """The label that a class name or a number means. Raises `InputError` for one that the model does not have."""
     if word in class_names:
         return list(class_names).index(word)
-    if not word.isdecimal() or int(word) >= num_classes:
+    if not word.isdecimal() or len(word) > _MAX_DIGITS or int(word) >= num_classes:
         raise InputError(
             f"Unknown label '{word}': give balanced, random, or labels in [0, {num_classes}) separated by commas"
             + (", or class names." if class_names else ".")

@@ -27,7 +27,7 @@ def curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     lines = read_log(path)
     found = {}
     for name in PANELS:
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
         found[name] = ([step for step, _ in points], [value for _, value in points])
     if not found["loss"][0]:
         raise InputError(f"{path} holds no steps yet: wait for its first line.")

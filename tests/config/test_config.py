@@ -13,6 +13,10 @@ from sit_atconv.sampling import SOLVERS
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+# 350 bytes that stand for 10^9 values.
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configurations_load_are_complete_and_round_trip(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
@@ -68,12 +72,15 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--trainig.steps", "3"], "did you mean 'training.steps'?"),
         (["--alignment.cofficient", "1"], "did you mean 'alignment.coefficient'?"),
         (["--training.steps", "many"], "training.steps"),
-        (["--training.steps", "0"], "v>0"),
+        (["--training.steps", "0"], "training.steps: Expected `int` >= 1"),
         (["--training.precision", "fp8"], "'no', 'bf16'"),
         (["--flow.label_dropout", "1.5"], "flow.label_dropout"),
-        (["--optimizer.betas", "[0.9,1.0]"], "v<1"),
+        (["--optimizer.betas", "[0.9,1.0]"], "optimizer.betas[1]: Expected `float` < 1"),
         (["--training.seed", str(2**64)], "training.seed"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--alignment", "{teachers: " + "[" * 10_000 + "]" * 10_000 + "}"], "nested more than 30 deep"),
+        (["--alignment", "{" + BOMB.strip().replace("\n", ", ") + "}"], "aliases make more than"),
+        (["--training.steps", "9" * 5000], "more than 40 digits"),
     ],
 )
 def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: str, capsys) -> None:
@@ -103,6 +110,21 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("? [training]\n: 3", "found unhashable key"),
         ("training: &t {steps: 3, also: *t}", "this section or list holds itself"),
         ("alignment: {teachers: &t [*t]}", "this section or list holds itself"),
+        ("model: {name: null}", "model.name: Expected `str`, got `null`"),
+        ("model: {mlp_ratio: .inf}", "model.mlp_ratio: Expected `float` <= 64"),
+        ("model: {hidden_size: 1000000000}", "model.hidden_size: Expected `int` <= 16384"),
+        ("alignment: {teachers: []}", "alignment.teachers: Expected `array` of length >= 1"),
+        ("optimizer: {lr: .inf}", "optimizer.lr: Expected `float` <= 1000000"),
+        ("optimizer: {eps: .inf}", "optimizer.eps: Expected `float` <= 1000000"),
+        ("flow: {shift: .inf}", "flow.shift: Expected `float` <= 1000000"),
+        ("flow: {shift: .nan}", "flow.shift: Expected `float` > 0"),
+        ("data: {path: ''}", "data.path: Expected `str` of length >= 1"),
+        ("training: {steps: 1e30}", "training.steps: Expected `int` <= 1000000000000"),
+        (f"training: {{steps: {'9' * 5000}}}", "this number has more than 40 digits"),
+        ("training: {steps: !!int x}", "the tag tag:yaml.org,2002:int has no meaning here"),
+        ("training: {steps: 0b_}", "invalid literal"),
+        ("alignment: {teachers: " + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 30 deep"),
+        (BOMB, "aliases make more than 100,000 values of this"),
         ("training:\nlog: {every: 3}", "'training' is a section and holds keys, not nothing"),
     ],
 )
@@ -132,3 +154,10 @@ def test_keys_and_differences() -> None:
     new = {**old, "training": {**old["training"], "steps": 3}}
     assert config_differences(old, new) == ["training.steps: 400000 -> 3"]
     assert config_differences(old, old) == []
+
+
+def test_whole_numbers_may_be_written_with_an_exponent_and_values_by_alias(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("training: {steps: &n 1e5, batch_size: 64.0}\nlog: {every: *n}")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.training.steps, config.training.batch_size, config.log.every) == (100_000, 64, 100_000)
+    assert isinstance(config.training.steps, int)

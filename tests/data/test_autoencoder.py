@@ -45,8 +45,17 @@ def test_specification_survives_json_and_undoes_itself(scale, shift):
 
 
 def test_specification_names_bad_keys():
-    with pytest.raises(InputError, match=r"unexpected keyword.*Expected the keys autoencoder"):
-        LatentSpec.from_dict({"autoencoder": "x", "zoom": 1})
+    spec = LatentSpec("x", None, 2, 8).to_dict()
+    for change, message in (
+        ({"zoom": 1}, "unknown key 'zoom'"),
+        ({"channels": "2"}, "channels: Expected `int`, got `str`"),
+        ({"scale": 0.0}, "scale: Expected `float` > 0"),
+        ({"shift": [1.0, 2.0, 3.0]}, "shift: 3 numbers for 2 channels"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LatentSpec.from_dict({**spec, **change})
+    with pytest.raises(InputError, match="missing required field `weights_hash`"):
+        LatentSpec.from_dict({"autoencoder": "x"})
 
 
 def test_identity_keeps_every_grey_level_through_half_precision():

@@ -130,8 +130,12 @@ def test_missing_truncated_and_incomplete(tmp_path):
     for change, message in (
         ({"complete": False}, "not complete"),
         ({"version": 99}, "not a data set of version 1"),
-        ({"shards": None}, "is damaged"),
-        ({"latents": {}}, "Not a latent specification"),
+        ({"shards": None}, "shards: Expected `array`, got `null`"),
+        ({"latents": {}}, "latents: Object missing required field `autoencoder`"),
+        ({"shards": [{**manifest["shards"][0], "count": -1}]}, r"shards\[0\].count: Expected `int` >= 0"),
+        ({"num_classes": 10**30}, "num_classes: Expected `int` <= 1000000"),
+        ({"latents": {**manifest["latents"], "zoom": 1}}, "latents: unknown key 'zoom'"),
+        ({"token_files": {"tokens_9": []}}, "token_files.tokens_9 does not belong"),
     ):
         (root / "dataset.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(InputError, match=message):

@@ -144,7 +144,7 @@ def test_a_full_disk_and_damaged_settings_are_named(checkpoint: Path, tmp_path: 
     monkeypatch.undo()
     for damaged in ('{"num_samples"', "[]", '{"num_samples": 9}', '{"num_samples": 9, "sha256": 4}'):
         (tmp_path / "out" / "settings.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"settings\.json is damaged"):
+        with pytest.raises(InputError, match=r"settings\.json"):
             draw(checkpoint, tmp_path / "out")
 
 

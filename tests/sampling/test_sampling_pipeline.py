@@ -176,7 +176,7 @@ def test_the_model_card_tells_recipe_metrics_and_licence(pipe: SiTPipeline, tmp_
         'SiTPipeline.from_pretrained("me/digits")',
     ):
         assert words in uploaded["card"]
-    with pytest.raises(InputError, match="expected the JSON that evaluate_fid"):
+    with pytest.raises(InputError, match="Expected the JSON that evaluate_fid"):
         pipe.save_pretrained(tmp_path / "out", scores=tmp_path / "absent.json")
 
 

@@ -275,3 +275,15 @@ def test_a_checkpoint_is_opened_without_unpickling(tmp_path: Path, monkeypatch) 
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
     suffixes = {p.suffix for p in (tmp_path / "run" / "checkpoints").rglob("*") if p.is_file()}
     assert suffixes == {".json", ".safetensors"}
+
+
+def test_damaged_lines_of_the_log_are_set_aside_and_the_run_goes_on(tmp_path):
+    run = tmp_path / "run"
+    run_tiny(run, f"{NO_PREVIEW} --training.steps 3")
+    damaged = [b'{"step": 2, "note": "\xff"}', b'{"step": "x"}', b"[1]"]
+    with (run / "log.jsonl").open("ab") as file:
+        file.write(b"\n".join(damaged) + b'\n{"step": 3, "cut')
+    run_tiny(run, NO_PREVIEW)
+    assert [line["step"] for line in log_lines(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert (run / "log.damaged.jsonl").read_bytes().splitlines() == damaged
+    assert any("3 damaged lines" in line.get("note", "") for line in log_lines(run))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sit_atconv.data.prepare.options import PrepareOptions
 from sit_atconv.data.prepare.preparation import prepare
 from sit_atconv.data.prepare.teaching import add_teachers
-from sit_atconv.data.shards.format import MAX_SHARD_SIZE
+from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 from sit_atconv.data.shards.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.runtime.processes import leaving_in_order, process_state

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sit_atconv.data.shards.format import MAX_SHARD_SIZE
+from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 
 
 @dataclass(frozen=True)

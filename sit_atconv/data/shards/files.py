@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,17 @@ from torch import Tensor
 from sit_atconv.data.shards.format import shard_name, write_shard
 from sit_atconv.data.shards.manifest import Row, ShardInfo, SkippedImage
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.whole_files import read_json, write_json
+from sit_atconv.runtime.reading import read_json
+from sit_atconv.runtime.whole_files import write_json
+
+
+@dataclass(frozen=True)
+class ShardNote:
+    """What a note says: see `ShardFiles`."""
+
+    shard: ShardInfo
+    skipped: list[SkippedImage]
+    basis: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,11 @@ class ShardFiles:
         """What the note of a complete file says; None when the file is still to be written."""
         if not self._note(number).is_file():
             return None
-        note = read_json(self._note(number))
-        info = ShardInfo(**note["shard"])
-        path = self.directory / info.name
-        if note.get("basis") != self.basis or not path.is_file() or path.stat().st_size != info.bytes:
+        note = read_json(self._note(number), ShardNote, "Remove this note: its shard is then written again.")
+        path = self.directory / note.shard.name
+        if note.basis != self.basis or not path.is_file() or path.stat().st_size != note.shard.bytes:
             return None
-        return info, [SkippedImage(**skipped) for skipped in note["skipped"]]
+        return note.shard, note.skipped
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Those of the numbers whose files are still to be written."""

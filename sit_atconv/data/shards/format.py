@@ -27,8 +27,6 @@ from sit_atconv.data.shards.manifest import Row, ShardInfo
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.whole_files import whole_file
 
-MAX_SHARD_SIZE = 4096
-
 
 def shard_name(number: int, part: str = "") -> str:
     """File name of a shard, or of a `part` kept beside it; sorted like its number."""

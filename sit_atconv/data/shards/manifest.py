@@ -1,28 +1,35 @@
 """dataset.json: everything that is to be known about a prepared data set before a shard is opened."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from msgspec import Meta
 
 from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.whole_files import read_json, write_json
+from sit_atconv.runtime.reading import Count, Sha256, read_json, require_known_keys, understand
+from sit_atconv.runtime.whole_files import write_json
 
 MANIFEST_NAME = "dataset.json"
 VERSION = 1
+MAX_SHARD_SIZE = 4096
+_ADVICE = "Copy the data set again, or prepare it again."
+
+Side = Annotated[int, Meta(ge=1, le=65_536)]
+ShardSize = Annotated[int, Meta(ge=1, le=MAX_SHARD_SIZE)]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
     """One shard file: its name, number of samples, size in bytes and sha256."""
 
-    name: str
-    count: int
-    bytes: int
-    sha256: str
+    name: Annotated[str, Meta(pattern=r"^shard-[\w.]+$")]
+    count: Annotated[int, Meta(ge=0, le=MAX_SHARD_SIZE)]
+    bytes: Count
+    sha256: Sha256
 
 
 class Row(NamedTuple):
@@ -36,7 +43,7 @@ class Row(NamedTuple):
 class SkippedImage:
     """A picture of the source that could not be decoded: its position, and the reason, which names it."""
 
-    index: int
+    index: Count
     reason: str
 
 
@@ -51,20 +58,20 @@ class Manifest:
     """
 
     source: str
-    resolution: tuple[int, int]
+    resolution: tuple[Side, Side]
     latents: LatentSpec
     class_names: list[str] | None
-    num_classes: int
+    num_classes: Annotated[int, Meta(ge=0, le=1_000_000)]
     has_flip: bool
     has_images: bool
-    shard_size: int
-    source_count: int
-    count: int = 0
+    shard_size: ShardSize
+    source_count: Count
+    count: Count = 0
     complete: bool = False
     shards: list[ShardInfo] = field(default_factory=list)
     skipped: list[SkippedImage] = field(default_factory=list)
     teachers: list[TeacherSpec] = field(default_factory=list)
-    moments_dtype: str = "float16"
+    moments_dtype: Literal["float16", "float32"] = "float16"
     token_files: dict[str, list[ShardInfo]] = field(default_factory=dict)
     version: int = VERSION
 
@@ -114,29 +121,23 @@ class Manifest:
         }
 
     @classmethod
-    def from_dict(cls, values: dict, path: str | Path) -> "Manifest":
+    def from_dict(cls, values: dict[str, Any], path: str | Path) -> "Manifest":
         """Undo `to_dict`. Raises `InputError` naming `path` when `values` is not a manifest of this version."""
-        if not isinstance(values, dict) or values.get("version") != VERSION:
-            found = values.get("version") if isinstance(values, dict) else None
+        if values.get("version") != VERSION:
+            found = values.get("version")
             raise InputError(f"{path} is not a data set of version {VERSION} (found {found}): prepare it again.")
-        known = {f.name for f in fields(cls)}
-        try:
-            return cls(
-                **{
-                    **{key: value for key, value in values.items() if key in known},
-                    "resolution": tuple(values["resolution"]),
-                    "latents": LatentSpec.from_dict(values["latents"]),
-                    "shards": [ShardInfo(**shard) for shard in values["shards"]],
-                    "skipped": [SkippedImage(**skipped) for skipped in values["skipped"]],
-                    "teachers": [TeacherSpec.from_dict(teacher) for teacher in values.get("teachers", [])],
-                    "token_files": {
-                        name: [ShardInfo(**file) for file in files]
-                        for name, files in values.get("token_files", {}).items()
-                    },
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}): prepare the data set again.") from error
+        manifest = understand(values, cls, str(path), _ADVICE)
+        LatentSpec.from_dict(values["latents"], f"{path}: latents", _ADVICE)
+        for number, teacher in enumerate(values.get("teachers", [])):
+            require_known_keys(teacher, TeacherSpec, f"{path}: teachers[{number}]")
+        names = [tokens_name(number) for number in range(len(manifest.teachers))]
+        for name, files in manifest.token_files.items():
+            if name not in names or len(files) != len(manifest.shards):
+                raise InputError(f"{path}: token_files.{name} does not belong to its teachers and shards. {_ADVICE}")
+        if manifest.class_names and len(manifest.class_names) != manifest.num_classes:
+            count = len(manifest.class_names)
+            raise InputError(f"{path}: {count} class_names for {manifest.num_classes} classes. {_ADVICE}")
+        return manifest
 
 
 def versions(name: str, flip: bool) -> list[str]:
@@ -147,7 +148,7 @@ def versions(name: str, flip: bool) -> list[str]:
 def load_manifest(directory: str | Path) -> Manifest:
     """Read dataset.json of a prepared directory. Raises `InputError` when there is none or it cannot be used."""
     path = Path(directory) / MANIFEST_NAME
-    return Manifest.from_dict(read_json(path), path)
+    return Manifest.from_dict(read_json(path, dict[str, Any], _ADVICE), path)
 
 
 def save_manifest(manifest: Manifest, directory: str | Path) -> None:

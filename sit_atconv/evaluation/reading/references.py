@@ -22,6 +22,7 @@ from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.reading.loading import load_batches, open_images, require_classes, require_two, share
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.reading import Count, understand
 from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,8 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
     if "weights_sha256" in members:
         reference.facts["weights_sha256"] = str(read_npz_member(path, "weights_sha256"))
     if "count" in members:
-        reference.facts["count"] = int(read_npz_member(path, "count"))
+        count = np.asarray(read_npz_member(path, "count")).tolist()
+        reference.facts["count"] = understand(count, Count, f"{path}: count")
         require_two(reference.facts["count"], "references")
     if "arr_0" not in members:
         reference.lacks["points"] = f"{path} holds no images (arr_0)"

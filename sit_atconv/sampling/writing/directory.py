@@ -3,11 +3,11 @@
 While it grows, images lie in a memory-mapped array with one row a sample and a flag that says which rows are there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,19 @@ from sit_atconv.config import config_differences
 from sit_atconv.data.sources.npz import read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
+from sit_atconv.runtime.reading import read_json, understand
 from sit_atconv.runtime.whole_files import leftovers, remove_leftovers, whole_file, write_json
 from sit_atconv.sampling.generate import SampleBatch
 from sit_atconv.sampling.writing.grid import pick_for_grid, save_grid
 
 SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """settings.json, beside the settings themselves: the hash of each file of each model, by the setting's name."""
+
+    sha256: dict[str, dict[str, str]]
 
 
 class SampleDirectory:
@@ -79,13 +87,9 @@ class SampleDirectory:
             if set(self.out.iterdir()) - {self.out / LOCK, *leftovers(self.out)}:
                 raise InputError(f"{self.out} is not empty and holds no samples of ours: choose another --out.")
             return False
-        try:
-            found = json.loads(path.read_text())
-            hashes = dict(found.pop("sha256"))
-        except (ValueError, TypeError, AttributeError, KeyError):
-            raise InputError(
-                f"{path} is damaged, or an older version's: remove {self.out}, or choose another --out."
-            ) from None
+        found = read_json(path, dict[str, Any], f"Remove {self.out}, or choose another --out.")
+        hashes = understand(found, SettingsFile, str(path), f"Remove {self.out}, or choose another --out.").sha256
+        del found["sha256"]
         if changed := config_differences(found, {key: value for key, value in settings.items() if key != "sha256"}):
             raise InputError(
                 f"{self.out} holds samples drawn with other settings ({'; '.join(changed)}). "

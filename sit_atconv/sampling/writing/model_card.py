@@ -1,13 +1,13 @@
 """The README.md of a published model: what it is, how it was trained, what it scored."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.models.mixers import describe_pattern
+from sit_atconv.runtime.reading import Count, Finite, read_json
 
 _LICENCE = "mit"
 _TITLES = {"fid": "FID", "sfid": "sFID", "is": "Inception score", "precision": "Precision", "recall": "Recall"}
@@ -18,6 +18,31 @@ from sit_atconv import SiTPipeline
 pipe = SiTPipeline.from_pretrained("{name}")
 images = pipe({arguments}).images
 ```"""
+
+
+@dataclass(frozen=True)
+class ScoredSamples:
+    """How many samples were scored."""
+
+    count: Count
+
+
+@dataclass(frozen=True)
+class ScoredReference:
+    """What they were compared with."""
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model card takes from the JSON of evaluate_fid.py."""
+
+    metrics: dict[str, Finite]
+    samples: ScoredSamples
+    reference: ScoredReference
+    warnings: list[str]
 
 
 def write_model_card(
@@ -33,7 +58,8 @@ def write_model_card(
     Raises:
         InputError: when `scores` is not such a file.
     """
-    report = None if scores is None else _read_scores(Path(scores))
+    expected = "Expected the JSON that evaluate_fid.py --json writes."
+    report = None if scores is None else read_json(scores, Scores, expected)
     data = ModelCardData(
         license=_LICENCE,
         library_name="diffusers",
@@ -78,36 +104,22 @@ def _use(name: str, model: SiT) -> str:
     return _USE.format(name=name, arguments=f"{arguments}, num_inference_steps=50")
 
 
-def _metrics(report: dict) -> str:
-    rows = [f"| {_TITLES.get(name, name)} | {value:.4g} |" for name, value in report["metrics"].items()]
-    samples, reference = report["samples"], report["reference"]
+def _metrics(report: Scores) -> str:
+    rows = [f"| {_TITLES.get(name, name)} | {value:.4g} |" for name, value in report.metrics.items()]
     lines = ["| metric | value |", "|---|---|", *rows, ""]
-    lines.append(f"{samples['count']} samples against {reference['path']}, by evaluate_fid.py of sit-atconv.")
-    lines += [f"* {warning}" for warning in report["warnings"]]
+    lines.append(f"{report.samples.count} samples against {report.reference.path}, by evaluate_fid.py of sit-atconv.")
+    lines += [f"* {warning}" for warning in report.warnings]
     return "\n".join(lines)
 
 
-def _results(report: dict) -> list[EvalResult]:
+def _results(report: Scores) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="unconditional-image-generation",
-            dataset_type=report["reference"]["kind"],
-            dataset_name=report["reference"]["path"],
+            dataset_type=report.reference.kind,
+            dataset_name=report.reference.path,
             metric_type=name,
             metric_value=value,
         )
-        for name, value in report["metrics"].items()
+        for name, value in report.metrics.items()
     ]
-
-
-def _read_scores(path: Path) -> dict:
-    try:
-        report = json.loads(path.read_text())
-        missing = {"metrics", "samples", "reference", "warnings"} - set(report)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): expected the JSON that evaluate_fid.py --json writes."
-        ) from None
-    if missing:
-        raise InputError(f"{path} has no {', '.join(sorted(missing))}: expected the JSON of evaluate_fid.py --json.")
-    return report

@@ -3,13 +3,49 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.reading import Count, Sha256, read_json, understand
 from sit_atconv.runtime.whole_files import write_json
 
 _NAME = "position.json"
+
+
+class FileFacts(TypedDict):
+    """A file of a checkpoint."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class AverageSums(TypedDict):
+    """Sums of what the log averages, a row for each process, and last the number of steps."""
+
+    names: list[str]
+    rows: Annotated[list[list[float]], Meta(min_length=1)]
+
+
+class SkippedSteps(TypedDict):
+    """How many steps were skipped, and how many of them last in a row."""
+
+    skipped: Count
+    row: Count
+
+
+class PositionFile(TypedDict):
+    """position.json; see `sit_atconv.training.position.Position.state`."""
+
+    step: Count
+    processes: Count
+    averages: AverageSums
+    guard: SkippedSteps
+    best: tuple[Count, float] | None
+    files: dict[str, FileFacts]
+    sha256: Sha256
 
 
 def write_position(folder: Path, position: dict[str, Any]) -> None:
@@ -29,11 +65,11 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
     Raises `InputError` naming the first file that is missing, truncated or changed.
     """
     try:
-        content = json.loads((checkpoint / _NAME).read_bytes())
-        expected = content.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise _damaged(checkpoint, _NAME, "cannot be read") from None
-    if _digest(content) != expected:
+        content = read_json(checkpoint / _NAME, dict[str, Any])
+        understand(content, PositionFile, _NAME)
+    except InputError as error:
+        raise _damaged(checkpoint, _NAME, f"cannot be read ({error})") from None
+    if content.pop("sha256") != _digest(content):
         raise _damaged(checkpoint, _NAME, "was changed")
     for name, facts in content.pop("files").items():
         path = checkpoint / name

@@ -1,15 +1,24 @@
 """What a run says: averages over an interval, one line each in log.jsonl and to the trackers, and notes."""
 
 import json
-import math
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from msgspec import Meta
 from torch import Tensor
 
+from sit_atconv.errors import InputError
+from sit_atconv.runtime.reading import Count, parse_json, understand
 from sit_atconv.runtime.whole_files import whole_file
+
+log = logging.getLogger(__name__)
+
+_DAMAGED = "log.damaged.jsonl"
+
+Record = dict[str, Annotated[int, Meta(ge=-(2**53), le=2**53)] | float | str | None]
 
 
 class Averages:
@@ -61,12 +70,22 @@ class RunLog:
         self.path, self._accelerator = path, accelerator
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step`, which a resumed run will write again."""
+        """Drop the lines after `step`, which a resumed run will write again.
+
+        Lines that cannot be read are moved to log.damaged.jsonl, and a note says so.
+        """
         if not self._accelerator.is_main_process or not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        lines, damaged = _split(self.path)
+        if damaged:
+            with self.path.with_name(_DAMAGED).open("ab") as file:
+                file.writelines(line + b"\n" for line in damaged)
         with whole_file(self.path) as rewound:
-            rewound.write("".join(line + "\n" for line in kept).encode())
+            rewound.write(b"".join(line + b"\n" for line, record in lines if record["step"] <= step))
+        if damaged:
+            note = f"{len(damaged)} damaged lines of {self.path.name} were moved to {_DAMAGED}."
+            log.warning(note)
+            self.note(step, note)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line of numbers, and send it to the trackers."""
@@ -84,14 +103,23 @@ class RunLog:
                 file.write(json.dumps(record) + "\n")
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl, but for one that a kill cut short."""
-    return [json.loads(line) for line in path.read_text().splitlines() if math.isfinite(_step_of(line))]
+def read_log(path: Path) -> list[Record]:
+    """The lines of a log.jsonl, but for those that cannot be read."""
+    return [record for _, record in _split(path)[0]]
 
 
-def _step_of(line: str) -> float:
-    """The step of a log line; a line that a kill cut short counts as after everything."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _split(path: Path) -> tuple[list[tuple[bytes, Record]], list[bytes]]:
+    """The lines with what they say, and those that are no record of a step.
+
+    What follows the last line break is dropped unless it is a whole record: a kill cut it short.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    good, damaged = [], []
+    for line in [*lines, rest]:
+        try:
+            record = parse_json(line, Record, "the line")
+            understand(record.get("step"), Count, "step")
+            good.append((line, record))
+        except InputError:
+            damaged += [line] if line and line is not rest else []
+    return good, damaged

@@ -3,7 +3,9 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -11,10 +13,19 @@ from sit_atconv.config import AlignmentConfig, load_config
 from sit_atconv.convert.directory import PROJECTORS_NAME
 from sit_atconv.errors import InputError
 from sit_atconv.models.checkpoint import model_directory
+from sit_atconv.runtime.reading import understand
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "projectors."
+
+
+@dataclass(frozen=True)
+class ProjectorFacts:
+    """Metadata of projectors.safetensors, which are text: the block, and teachers in REPA's words, by commas."""
+
+    block: Annotated[str, Meta(pattern=r"^[1-9]\d{0,5}$")] | None = None
+    teachers: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,9 @@ def _find(path: Path) -> _Trained | None:
     converted, ours = directory / PROJECTORS_NAME, directory.parent / "weights.safetensors"
     if converted.is_file():
         tensors, facts = _read(converted)
-        trained = _Trained(tensors, int(facts["block"]) if "block" in facts else None, None)
-        teachers = facts.get("teachers", "").split(",")
+        known = understand(facts, ProjectorFacts, f"the metadata of {converted}", "Convert the release again.")
+        trained = _Trained(tensors, int(known.block) if known.block else None, None)
+        teachers = known.teachers.split(",")
         return replace(trained, teachers=teachers) if len(teachers) == len(trained) and teachers[0] else trained
     config = directory.resolve().parent.parent.parent / "config.yaml"
     if not ours.is_file() or not config.is_file():
