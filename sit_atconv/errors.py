@@ -36,6 +36,7 @@ _OF_THE_USER = (
     errno.EPIPE,
 )
 
+_REASON = re.compile(r"\(os error (\d+)\)")  # in what safetensors says of a failed write
 # torch's message when a data loading process is gone, with its number and the signal.
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+))?")
 
@@ -71,9 +72,9 @@ def describe(error: BaseException) -> tuple[int, str | None]:
         return 2, f"error: {error}"
     if isinstance(error, OSError) and error.errno in (*_OF_THE_USER, *_REMEDIES):
         return 2, f"error: {error}{remedy(error)}"
-    if worker := re.match(
-        r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+))?", str(error)
-    ):
+    if (reason := _REASON.search(str(error))) and int(reason[1]) in _REMEDIES:
+        return 2, f"error: {error}.{remedy(OSError(int(reason[1]), ''))}"
+    if worker := _LOST_WORKER.match(str(error)):
         how = f"was killed ({worker[2]})" if worker[2] else "ended unexpectedly"
         return 1, (
             f"error: A process that loads data (pid {worker[1]}) {how}. Most likely memory was short: the main memory, "

@@ -25,8 +25,8 @@ _KEY = "sit_atconv"
 _INTERVAL = 0.5  # seconds between two looks at the store
 _PATIENCE = 10.0  # seconds for others to hear of a failure, and for this process to leave after it has
 _LOST = (
-    "error: Another process of this command is gone without a word. It was killed, perhaps by the system because memory "
-    "was short, or its machine is lost. What is written stays; run the same command again."
+    "error: Another process of this command is gone without a word. It was killed, perhaps by the system because "
+    "memory was short, or its machine is lost. What is written stays; run the same command again."
 )
 
 
@@ -53,7 +53,8 @@ class Fellows:
         while not self._store.check(keys):
             waited = time.monotonic() - begun
             if waited > limit:
-                raise InputError(f"{self._missing().capitalize()} did not come within {limit / 60:g} minutes. {_advice()}")
+                late = self._missing().capitalize()
+                raise InputError(f"{late} did not come within {limit / 60:g} minutes. {_advice()}")
             if waited > _FIRST_WORD * limit and not said:
                 said = True
                 if self._store.compare_set(f"{_KEY}/said", "", str(self._rank)) == str(self._rank).encode():

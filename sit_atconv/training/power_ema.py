@@ -7,6 +7,11 @@ of a snapshot of exponent γ at step t is p(τ) = (γ + 1) τ^γ / t^(γ+1) on [
 the combination of snapshots whose profile is nearest in the least squares' sense.
 """
 
+from sit_atconv.runtime.terminal import leave_when_interrupted
+
+if __name__ == "__main__":
+    leave_when_interrupted()  # Ctrl-C while the rest is imported
+
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -32,7 +37,8 @@ def save_snapshot(session: Session, folder: Path, step: int) -> None:
     unfinished = final.with_name(f"{UNFINISHED}{final.name}")
     if main:
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
+        unfinished.mkdir()
         session.model.save_config(unfinished)
     for name, profile in session.averages.profiles.items():
         if isinstance(profile, PowerFunction):

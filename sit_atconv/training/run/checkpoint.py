@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
-from sit_atconv.training.run.directory import UNFINISHED, sync_path, sync_tree
+from sit_atconv.training.run.directory import UNFINISHED, gone, sync_path, sync_tree
 from sit_atconv.training.run.stop import TrainingStopped
 
 _SET_ASIDE = "set-aside-"
@@ -60,9 +60,12 @@ class Checkpoints:
 
     def advice(self, failure: str) -> str:
         """What to tell when a `failure` to write stops training."""
+        if not self.directory.parent.is_dir():
+            return gone(self.directory.parent)
         newest = self.find(None)
         there = f"{newest} is complete" if newest else "There is no complete checkpoint"
-        return f"{failure}. Training stopped. {there}: make room, and run the same command again to go on from there."
+        cure = "raise the limit on the size of files (ulimit -f)" if "File too large" in failure else "make room"
+        return f"{failure}. Training stopped. {there}: {cure}, and run the same command again to go on from there."
 
     def mark_best(self, checkpoint: Path) -> None:
         """Let the link `best` name a checkpoint, which is then kept."""
@@ -93,7 +96,8 @@ class Checkpoints:
         unfinished = final.with_name(UNFINISHED + final.name)
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+            self.directory.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
+            unfinished.mkdir()
             write(unfinished)
             sync_tree(unfinished)
             unfinished.rename(final)

@@ -71,6 +71,11 @@ class Session:
         loader.worker_init_fn = follow_trainer
         return loader
 
+    @property
+    def data(self) -> str:
+        """The fingerprint of what the run is trained on."""
+        return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
+
     def batch_indices(self, step: int) -> list[int]:
         """The samples of the whole batch of step 1, 2, …, over all processes and micro-batches."""
         settings = self.config.training

@@ -37,6 +37,6 @@ class Preview:
         count = columns * max(rows, 1)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         with whole_file(self.folder / f"step-{step:07d}.png") as unfinished:
             save_grid(images, columns, unfinished)
