@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from sit_atconv.training import train
 
         with leaving_in_order():
-            train(config, run, resume, ends_process=__name__ == "__main__")
+            train(config, run, resume, ends_process=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """sit-atconv: diffusion transformers that mix tokens by attention, by Attentive Convolution, or by both in turn."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from sit_atconv.runtime.terminal import leave_when_interrupted
 
 if TYPE_CHECKING:
     from sit_atconv.models import SiT, create_model, list_models
@@ -17,6 +20,10 @@ _ROOMS = {
     "create_model": "sit_atconv.models",
     "list_models": "sit_atconv.models",
 }
+
+# While Python looks for the module of `python -m sit_atconv.…`, and imports the packages above it.
+if sys.argv[:1] == ["-m"] and any(word.startswith("sit_atconv.") for word in sys.orig_argv):
+    leave_when_interrupted()
 
 
 def __getattr__(name: str) -> Any:

@@ -4,11 +4,6 @@ What the tensors say is read from them: size, mixers, classes, position embeddin
 way time runs. The options are for the rest.
 """
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence

@@ -5,11 +5,6 @@ for. FD-pixels: the Fréchet distance between grey pixels of samples and of held
 training digits to the same, at equal counts. Exit code 1 when a limit is missed.
 """
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import argparse
 import json
 import sys

@@ -54,11 +54,11 @@ class Fellows:
             waited = time.monotonic() - begun
             if waited > limit:
                 late = self._missing().capitalize()
-                raise InputError(f"{late} did not come within {limit / 60:g} minutes. {_advice()}")
+                raise InputError(f"{late} did not come within {_minutes(limit)} minutes. {_advice()}")
             if waited > _FIRST_WORD * limit and not said:
                 said = True
                 if self._store.compare_set(f"{_KEY}/said", "", str(self._rank)) == str(self._rank).encode():
-                    log.info("Waiting for %s, for %g minutes at most.", self._missing(), limit / 60)
+                    log.info("Waiting for %s, for %s minutes at most.", self._missing(), _minutes(limit))
             if self._failed is not None:
                 raise SystemExit(self._failed)
             time.sleep(0.05)
@@ -182,10 +182,14 @@ def _open_store(keeps_store: bool, limit: float) -> dist.TCPStore:
                 raise InputError(f"Cannot listen on port {port}: {_first_line(error)} {_advice()}") from None
             waited, where = time.monotonic() - begun, f"process 0 at {host}, port {port}"
             if waited > limit:
-                raise InputError(f"Did not find {where} within {limit / 60:g} minutes. {_advice()}") from None
+                raise InputError(f"Did not find {where} within {_minutes(limit)} minutes. {_advice()}") from None
             if waited > _FIRST_WORD * limit and not said:
                 said = True
-                log.info("Waiting for %s, for %g minutes at most.", where, limit / 60)
+                log.info("Waiting for %s, for %s minutes at most.", where, _minutes(limit))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds / 60, 2):g}"
 
 
 def _advice() -> str:

@@ -51,10 +51,11 @@ def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        if _is_at(path, descriptor):  # else the directory was moved, and another's may be in its place
+        there = _is_at(path, descriptor)  # else the directory was moved, and another's may be in its place
+        if there:
             path.unlink()  # before it is let go: who opened it meanwhile sees that it is no longer there
         os.close(descriptor)
-        for folder in made:
+        for folder in made if there else []:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 

@@ -13,9 +13,10 @@ INTERRUPTED_TEXT = "\nInterrupted. What is written stays; run the same command a
 
 
 def say(text: str) -> None:
-    """Write a paragraph to the terminal, wherever the cursor stands in a progress bar."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """Write a paragraph to the terminal, if anybody reads it."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def leave_when_interrupted() -> None:

@@ -3,11 +3,6 @@
 OUT/inversion.npz holds the noise and both pictures, OUT/grid.png shows them in rows of three: image, noise, image.
 """
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import argparse
 import logging
 import math

@@ -1,10 +1,5 @@
 """How likely a model finds images: `python -m sit_atconv.sampling.likelihood --checkpoint MODEL --data DATA`."""
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import argparse
 import contextlib
 import json

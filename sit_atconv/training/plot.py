@@ -1,10 +1,5 @@
 """Curves of one or several runs: `python -m sit_atconv.training.plot RUN [RUN ...] [--out curves.png]`."""
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence

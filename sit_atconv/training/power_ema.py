@@ -7,11 +7,6 @@ of a snapshot of exponent γ at step t is p(τ) = (γ + 1) τ^γ / t^(γ+1) on [
 the combination of snapshots whose profile is nearest in the least squares' sense.
 """
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence

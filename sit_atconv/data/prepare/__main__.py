@@ -5,11 +5,6 @@ Run the same command again after an interruption: complete shards are kept. With
 that is to be verified (--verify), or given a teacher's tokens (--teacher).
 """
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
-
-if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
-
 import argparse
 import re
 from collections.abc import Sequence
