@@ -1,6 +1,5 @@
 """The training loop. All randomness is keyed by (seed, position): a run continued is the run uninterrupted."""
 
-import errno
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from sit_atconv.training.run.directory import (
     RunDirectory,
     check_run_directory,
     forget_after,
+    gone,
     remove_leftovers,
     require_known_data,
     write_configuration,
@@ -42,7 +42,6 @@ from sit_atconv.training.watch.evaluation import Evaluation
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
 
-_MISSING = (errno.ENOENT, errno.ESTALE)  # what the system says of files in a directory that was moved away
 logger = get_logger(__name__)  # of the main process
 
 
@@ -61,6 +60,7 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
     session = build_session(config, run)
     accelerator = session.accelerator
     checkpoints, position = Checkpoints(run / "checkpoints", config.log, accelerator), Position(session, run)
+    trainer = None
     try:
         with locked(run, accelerator, "trained into", "--run"):
             notes = check_run_directory(run, config)  # once more: another program may have begun it meanwhile
@@ -81,8 +81,9 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
                 accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
                 accelerator.end_training()
     except (OSError, SafetensorError) as error:
-        code = getattr(error, "errno", None)
-        if isinstance(error, OSError) and code not in FULL_DISK and (code not in _MISSING or run.is_dir()):
+        if trainer is not None and accelerator.is_main_process and not run.is_dir():
+            raise TrainingStopped(gone(run)) from error
+        if error.errno not in FULL_DISK if isinstance(error, OSError) else trainer is None:
             raise
         raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
     if terminated:

@@ -55,13 +55,13 @@ class Checkpoints:
         (failure,) = broadcast_object_list([failure])
         if failure is not None:
             message = self.advice(f"The checkpoint of step {step} could not be written: {failure}")
+            if not self.directory.parent.is_dir():
+                message = gone(self.directory.parent)
             raise TrainingStopped(message if self._accelerator.is_main_process else 1)
         return final
 
     def advice(self, failure: str) -> str:
         """What to tell when a `failure` to write stops training."""
-        if not self.directory.parent.is_dir():
-            return gone(self.directory.parent)
         newest = self.find(None)
         there = f"{newest} is complete" if newest else "There is no complete checkpoint"
         cure = "raise the limit on the size of files (ulimit -f)" if "File too large" in failure else "make room"
