@@ -1,5 +1,10 @@
 """FID, sFID, IS, precision and recall: `python evaluate_fid.py --samples OUT/samples.npz --reference REF.npz`."""
 
+from sit_atconv.runtime.terminal import leave_when_interrupted
+
+if __name__ == "__main__":
+    leave_when_interrupted()  # Ctrl-C while the rest is imported
+
 import sys
 from argparse import Namespace
 from dataclasses import asdict

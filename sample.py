@@ -1,5 +1,10 @@
 """Draw samples from a checkpoint: `python sample.py --checkpoint RUN/checkpoints/latest/model --out OUT`."""
 
+from sit_atconv.runtime.terminal import leave_when_interrupted
+
+if __name__ == "__main__":
+    leave_when_interrupted()  # Ctrl-C while the rest is imported
+
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from sit_atconv.config import parse_command_line
 from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.runtime.terminal import leave_when_interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, run, resume = parse_command_line(argv)
     with exit_on_input_error():
+        from sit_atconv.config import parse_command_line
+
+        config, run, resume = parse_command_line(argv)
         if run is None:
             raise InputError("Say where the run shall live: --run runs/NAME. The same --run again continues it.")
         # Imported after the flags are known to be right: torch takes seconds
@@ -16,8 +18,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from sit_atconv.training import train
 
         with leaving_in_order():
-            train(config, run, resume)
+            train(config, run, resume, ends_process=True)
 
 
 if __name__ == "__main__":
+    leave_when_interrupted()
     main()

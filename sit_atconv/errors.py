@@ -4,12 +4,26 @@ import contextlib
 import difflib
 import errno
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+from sit_atconv.runtime.terminal import (
+    INTERRUPTED,
+    INTERRUPTED_TEXT,
+    flush_output,
+    interruptible,
+    open_standard_streams,
+    say,
+)
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files
+_REMEDIES = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Make room",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
+}
 _OF_THE_USER = (
-    *FULL_DISK,
     errno.EACCES,
     errno.EPERM,
     errno.ENOENT,
@@ -19,7 +33,12 @@ _OF_THE_USER = (
     errno.EROFS,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EPIPE,
 )
+
+_REASON = re.compile(r"\(os error (\d+)\)")  # in what safetensors says of a failed write
+# torch's message when a data loading process is gone, with its number and the signal.
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+))?")
 
 
 class InputError(ValueError):
@@ -40,22 +59,54 @@ def require_one_of(value: str, allowed: Iterable[str], what: str) -> None:
         raise InputError(f"Unknown {what} '{value}': {nearest(value, allowed)} All of them: {', '.join(allowed)}.")
 
 
+def describe(error: BaseException) -> tuple[int, str | None]:
+    """The exit code of a command that `error` ends, and what its user is told.
+
+    Nothing is told of a programming error, which keeps its traceback, nor of an exit with a bare code.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, INTERRUPTED_TEXT
+    if isinstance(error, SystemExit):
+        return (error.code or 0, None) if isinstance(error.code, int | None) else (1, str(error.code))
+    if isinstance(error, InputError):
+        return 2, f"error: {error}"
+    if isinstance(error, OSError) and error.errno in (*_OF_THE_USER, *_REMEDIES):
+        return 2, f"error: {error}{remedy(error)}"
+    if (reason := _REASON.search(str(error))) and int(reason[1]) in _REMEDIES:
+        return 2, f"error: {error}.{remedy(OSError(int(reason[1]), ''))}"
+    if worker := _LOST_WORKER.match(str(error)):
+        how = f"was killed ({worker[2]})" if worker[2] else "ended unexpectedly"
+        return 1, (
+            f"error: A process that loads data (pid {worker[1]}) {how}. Most likely memory was short: the main memory, "
+            "or the shared memory in /dev/shm. Take fewer workers or smaller batches, and run the same command again."
+        )
+    return 1, None
+
+
+def remedy(error: BaseException) -> str:
+    """A sentence about what to do, for an `OSError` that another try can mend; else empty."""
+    what = _REMEDIES.get(getattr(error, "errno", None))
+    return f" {what} and run the same command again." if what else ""
+
+
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Wrap a command's main function: a user's mistake ends it with one paragraph and exit code 2, no traceback.
 
     Programming errors keep their traceback. A file that cannot be read or written counts as the user's, and so does a
-    full disk. Ctrl-C ends it with code 130.
+    full disk. Ctrl-C ends it with code 130, and once more at once. A standard output that nobody reads any longer, as
+    after `| head`, is no mistake.
     """
+    open_standard_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What is written stays; run the same command again.\n")
-        sys.exit(130)
-    except (InputError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _OF_THE_USER:
-            raise
-        full = ". Make room and run the same command again." if getattr(error, "errno", None) in FULL_DISK else ""
-        sys.stderr.write(f"error: {error}{full}\n")
-        sys.exit(2)
+    with interruptible():
+        try:
+            yield
+        except BaseException as error:
+            code, text = describe(error)
+            if text is None:
+                raise
+            say(text)
+            sys.exit(code)
+        finally:
+            flush_output()

@@ -18,6 +18,7 @@ def save_converted(model: SiT, released: Released, out: Path) -> None:
     projectors.safetensors goes by the names of `ModuleList([Projector, …])`, which is what training holds; its metadata
     tell the aligned "block", counted from 1, and the "teachers" in REPA's words, as far as the release does.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         _save_projectors(released, unfinished)

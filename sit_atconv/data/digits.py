@@ -4,6 +4,7 @@ Needs no download and no account. The name is `digits[:train|:heldout][@resoluti
 stratified by class and the same everywhere.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -106,6 +107,10 @@ class DigitsDataset(LatentDataset):
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    def fingerprint(self, teachers: Sequence[int] = ()) -> str:
+        split, resolution = parse_digits(self._name)  # the pixels come from the libraries that are installed
+        return hashlib.sha256(f"digits:{split}@{resolution}".encode()).hexdigest()
 
     def where(self, index: int) -> str:
         return f"{self._name} row {index}"

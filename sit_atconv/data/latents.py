@@ -34,6 +34,13 @@ class LatentDataset(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
+    def fingerprint(self, teachers: Sequence[int] = ()) -> str:
+        """A SHA-256 of what the data are, wherever they lie: equal for a copy, another for data prepared otherwise.
+
+        It covers the tokens of the `teachers` named by their places, so that others may be added to the data.
+        """
+
+    @abstractmethod
     def where(self, index: int) -> str:
         """File and row of a sample, for messages."""
 

@@ -4,6 +4,9 @@ Layout: `vae-sd/00000/img-mean-std-00000000.npy`, float32 (8, h, w) = mean and s
 `vae-sd/dataset.json`, {"labels": [[name, class], …]} or null; `images/00000/img00000000.png`, the crops.
 """
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from sit_atconv.runtime.reading import Text, read_json
 LATENTS, IMAGES = "vae-sd", "images"
 # What REPA's preprocessing encodes with. It records no hash of the weights.
 REPA_SPEC = LatentSpec("stabilityai/sd-vae-ft-mse", None, 4, 8, 0.18215, 0.0)
+_SAMPLED = 64  # latents that a fingerprint covers
 
 
 def is_repa(directory: str | Path) -> bool:
@@ -98,6 +102,15 @@ class RepaDataset(LatentDataset):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def fingerprint(self, teachers: Sequence[int] = ()) -> str:
+        """Of all names and labels, and of some latents: there may be millions of files, and no list of digests."""
+        digest = hashlib.sha256(json.dumps(self._names).encode())
+        digest.update(np.ascontiguousarray(self._targets, dtype=np.int64))
+        for index in np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=int):
+            with contextlib.suppress(OSError):  # it is named when its turn comes
+                digest.update((self._root / LATENTS / self._names[index]).read_bytes())
+        return digest.hexdigest()
 
     def where(self, index: int) -> str:
         return str(self._root / LATENTS / self._names[index])

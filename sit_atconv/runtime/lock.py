@@ -51,9 +51,11 @@ def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is let go: who opened it meanwhile sees that it is no longer there
+        there = _is_at(path, descriptor)  # else the directory was moved, and another's may be in its place
+        if there:
+            path.unlink()  # before it is let go: who opened it meanwhile sees that it is no longer there
         os.close(descriptor)
-        for folder in made:
+        for folder in made if there else []:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
@@ -74,7 +76,14 @@ def _acquire(path: Path, doing: str, choose: str) -> int:
                 f"{path.parent} is {doing} by {holder or 'another process'}: wait for it or stop it, or choose "
                 f"another {choose}."
             ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(descriptor)):
-                return descriptor
+        if _is_at(path, descriptor):
+            return descriptor
         os.close(descriptor)  # its last holder has removed it since it was opened
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file still is the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False

@@ -7,32 +7,47 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
+from sit_atconv.runtime.fellows import join_fellows
 from sit_atconv.runtime.memory import keep_freed_memory
+
+# How long processes wait for one another's work: after a restart one may have hours more to do than the others. A dead
+# one is noticed by the launcher.
+WAIT_FOR_WORK = timedelta(days=7)
 
 
 def process_state(cpu: bool = False) -> PartialState:
     """This process among those of the launcher, on its accelerator, or on the CPU if `cpu` or where there is none.
 
-    Without an accelerator, Accelerate joins processes only if told so. They wait for one another as long as it takes:
-    after a restart one may have hours more to do than the others; a dead one is noticed by the launcher.
+    Without an accelerator, Accelerate joins processes only if told so.
     """
     cpu = cpu or not torch.accelerator.is_available()
     if cpu:
         keep_freed_memory()
-    return PartialState(cpu=cpu, timeout=timedelta(days=7))
+    return PartialState(cpu=cpu, timeout=WAIT_FOR_WORK)
 
 
 @contextmanager
 def leaving_in_order() -> Iterator[None]:
-    """Wrap what a command does: when it is done, the process leaves its group, before Python ends.
+    """Wrap what a command does: its processes meet before it, and leave together after it.
 
-    Else one of Gloo's threads may still hold a tensor then, which aborts the process now and then
-    (pytorch/pytorch#179291). Gloo is left without waiting: who waits for a process that fails ends in a traceback.
-    Other backends ask that all take part. After an error the group is left as it is: an exchange may be under way.
+    When one fails, it alone tells why, and all leave with its exit code (`Fellows`). When all is done, each leaves the
+    group before Python ends: else one of Gloo's threads may still hold a tensor then, which aborts the process now and
+    then (pytorch/pytorch#179291). After an error the group is left as it is: an exchange may be under way.
+
+    Raises `InputError` when the others do not come (`join_fellows`).
     """
-    yield
+    fellows = join_fellows()
+    try:
+        yield
+        if torch.distributed.is_initialized():
+            PartialState().wait_for_everyone()
+    except BaseException as error:
+        code = None if fellows is None else fellows.leave_after(error)
+        if code is None:
+            raise
+        raise SystemExit(code) from None
+    finally:
+        if fellows is not None:
+            fellows.leave()
     if torch.distributed.is_initialized():
-        state = PartialState()
-        if torch.distributed.get_backend() != "gloo":
-            state.wait_for_everyone()
-        state.destroy_process_group()
+        PartialState().destroy_process_group()

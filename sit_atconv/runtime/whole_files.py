@@ -53,13 +53,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill, which becomes `path` at the end of the context; after a failure, there is none.
 
     Files get the mode that the umask gives, whatever the library chose that wrote them: safetensors makes them 0600.
-    Raises `InputError` when something is at `path` already, but for an empty folder.
+    The folder around it is there. Raises `InputError` when something is at `path` already, but for an empty folder.
     """
     require_free(path)
     final = Path(os.path.realpath(path))
     unfinished = final.with_name(UNFINISHED + final.name)
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir()
     try:
         yield unfinished
         apply_umask(unfinished)

@@ -31,6 +31,7 @@ class Position:
         return {
             "step": self.step,
             "images": self.step * self._session.config.training.batch_size,
+            "data": self._session.data,
             "processes": self._session.accelerator.num_processes,
             "averages": self.averages.state(),
             "guard": self.guard.state(),

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_input_error():
         require_free(options.out)
         model = reconstruct(options.run / "ema", options.width, options.step)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(options.out) as unfinished:
             model.save_pretrained(unfinished)
 

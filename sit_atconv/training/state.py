@@ -46,9 +46,11 @@ def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path],
 def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
     """Set weights, optimizer and averages to a checkpoint's; returns its position. All processes call it.
 
-    Raises `InputError` naming the file when something is missing or damaged, or is of another model.
+    Raises `InputError` naming the file when something is missing or damaged, or is of another model, and when the run
+    was trained on other data.
     """
     position = _read_position(session, checkpoint)
+    _require_same_data(session, position, checkpoint)
     weights, moments = load_file(checkpoint / _WEIGHTS), load_file(checkpoint / _OPTIMIZER)
     parameters = dict(session.bare.named_parameters())
     _require_shapes(weights, parameters, checkpoint)
@@ -95,6 +97,16 @@ def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:
     if mistake is not None:
         raise InputError(mistake)
     return position
+
+
+def _require_same_data(session: Session, position: dict[str, Any], checkpoint: Path) -> None:
+    """A run of an earlier version keeps nothing of its data: it goes on, and its next checkpoint does."""
+    if position.get("data", session.data) != session.data:
+        raise InputError(
+            f"{checkpoint} was trained on other data than those at {session.config.data.path}, which were prepared "
+            "anew or changed since. Nothing was changed: give the data it was trained on, wherever they lie now, by "
+            "--data.path, or choose another --run."
+        )
 
 
 def _require_shapes(weights: dict[str, Tensor], parameters: dict[str, Tensor], checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +22,14 @@ from sit_atconv.training.averages.power_ema import save_snapshot
 from sit_atconv.training.averages.sharding import gather_whole, whole
 from sit_atconv.training.position import Position
 from sit_atconv.training.run.checkpoint import Checkpoints
-from sit_atconv.training.run.directory import check_run_directory, forget_after, write_configuration
+from sit_atconv.training.run.directory import (
+    RunDirectory,
+    check_run_directory,
+    forget_after,
+    gone,
+    require_known_data,
+    write_configuration,
+)
 from sit_atconv.training.run.guard import poisoned, step_unless_bad
 from sit_atconv.training.run.log import RunLog
 from sit_atconv.training.run.stop import TERMINATED, Termination, TrainingStopped, ended
@@ -38,38 +46,45 @@ from sit_atconv.training.watch.throughput import Interval
 logger = get_logger(__name__)  # of the main process
 
 
-def train(config: Config, run: Path, resume: str | None = None) -> None:
+def train(config: Config, run: Path, resume: str | None = None, ends_process: bool = False) -> None:
     """Train as `config` says into the directory `run`, or continue what is there; returns when all steps are done.
 
-    `resume` names an older checkpoint of the run to go back to, by its step, name or path.
+    `resume` names an older checkpoint of the run to go back to, by its step, name or path. `ends_process` says that the
+    process ends with the training: SIGTERM is then ignored from the last step on.
 
     Raises:
         InputError: when configuration, data and run directory do not agree; nothing is written then.
         SystemExit: after SIGTERM, with code 143 and a checkpoint of the last step; with code 1 when training cannot go
             on (`TrainingStopped`).
     """
-    notes = check_run_directory(run, config)
+    check_run_directory(run, config)
     session = build_session(config, run)
     accelerator = session.accelerator
     checkpoints, position = Checkpoints(run / "checkpoints", config.log, accelerator), Position(session, run)
+    trainer = None
     try:
         with locked(run, accelerator, "trained into", "--run"):
+            notes = check_run_directory(run, config)  # once more: another program may have begun it meanwhile
             # Go back to where the run stands
             checkpoint = checkpoints.find(resume)
             if checkpoint is not None:
-                notes += position.restore(restore_state(session, checkpoint))
+                state = restore_state(session, checkpoint)
+                require_known_data(notes, state, run)
+                notes += position.restore(state)
                 logger.info("Continuing %s from step %d.", run, position.step)
             if position.step >= config.training.steps:
                 logger.info("%s is complete: all %d steps are done.", run, position.step)
                 return
             trainer = Trainer(session, run, checkpoints, position)
 
-            with Termination(accelerator.num_processes) as termination:
+            with Termination(accelerator.num_processes, ends_process) as termination:
                 terminated = trainer.run(notes, termination)
                 accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
                 accelerator.end_training()
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except (OSError, SafetensorError) as error:
+        if trainer is not None and accelerator.is_main_process and not run.is_dir():
+            raise TrainingStopped(gone(run)) from error
+        if error.errno not in FULL_DISK if isinstance(error, OSError) else trainer is None:
             raise
         raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
     if terminated:
@@ -87,6 +102,7 @@ class Trainer:
         self.session, self.directory, self.checkpoints, self.position = session, run, checkpoints, position
         self.batches = iter(session.loader(position.step))
         self.log = RunLog(run / "log.jsonl", accelerator)
+        self.place = RunDirectory(run) if accelerator.is_main_process else None
         self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
         self.preview, self.evaluation, seed = None, None, config.training.seed
         for drawing in (config.preview if config.preview.every else None, config.evaluation):
@@ -148,6 +164,8 @@ class Trainer:
     def after_step(self) -> dict[str, str]:
         """What is due after a step; returns what the progress bar shows. The last step is always logged and kept."""
         config, step = self.session.config, self.position.step
+        if self.place is not None:
+            self.place.require()
         last = step == config.training.steps
 
         def due(every: int | None) -> bool:

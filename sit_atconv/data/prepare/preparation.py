@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+
 from sit_atconv.alignment import Teacher
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, load_autoencoder
 from sit_atconv.data.pictures.protocol import ImageSource
@@ -38,12 +40,10 @@ def prepare(options: PrepareOptions) -> Manifest:
     source = open_for_import(options, autoencoder) if importing else open_source(options.source, convert=True)
     manifest = _describe(options, source, autoencoder, teachers)
     out = Path(options.out)
-    if not _is_complete(out, manifest):
+    if not _on_all(_is_complete(out, manifest)):
         state.wait_for_everyone()  # everyone has compared settings before the first process begins to write
         with locked(out, state, "prepared", "OUT"):
-            finished = _is_complete(out, manifest)  # by another program, meanwhile
-            state.wait_for_everyone()  # all have looked before the first one writes
-            if not finished:
+            if not _on_all(_is_complete(out, manifest)):  # by another program, meanwhile
                 return _encode(options, source, manifest, autoencoder, teachers)
     if state.is_main_process:
         log.info("%s is already complete.", out)
@@ -139,6 +139,12 @@ def _is_complete(out: Path, manifest: Manifest) -> bool:
             f"{out} was begun with other settings ({'; '.join(differing)}). Use those, or another directory.{adding}"
         )
     return found.complete
+
+
+def _on_all(answer: bool) -> bool:
+    """The main process's answer, on all processes: another program may finish while they look one after another."""
+    (answer,) = broadcast_object_list([answer])
+    return answer
 
 
 def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:

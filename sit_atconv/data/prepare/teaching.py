@@ -42,7 +42,7 @@ def add_teachers(
     if flip and not dataset.has_flip:
         raise InputError(f"{directory} holds no mirrored latents, so tokens of mirror images are of no use.")
     with locked(Path(directory), state, "prepared", "data set"):
-        manifest = load_manifest(directory)
+        dataset, manifest = ShardDataset(directory), load_manifest(directory)  # as another program has left them
         for name, weights in teachers:
             if name in [spec.name for spec in manifest.teachers]:
                 held = manifest.teachers[find_tokens(name, weights, manifest.teachers, directory)]

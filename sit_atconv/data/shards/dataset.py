@@ -1,7 +1,9 @@
 """Latents read from the shards of a prepared directory."""
 
 import bisect
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +43,15 @@ class ShardDataset(LatentDataset):
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    def fingerprint(self, teachers: Sequence[int] = ()) -> str:
+        used = {part for number in teachers for part, _ in [self._row_of[tokens_name(number)]]} | {0}
+        content = {
+            "latents": self.latents.to_dict(),
+            "classes": self.num_classes,
+            "files": [[[file.count, file.sha256] for file in self._series[part][0]] for part in sorted(used)],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def where(self, index: int) -> str:
         shard, row = self._locate(index)

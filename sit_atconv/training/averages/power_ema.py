@@ -27,6 +27,7 @@ def save_snapshot(
     averages: the complete tensors of each power-function average, by its name. write_config: writes the model's
     config.json into a folder.
     """
+    folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
     with whole_folder(folder / f"step-{step:07d}") as unfinished:
         write_config(unfinished)
         for name, tensors in averages.items():

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.whole_files import UNFINISHED, point_link, whole_folder
+from sit_atconv.training.run.directory import gone
 from sit_atconv.training.run.stop import TrainingStopped
 
 _SET_ASIDE = "set-aside-"
@@ -54,6 +55,8 @@ class Checkpoints:
         (failure,) = broadcast_object_list([failure])
         if failure is not None:
             message = self.advice(f"The checkpoint of step {step} could not be written: {failure}")
+            if not self.directory.parent.is_dir():
+                message = gone(self.directory.parent)
             raise TrainingStopped(message if self._accelerator.is_main_process else 1)
         return final
 
@@ -61,7 +64,8 @@ class Checkpoints:
         """What to tell when a `failure` to write stops training."""
         newest = self.find(None)
         there = f"{newest} is complete" if newest else "There is no complete checkpoint"
-        return f"{failure}. Training stopped. {there}: make room, and run the same command again to go on from there."
+        cure = "raise the limit on the size of files (ulimit -f)" if "File too large" in failure else "make room"
+        return f"{failure}. Training stopped. {there}: {cure}, and run the same command again to go on from there."
 
     def mark_best(self, checkpoint: Path) -> None:
         """Let the link `best` name a checkpoint, which is then kept."""
@@ -90,6 +94,7 @@ class Checkpoints:
     def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
         """Write it whole or not at all; the reason when that fails."""
         try:
+            self.directory.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
             with whole_folder(final) as unfinished:
                 write(unfinished)
             self._point("latest", final)

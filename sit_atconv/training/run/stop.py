@@ -11,6 +11,8 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
+from sit_atconv.runtime.processes import WAIT_FOR_WORK
+
 TERMINATED = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -23,13 +25,14 @@ class Termination:
     """Notices SIGTERM, which schedulers send some time before they kill, and lets all processes stop at one step.
 
     They tell one another beside the training: by a reduction between hosts, begun at one step and read at the next,
-    so that no device is waited for. Use it as a context: outside it, SIGTERM does what it did before. After `requested`
-    was true, or after `settle`, nothing is under way between the processes.
+    so that no device is waited for. Use it as a context: outside it, SIGTERM does what it did before; but if
+    `ends_process`, it is ignored once all is done. After `requested` was true, or after `settle`, nothing is under way
+    between the processes.
     """
 
-    def __init__(self, processes: int) -> None:
-        self._received = False
-        self._group = dist.new_group(backend="gloo") if processes > 1 else None
+    def __init__(self, processes: int, ends_process: bool = False) -> None:
+        self._received, self._ends_process = False, ends_process
+        self._group = dist.new_group(backend="gloo", timeout=WAIT_FOR_WORK) if processes > 1 else None
         self._asked: tuple[dist.Work, torch.Tensor] | None = None
 
     def __enter__(self) -> "Termination":
@@ -39,7 +42,8 @@ class Termination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        ignored = self._ends_process and kind is None
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else self._previous)
 
     def requested(self) -> bool:
         """Whether to stop: the same answer on all processes. Each calls it once a step."""

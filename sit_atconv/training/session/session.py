@@ -21,10 +21,12 @@ from sit_atconv.data.sampler import index_at, training_loader
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.processes import WAIT_FOR_WORK
 from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
 from sit_atconv.training.session.build import build_model, build_teachers, require_trackers
 from sit_atconv.training.session.finetune import begin_with
+from sit_atconv.training.session.launcher import require_same_from_launcher
 from sit_atconv.training.session.objective import Objective, draw_fields
 from sit_atconv.training.session.projectors import begin_projectors
 from sit_atconv.training.session.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
@@ -70,6 +72,11 @@ class Session:
         )
         loader.worker_init_fn = follow_trainer
         return loader
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of what the run is trained on."""
+        return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
 
     def batch_indices(self, step: int) -> list[int]:
         """The samples of the whole batch of step 1, 2, …, over all processes and micro-batches."""
@@ -117,6 +124,7 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
 
     Raises `InputError` for a precision that the device, or a way to split the work, does not have.
     """
+    require_same_from_launcher(config)
     cpu = not torch.accelerator.is_available()
     if config.training.precision == "fp16" and cpu:
         raise InputError("training.precision fp16 needs a GPU: take bf16 or no on a CPU.")
@@ -125,8 +133,8 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
     zero = asked_for_zero()
     # Every step uses the same parameters in the same order. (A static graph and accumulation exclude each other.)
     handlers = [DistributedDataParallelKwargs(static_graph=config.training.accumulation == 1)]
-    if zero and cpu:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    group = {"backend": "gloo"} if zero and cpu else {}
+    handlers.append(InitProcessGroupKwargs(timeout=WAIT_FOR_WORK, **group))
     accelerator = Accelerator(
         cpu=cpu and not zero,  # without it, several CPU processes would not know of one another; with it, no DeepSpeed
         mixed_precision="no" if zero else config.training.precision,  # DeepSpeed would round the weights as well

@@ -36,4 +36,5 @@ class Preview:
         count = columns * max(rows, 1)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
+        self.folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
         save_grid(images, columns, self.folder / f"step-{step:07d}.png")

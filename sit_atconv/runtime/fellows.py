@@ -1,0 +1,208 @@
+"""The other processes of a command: meeting them at its start, and leaving with them when one of them fails.
+
+They speak through the key-value store of torch.distributed, which the launcher or process 0 keeps, each on a connection
+of its own: the store answers even while exchanges hang.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from sit_atconv.errors import InputError, describe
+from sit_atconv.runtime.terminal import say
+
+log = logging.getLogger(__name__)
+
+MINUTES = "SITATCONV_MEETING_MINUTES"  # environment variable: how long processes wait for one another at the start
+_DEFAULT_MINUTES = 10.0
+_FIRST_WORD = 0.1  # the part of that time after which it is said who is missing
+_KEY = "sit_atconv"
+_INTERVAL = 0.5  # seconds between two looks at the store
+_PATIENCE = 10.0  # seconds for others to hear of a failure, and for this process to leave after it has
+_LOST = (
+    "error: Another process of this command is gone without a word. It was killed, perhaps by the system because "
+    "memory was short, or its machine is lost. What is written stays; run the same command again."
+)
+
+
+class Fellows:
+    """All processes of a command, of which this is number `rank`.
+
+    A thread looks for failures of the others. A process that works on, or waits in an exchange that never ends, is
+    ended some seconds after the failure, as if killed.
+    """
+
+    def __init__(self, store: dist.TCPStore, rank: int, world: int, keeps_store: bool) -> None:
+        self._store, self._rank, self._world, self._keeps_store = store, rank, world, keeps_store
+        self._store_is_gone = False  # with the process that kept it
+        self._failed: int | None = None  # the exit code of the process that failed first
+        self._word = b""  # what it said of itself
+        self._lock, self._left = threading.Lock(), threading.Event()
+        self._watch = threading.Thread(target=self._look_for_failures, daemon=True)
+        self._watch.start()
+
+    def meet(self, limit: float) -> None:
+        """Wait until all are there; say who is missing after a while. Raises `InputError` after `limit` seconds."""
+        self._store.set(f"{_KEY}/here/{self._rank}", "")
+        begun, keys, said = time.monotonic(), [f"{_KEY}/here/{rank}" for rank in range(self._world)], False
+        while not self._store.check(keys):
+            waited = time.monotonic() - begun
+            if waited > limit:
+                late = self._missing().capitalize()
+                raise InputError(f"{late} did not come within {_minutes(limit)} minutes. {_advice()}")
+            if waited > _FIRST_WORD * limit and not said:
+                said = True
+                if self._store.compare_set(f"{_KEY}/said", "", str(self._rank)) == str(self._rank).encode():
+                    log.info("Waiting for %s, for %s minutes at most.", self._missing(), _minutes(limit))
+            if self._failed is not None:
+                raise SystemExit(self._failed)
+            time.sleep(0.05)
+
+    def _missing(self) -> str:
+        """Those who have not come: "process 1, 3 of 4"."""
+        missing = [str(rank) for rank in range(self._world) if not self._store.check([f"{_KEY}/here/{rank}"])]
+        return f"process {', '.join(missing)} of {self._world}"
+
+    def leave_after(self, error: BaseException) -> int | None:
+        """The exit code for all when `error` ends this process; None if it keeps its traceback.
+
+        Of several errors the first one is told, by the process that it happened on. A failed exchange, which follows
+        from another process's end, waits for that one's word.
+        """
+        code, text = describe(error)
+        if isinstance(error, SystemExit) and text is None:
+            return code  # all have agreed on it
+        if _is_lost_connection(error):
+            self._await_word()
+            code, text = 1, _LOST
+        if not self._is_first_to_fail(code):
+            return self._failed
+        if text is None:
+            return None
+        say(text)
+        return code
+
+    def leave(self) -> None:
+        """Stop looking. The process that keeps the store stays until the others have heard of a failure."""
+        self._left.set()
+        self._watch.join(_PATIENCE)
+        end = time.monotonic() + _PATIENCE
+        while self._keeps_store and self._failed is not None and time.monotonic() < end:
+            if self._store.add(f"{_KEY}/heard", 0) >= self._world:
+                break
+            time.sleep(0.02)
+
+    def _is_first_to_fail(self, code: int) -> bool:
+        """Whether no other process failed before this one, which ends with `code`; the others are told then."""
+        mine = json.dumps({"rank": self._rank, "code": code}).encode()
+        if self._failed is None and not self._store_is_gone:
+            try:
+                self._hear(self._store.compare_set(f"{_KEY}/failed", "", mine.decode()))
+            except dist.DistError:
+                self._store_is_gone = True
+        return self._failed is None or self._word == mine
+
+    def _await_word(self) -> None:
+        end = time.monotonic() + _PATIENCE / 2
+        while self._failed is None and self._watch.is_alive() and time.monotonic() < end:
+            time.sleep(0.02)
+
+    def _look_for_failures(self) -> None:
+        while self._failed is None and not self._left.wait(_INTERVAL):
+            try:
+                if self._store.check([f"{_KEY}/failed"]):
+                    self._hear(self._store.get(f"{_KEY}/failed"))
+            except dist.DistError:  # perhaps because all is done
+                self._store_is_gone = True
+                return
+        if self._failed is not None and not self._left.wait(_PATIENCE):
+            os._exit(self._failed)
+
+    def _hear(self, word: bytes) -> None:
+        """Take note of the first failure, and let the keeper of the store know that it was heard."""
+        with self._lock:
+            if self._failed is None:
+                self._word, self._failed = word, json.loads(word)["code"]
+                self._store.add(f"{_KEY}/heard", 1)
+
+
+def join_fellows() -> Fellows | None:
+    """The processes that a launcher started, this one among them; None for one alone.
+
+    Raises `InputError` when process 0, or the launcher, is not found within the time for meeting, or the port is taken.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    told = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()  # else Accelerate stays alone, or asks MPI
+    if world == 1 or not told or dist.is_initialized():
+        return None
+    keeps_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    begun, limit = time.monotonic(), meeting_seconds()
+    fellows = Fellows(_open_store(keeps_store, limit), rank, world, keeps_store)
+    try:
+        fellows.meet(max(limit - (time.monotonic() - begun), 1))
+    except BaseException as error:
+        code = fellows.leave_after(error)
+        fellows.leave()
+        if code is None:
+            raise
+        raise SystemExit(code) from None
+    return fellows
+
+
+def meeting_seconds() -> float:
+    """How long processes wait for one another at the start. Raises `InputError` for what is no number above 0."""
+    text = os.environ.get(MINUTES, str(_DEFAULT_MINUTES))
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1
+    if not 0 < minutes < float("inf"):
+        raise InputError(f"{MINUTES}={text}: expected a number of minutes above 0, such as 10.")
+    return 60 * minutes
+
+
+def _open_store(keeps_store: bool, limit: float) -> dist.TCPStore:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    begun, said = time.monotonic(), False
+    while True:
+        attempt = timedelta(seconds=min(5.0, max(_FIRST_WORD * limit, 0.1)))  # between two, Ctrl-C is heard
+        try:
+            store = dist.TCPStore(
+                host, port, None, keeps_store, timeout=attempt, wait_for_workers=False, multi_tenant=True
+            )
+            store.set_timeout(timedelta(minutes=5))
+            return store
+        except dist.DistError as error:
+            if keeps_store:
+                raise InputError(f"Cannot listen on port {port}: {_first_line(error)} {_advice()}") from None
+            waited, where = time.monotonic() - begun, f"process 0 at {host}, port {port}"
+            if waited > limit:
+                raise InputError(f"Did not find {where} within {_minutes(limit)} minutes. {_advice()}") from None
+            if waited > _FIRST_WORD * limit and not said:
+                said = True
+                log.info("Waiting for %s, for %s minutes at most.", where, _minutes(limit))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds / 60, 2):g}"
+
+
+def _advice() -> str:
+    return (
+        "Look at whether all processes were started, at --main_process_ip and --main_process_port (MASTER_ADDR and "
+        f"MASTER_PORT), and at firewalls; {MINUTES} sets the time."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".") + "."
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether an exchange failed because another process is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
