@@ -125,8 +125,8 @@ def test_pictures_of_an_interrupted_run_are_written_from_the_rows(whole, drawn, 
 
 
 @pytest.mark.parametrize("words", [[], ["--png"]])
-@pytest.mark.parametrize("count", [10**12, 10**30])
-def test_room_is_looked_at_before_memory_is_filled(count: int, words: list[str], tmp_path, monkeypatch, capsys) -> None:
+def test_room_is_looked_at_before_memory_is_filled(words: list[str], tmp_path, monkeypatch, capsys) -> None:
+    count = 10**12
     tiny_model().save_pretrained(tmp_path / "model")
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1000, 900, 100))
     with pytest.raises(SystemExit) as exit_:
