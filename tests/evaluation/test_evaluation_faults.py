@@ -3,10 +3,18 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from evaluation_fixtures import StandIn
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sit_atconv.evaluation import Options, Reading, evaluate
+from sit_atconv.evaluation.features.cache import FeatureCache
 
 ROOT = Path(__file__).parents[2]
 PIXELS = ["--features", "pixels", "--device", "cpu", "--metrics", "fd_pixels"]
@@ -54,3 +62,76 @@ def test_a_reference_of_labelled_pictures_needs_few_descriptors(tmp_path):
     result = with_few_descriptors("-c", _REFERENCE, str(tmp_path / "pictures.npz"), str(tmp_path / "reference.npz"))
     assert result.returncode == 0, result.stderr
     assert np.load(tmp_path / "reference.npz")["count"] == 600
+
+
+# --- the cache
+
+
+@pytest.fixture
+def scored(tmp_path, caplog) -> Callable[[], tuple[dict[str, float], StandIn, str]]:
+    """Scores through a cache; returns metrics, what was computed, and what was said."""
+    random = np.random.default_rng(0)
+    for name in ("samples", "reference"):
+        np.savez(tmp_path / f"{name}.npz", arr_0=random.integers(0, 255, (300, 8, 8, 3), np.uint8))
+
+    def score() -> tuple[dict[str, float], StandIn, str]:
+        caplog.clear()
+        features, options = StandIn(), Options(reading=Reading(cache=tmp_path / "cache"))
+        report = evaluate(str(tmp_path / "samples.npz"), str(tmp_path / "reference.npz"), features, options)
+        return report.metrics, features, caplog.text
+
+    return score
+
+
+def change(file: Path, kind: str, values: Callable[[torch.Tensor], torch.Tensor], digest: bool = True) -> None:
+    """Other values in a cached file, which keeps its digest or loses it."""
+    with safe_open(file, "pt") as opened:
+        noted, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors | {kind: values(tensors[kind]).contiguous()}, file, noted if digest else None)
+
+
+def flip(file: Path, position: int) -> None:
+    damaged = bytearray(file.read_bytes())
+    damaged[position] ^= 4
+    file.write_bytes(damaged)
+
+
+DAMAGE = {
+    "zeros": lambda file: change(file, "pool", torch.zeros_like),
+    "a few columns": lambda file: change(file, "pool", lambda pool: pool * (torch.arange(pool.shape[1]) > 1)),
+    "too few rows": lambda file: change(file, "pool", lambda pool: pool[:3]),
+    "doubles": lambda file: change(file, "pool", lambda pool: pool.double()),
+    "other pictures": lambda file: change(file, "digests", lambda digests: digests.flip(0)),
+    "digests of another size": lambda file: change(file, "digests", lambda digests: digests[:, :31]),
+    "a flipped bit": lambda file: flip(file, -100),
+    "a flipped bit in the header": lambda file: flip(file, 20),
+    "an earlier version's": lambda file: change(file, "pool", lambda pool: pool, digest=False),
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "empty": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_of_the_cache_is_computed_again(damage, scored, tmp_path):
+    metrics, *_ = scored()
+    for file in (files := sorted((tmp_path / "cache").rglob("*.safetensors"))):
+        DAMAGE[damage](file)
+    again, features, said = scored()
+    assert again == metrics and features.seen == 600
+    assert said.count("is removed, and its features are computed again") == len(files)
+    again, features, said = scored()
+    assert again == metrics and features.seen == 0 and "damaged" not in said
+
+
+def test_what_a_killed_evaluation_left_unfinished_is_removed(scored, tmp_path):
+    scored()
+    (folder,) = (tmp_path / "cache").iterdir()
+    left = folder / ".0123.safetensors.partial"
+    left.write_bytes(b"half of it")
+    with FeatureCache(tmp_path / "cache", StandIn(), frozenset({"pool"})):
+        assert not left.exists()
+        left.write_bytes(b"written by this one just now")
+        scored()
+        assert left.exists()
+    scored()
+    assert not left.exists()
