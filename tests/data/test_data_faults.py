@@ -1,12 +1,14 @@
 """What data meet outside the program: limits of the system, damaged files, pictures replaced and removed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_autoencoder import small_kl
 from training_runs import NO_PREVIEW, command_words, fresh_accelerate, run_tiny
 
@@ -84,3 +86,80 @@ def test_prepared_pictures_are_not_scored_with_a_flipped_bit(prepared):
     flip(prepared / "shard-00001.safetensors", -1000)
     with pytest.raises(InputError, match=r"shard-00001\.safetensors: the checksum differs.*Copy 1 such file"):
         open_images(str(prepared))
+
+
+# --- pictures that cannot be decoded
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Eleven pictures of two classes, the fifth (a/04.png) cannot be decoded."""
+    for number in range(11):
+        path = tmp_path / "photos" / ("a" if number < 6 else "b") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)).save(path)
+    (tmp_path / "photos" / "a" / "04.png").write_bytes(path.read_bytes()[:50])
+    return tmp_path / "photos"
+
+
+def zipped(photos: Path) -> Path:
+    return Path(shutil.make_archive(str(photos), "zip", photos))
+
+
+def prepare(source: Path, out: Path, *words: str) -> None:
+    main(
+        [str(source), str(out), "--resolution", "8", "--vae", "identity", "--shard-size", "3", "--workers", "0", *words]
+    )
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def replace(photos: Path) -> None:
+    shutil.copy(photos / "b" / "10.png", photos / "a" / "04.png")
+
+
+def remove(photos: Path) -> None:
+    (photos / "a" / "04.png").unlink()
+
+
+def remove_many(photos: Path) -> None:
+    """So many that shards are left over."""
+    for number in (4, 7, 8, 9):
+        (photos / ("a" if number < 6 else "b") / f"{number:02d}.png").unlink()
+
+
+def add(photos: Path) -> None:
+    remove(photos)
+    for name in ("a/00b.png", "b/11.png", "b/12.png"):
+        shutil.copy(photos / "b" / "10.png", photos / name)
+
+
+@pytest.mark.parametrize("kept", [lambda photos: photos, zipped], ids=["folder", "zip"])
+@pytest.mark.parametrize("mend", [replace, remove, remove_many, add])
+def test_a_bad_picture_is_replaced_or_removed_and_preparation_goes_on(mend, kept, photos, tmp_path, capsys):
+    for _ in range(2):
+        with pytest.raises(SystemExit) as exit_:
+            prepare(kept(photos), tmp_path / "out")
+        assert exit_.value.code == 2
+    assert "Replace or remove them and run the same command again" in capsys.readouterr().err
+    first = (tmp_path / "out" / "shard-00000.safetensors").stat().st_mtime_ns
+    mend(photos)
+    prepare(kept(photos), tmp_path / "out")
+    prepare(kept(photos), tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    if mend is not add:  # pictures before the bad one are not encoded again
+        assert (tmp_path / "out" / "shard-00000.safetensors").stat().st_mtime_ns == first
+
+
+def test_what_is_complete_is_not_changed_by_its_source(photos, tmp_path, capsys):
+    prepare(photos, tmp_path / "out", "--max-bad", "1")
+    before = contents(tmp_path / "out")
+    replace(photos)
+    prepare(photos, tmp_path / "out")
+    remove(photos)
+    with pytest.raises(SystemExit):
+        prepare(photos, tmp_path / "out")
+    assert "begun with other settings (source_count: 11 there, 10 now)" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before

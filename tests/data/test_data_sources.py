@@ -379,6 +379,6 @@ def test_real_zips(shared):
     assert signs[0].image.shape == (100, 100, 3)
     photos = open_source(shared / "data" / "tiny-imagenet_200x50_64px.zip")
     assert len(photos) == 10000 and np.bincount(photos.labels).tolist() == [50] * 200
-    grey = photos._names.index("n01774750/n01774750_116.JPEG")
+    grey = photos.names.index("n01774750/n01774750_116.JPEG")
     with pytest.raises(InputError, match=r"n01774750_116\.JPEG is not an RGB"):
         photos[grey]

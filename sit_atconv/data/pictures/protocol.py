@@ -19,10 +19,12 @@ class ImageSource(Protocol):
     """Pictures in a fixed, sorted order. Picklable, so that DataLoader workers may read it.
 
     `labels` is int64 (len,) or None for an unlabelled source; `class_names` are the names of classes 0, 1, … where the
-    source has them; `lossy` says whether any picture was stored in a lossy format.
+    source has them; `lossy` says whether any picture was stored in a lossy format. `names` are those of the pictures'
+    files, or None where pictures are not files of their own.
     """
 
     kind: str
+    names: list[str] | None
     labels: np.ndarray | None
     class_names: list[str] | None
     lossy: bool

@@ -31,21 +31,21 @@ class FileSource:
         self.path, self._convert = str(path), convert
         visible = [name for name in names if not _hidden(name)]
         wanted = (name for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        self._names = sorted(wanted, key=lambda name: name.split("/"))
-        if not self._names:
+        self.names = sorted(wanted, key=lambda name: name.split("/"))
+        if not self.names:
             raise InputError(
                 f"No pictures in {path}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either directly "
                 "or in one folder a class."
             )
         _mention_others(self.path, visible)
-        self.class_names, self.labels = _classes(self.path, self._names, empty_folders)
-        self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self._names)
+        self.class_names, self.labels = _classes(self.path, self.names, empty_folders)
+        self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self.names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> SourceImage:
-        name = self._names[index]
+        name = self.names[index]
         label = None if self.labels is None else int(self.labels[index])
         return SourceImage(decode_image(self._read(name), f"{self.path}/{name}", self._convert), label, name)
 

@@ -20,6 +20,7 @@ class HuggingFaceSource:
     """
 
     kind = "hf"
+    names = None
 
     def __init__(self, name: str, convert: bool = False) -> None:
         datasets = _import_datasets()

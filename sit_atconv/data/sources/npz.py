@@ -22,7 +22,7 @@ class NpzSource:
 
     kind = "npz"
     lossy = False
-    class_names = None
+    class_names = names = None
 
     def __init__(self, path: str, convert: bool = False) -> None:
         self.path, self._convert = str(path), convert

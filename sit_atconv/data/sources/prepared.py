@@ -10,6 +10,7 @@ class PreparedSource:
 
     kind = "prepared"
     lossy = False
+    names = None
 
     def __init__(self, path: str) -> None:
         self._dataset = ShardDataset(path)
