@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -90,8 +90,10 @@ class ZipSource(FileSource):
         names = [info.filename for info in infos if not info.is_dir()]
         _refuse_duplicates(self.path, names)
         _refuse_foreign_paths(self.path, names)
-        parents = {str(Path(name).parent) for name in names}
-        empty = [i.filename.rstrip("/") for i in infos if i.is_dir() and not _holds_any(i.filename, parents)]
+        filled = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
+        filled |= {parent for folder in filled for parent in folder.parents}
+        folders = (info.filename.rstrip("/") for info in infos if info.is_dir())
+        empty = [folder for folder in folders if PurePosixPath(folder) not in filled]
         super().__init__(path, names, empty, convert)
 
     def _archive(self) -> zipfile.ZipFile:
@@ -182,11 +184,6 @@ def _mention_others(path: str, names: list[str]) -> None:
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         log.info("%s: %d files are no pictures by their names and are left out (%s).", path, others.total(), kinds)
-
-
-def _holds_any(folder: str, parents: set[str]) -> bool:
-    folder = folder.rstrip("/")
-    return any(parent == folder or parent.startswith(folder + "/") for parent in parents)
 
 
 def _hidden(name: str) -> bool:
