@@ -14,7 +14,7 @@ from torch import Tensor
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.pictures.decode import decode_image
-from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.pictures.protocol import SourceImage, as_labels
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.whole_files import read_json
 
@@ -123,14 +123,14 @@ def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
         return names, None
     try:
         labels = {str(name).replace("\\", "/"): int(label) for name, label in pairs}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: expected labels as [[name, class], …] ({error}).") from error
     if not labels:
         raise InputError(f"{path} lists no samples.")
     if len(labels) < len(pairs):
         raise InputError(f"{path} lists {len(pairs) - len(labels)} names more than once: their labels are ambiguous.")
     names = sorted(labels)
-    values = np.array([labels[name] for name in names], dtype=np.int64)
+    values = as_labels([labels[name] for name in names], str(path))
     if values.min() < 0:
         raise InputError(f"{path}: {names[int(values.argmin())]} has the label {values.min()}, below 0.")
     return [_latent_name(name) for name in names], values

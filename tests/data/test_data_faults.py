@@ -1,21 +1,29 @@
 """What data meet outside the program: limits of the system, damaged files, pictures replaced and removed."""
 
+import io
+import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, features
 from test_autoencoder import small_kl
 from training_runs import NO_PREVIEW, command_words, fresh_accelerate, run_tiny
 
 import train
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.prepare.__main__ import main
+from sit_atconv.data.shards.format import ShardReader, pack_images, write_shard
 from sit_atconv.data.shards.manifest import load_manifest
+from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.reading.loading import open_images
 
@@ -163,3 +171,100 @@ def test_what_is_complete_is_not_changed_by_its_source(photos, tmp_path, capsys)
         prepare(photos, tmp_path / "out")
     assert "begun with other settings (source_count: 11 there, 10 now)" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
+
+
+# --- pictures and arrays made to hurt
+
+
+def png(width: int = 8, height: int = 8, extra: bytes = b"") -> bytes:
+    """A black PNG, or one that says that it is much larger."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header, pixels = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), zlib.compress(bytes(25 * 8))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def text(name: bytes, before: bytes) -> bytes:
+    """A chunk of 200 MB of compressed text."""
+    data = before + zlib.compress(bytes(200_000_000), 1)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def avif() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "AVIF" if features.check("avif") else "ICNS")
+    return file.getvalue()
+
+
+HURTFUL = {
+    "a bomb": lambda: png(30_000, 30_000),
+    "zTXt": lambda: png(extra=text(b"zTXt", b"k\0\0")),
+    "iTXt": lambda: png(extra=text(b"iTXt", b"k\0\1\0\0\0")),
+    "AVIF": avif,
+    "damaged AVIF": lambda: avif()[:-30] + bytes(30),
+}
+
+
+@pytest.mark.parametrize("kind", HURTFUL)
+def test_pictures_that_would_hurt_are_refused_wherever_they_lie(kind, photos, tmp_path):
+    (photos / "a" / "04.png").write_bytes(HURTFUL[kind]())
+    with pytest.raises(InputError, match=r"Cannot decode .*a/04\.png"):
+        open_source(str(photos))[4]
+
+    packed = pack_images([HURTFUL[kind]()])
+    one = {"labels": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1, dtype=torch.int64)}
+    write_shard(tmp_path / "shard.safetensors", {**packed, **one})
+    with pytest.raises(InputError, match=r"shard\.safetensors row 0: the picture is damaged"):
+        ShardReader(tmp_path / "shard.safetensors", 1, {}, images=True).image(0)
+
+
+PICTURES = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), np.uint8)
+
+
+def encrypted(data: bytearray) -> None:
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+
+
+def of_version_21(data: bytearray) -> None:
+    data[data.index(b"PK\x01\x02") + 6] = 210
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(("change", "message"), [(encrypted, "encrypted"), (of_version_21, r"zip file version 21\.0")])
+def test_archives_that_cannot_be_read(save, change, message, photos, tmp_path):
+    save(tmp_path / "x.npz", arr_0=PICTURES)
+    zipped(photos)
+    for path in (tmp_path / "x.npz", tmp_path / "photos.zip"):
+        data = bytearray(path.read_bytes())
+        change(data)
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            open_images(str(path))[0]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("descr", ["<U0", "|V0", "|S0"])
+def test_arrays_of_nothing(compression, descr, tmp_path):
+    header, pictures = io.BytesIO(), io.BytesIO()
+    np.save(pictures, PICTURES)
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (4,)})
+    for arrays in ({"arr_0": header}, {"arr_0": pictures, "arr_1": header}):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+            for name, array in arrays.items():
+                archive.writestr(f"{name}.npy", array.getvalue())
+        with pytest.raises(InputError, match=r"x\.npz: 'arr_[01]' is .*, of which there can be no array"):
+            open_images(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("label", [10**7, 2**63 - 1, 2**64 - 1, 10**30])
+def test_labels_that_number_no_classes(label, tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=PICTURES, arr_1=np.array([label] * 4))
+    with pytest.raises(InputError, match=r"holds the label|holds pickled Python objects"):
+        open_source(str(tmp_path / "x.npz"))
+    (tmp_path / "repa" / "vae-sd").mkdir(parents=True)
+    (tmp_path / "repa" / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": [["a.npy", label]]}))
+    with pytest.raises(InputError, match=rf"dataset\.json holds the label {label}"):
+        open_dataset(str(tmp_path / "repa"))

@@ -174,7 +174,7 @@ def test_undecodable_picture_is_named(tmp_path):
     assert source.lossy
     # The words are kept with the data, which are to be the same in every run.
     for index, message in enumerate(
-        ("a.png: image file is truncated", "b.jpg: it is no picture in a format", "c.png: it is empty")
+        ("a.png: image file is truncated", "b.jpg: it is no picture in one of the formats", "c.png: it is empty")
     ):
         with pytest.raises(InputError, match=rf"Cannot decode .*{message}"):
             source[index]

@@ -13,6 +13,7 @@ from evaluation_fixtures import StandIn
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sit_atconv.errors import InputError
 from sit_atconv.evaluation import Options, Reading, evaluate
 from sit_atconv.evaluation.features.cache import FeatureCache
 
@@ -135,3 +136,24 @@ def test_what_a_killed_evaluation_left_unfinished_is_removed(scored, tmp_path):
         assert left.exists()
     scored()
     assert not left.exists()
+
+
+# --- statistics
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"count": np.array("many")}, r"count is <U4 of shape \(\); expected one integer"),
+        ({"count": np.array([5, 6])}, r"count is int64 of shape \(2,\); expected one integer"),
+        ({"count": np.array(np.nan)}, "count is float64"),
+        ({"sigma": -np.eye(6)}, "sigma is no covariance: a variance in it is -1"),
+        ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "A covariance has the eigenvalue -1"),
+    ],
+)
+def test_statistics_that_are_none(arrays, message, tmp_path):
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "samples.npz", arr_0=random.integers(0, 255, (30, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "reference.npz", **{"mu": np.zeros(6), "sigma": np.eye(6), **arrays})
+    with pytest.raises(InputError, match=message):
+        evaluate(str(tmp_path / "samples.npz"), str(tmp_path / "reference.npz"), StandIn(), Options(metrics=("fid",)))

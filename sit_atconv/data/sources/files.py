@@ -101,14 +101,14 @@ class ZipSource(FileSource):
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), zipfile.ZipFile(self.path))
-            except (zipfile.BadZipFile, OSError) as error:
+            except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
                 raise InputError(f"Cannot open {self.path} as a zip: {error}. Was its download complete?") from error
         return self._handle[1]
 
     def _read(self, name: str) -> bytes:
         try:
             return self._archive().read(name)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zipfile.zlib.error) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
             raise InputError(f"Cannot read {name} in {self.path}: {error}.") from error
 
     def __getstate__(self) -> dict:

@@ -175,11 +175,18 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
     if "weights_sha256" in members:
         reference.facts["weights_sha256"] = str(read_npz_member(path, "weights_sha256"))
     if "count" in members:
-        reference.facts["count"] = int(read_npz_member(path, "count"))
+        reference.facts["count"] = _stored_count(path)
         require_two(reference.facts["count"], "references")
     if "arr_0" not in members:
         reference.lacks["points"] = f"{path} holds no images (arr_0)"
     return reference
+
+
+def _stored_count(path: str) -> int:
+    count = read_npz_member(path, "count")
+    if count.shape != () or count.dtype.kind not in "iu":
+        raise InputError(f"{path}: count is {count.dtype} of shape {count.shape}; expected one integer.")
+    return int(count)
 
 
 def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Tensor]:
@@ -193,6 +200,8 @@ def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Ten
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"{path}: {mu} or {sigma} holds values that are not finite.")
+    if covariance.diagonal().min() < 0:
+        raise InputError(f"{path}: {sigma} is no covariance: a variance in it is {covariance.diagonal().min()}.")
     return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
 
 
