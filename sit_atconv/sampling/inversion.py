@@ -19,6 +19,7 @@ from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
+from sit_atconv.runtime.files import naming
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.sampling.arguments import count, seed
 from sit_atconv.sampling.draw import Drawing
@@ -89,16 +90,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         inverted = invert_latents(model, batch.latents, batch.labels, settings, batch.rows)
         pictures = [to_uint8(autoencoder.decode(z)).cpu() for z in vars(inverted).values()]
         options.out.mkdir(parents=True, exist_ok=True)
-        save_grid(torch.stack(pictures, dim=1).flatten(0, 1), 3, options.out / "grid.png")
+        with naming(grid := options.out / "grid.png"):
+            save_grid(torch.stack(pictures, dim=1).flatten(0, 1), 3, grid)
         before, _, after = (picture.permute(0, 2, 3, 1).numpy() for picture in pictures)
-        np.savez(options.out / "inversion.npz", noise=inverted.noise.cpu().numpy(), before=before, after=after)
+        with naming(npz := options.out / "inversion.npz"):
+            np.savez(npz, noise=inverted.noise.cpu().numpy(), before=before, after=after)
         error = (before.astype(float) - after.astype(float)).std()
         log.info(
             "%d images came back with a PSNR of %.1f dB; their noise has standard deviation %.3f. %s",
             len(rows),
             20 * math.log10(255 / max(error, 1e-9)),
             inverted.noise.std().item(),
-            options.out / "grid.png",
+            grid,
         )
 
 

@@ -21,6 +21,7 @@ from sit_atconv.flow import ODE_METHODS, bits_per_dimension
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.files import naming
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.sampling.arguments import count, seed
 from sit_atconv.sampling.draw import Drawing
@@ -148,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result.count,
         )
         if options.json:
-            options.json.write_text(json.dumps({**vars(result), "settings": vars(settings)}, indent=2) + "\n")
+            with naming(options.json):
+                options.json.write_text(json.dumps({**vars(result), "settings": vars(settings)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sampling_fixtures import tiny_model
+from sampling_fixtures import PIXELS, tiny_model
 
 import sample
-from sit_atconv.sampling import generate
+from sit_atconv import create_model
+from sit_atconv.sampling import generate, inversion
 
 COUNT = 9
 
@@ -134,3 +135,38 @@ def test_room_is_looked_at_before_memory_is_filled(words: list[str], tmp_path, m
     assert exit_.value.code == 2
     assert f"{count} images of 6x8 need" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- a full disk
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "grid.png"])
+def test_a_full_disk_is_named_by_sample(name: str, whole, drawn, tmp_path, capsys) -> None:
+    partial = begin(tmp_path / "out")
+    (partial / name).symlink_to("/dev/full")
+    with pytest.raises(SystemExit) as exit_:
+        sample.main(command(tmp_path / "out"))
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert f"No space left on device: '{partial / name}' Make room" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["inversion.npz", "grid.png"])
+def test_a_full_disk_is_named_by_inversion(name: str, tmp_path, capsys) -> None:
+    create_model(
+        "SiT-S/2",
+        input_size=8,
+        in_channels=1,
+        num_classes=10,
+        hidden_size=16,
+        depth=1,
+        num_heads=2,
+        latents=PIXELS.to_dict(),
+    ).save_pretrained(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("/dev/full")
+    words = ["--checkpoint", tmp_path / "model", "--data", "digits@8", "--out", tmp_path / "out", "--steps", 2]
+    with pytest.raises(SystemExit) as exit_:
+        inversion.main([str(word) for word in (*words, "--num-images", 2)])
+    assert exit_.value.code == 2
+    assert f"No space left on device: '{tmp_path / 'out' / name}'" in capsys.readouterr().err

@@ -74,7 +74,8 @@ class SampleDirectory:
         self._require_room(shape)
         if not begun:
             unfinished = self.out / UNFINISHED
-            unfinished.write_text(json.dumps(settings, indent=2))
+            with naming(unfinished):
+                unfinished.write_text(json.dumps(settings, indent=2))
             unfinished.replace(self.out / SETTINGS)
         if not self.npz.exists():
             self._reserve(shape)
@@ -180,7 +181,8 @@ class SampleDirectory:
             self._finish_grid(images, labels)
         if not self.npz.exists():
             unfinished = self._partial / self.npz.name
-            np.savez(unfinished, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
+            with naming(unfinished):
+                np.savez(unfinished, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
             unfinished.replace(self.npz)
         shutil.rmtree(self._partial)
 
@@ -188,7 +190,8 @@ class SampleDirectory:
         picked = pick_for_grid(labels, self.count)
         columns = len(picked) // len(labels[picked].unique()) if labels is not None else 10
         unfinished = self._partial / self.grid.name
-        save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, unfinished)
+        with naming(unfinished):
+            save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, unfinished)
         unfinished.replace(self.grid)
 
     def _finish_png(self, images: np.ndarray) -> None:
@@ -213,7 +216,8 @@ class SampleDirectory:
     def _save_png(self, index: int, pixels: np.ndarray) -> None:
         self._png_folder.mkdir(parents=True, exist_ok=True)
         unfinished = self._partial / f"{index:06d}.unfinished"
-        Image.fromarray(pixels).save(unfinished, format="PNG")
+        with naming(unfinished):
+            Image.fromarray(pixels).save(unfinished, format="PNG")
         unfinished.replace(self._png_folder / f"{index:06d}.png")
 
 
