@@ -12,7 +12,7 @@ from pathlib import Path
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.runtime.processes import leaving_in_order
 from sit_atconv.sampling import sample_to_directory
-from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
+from sit_atconv.sampling.arguments import add_sampling_arguments, count, split_sampling_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--out", type=Path, required=True, help="directory for samples.npz, grid.png and, with --png, png/")
     add("--png", action="store_true", help="write every sample as a PNG too")
-    add("--batch-size", type=int, default=64, help="for each process; does not change the samples")
+    add("--batch-size", type=count, default=64, help="for each process; does not change the samples")
     add_sampling_arguments(parser)
     with exit_on_input_error(), leaving_in_order():
         settings, rest = split_sampling_arguments(vars(parser.parse_args(argv)))

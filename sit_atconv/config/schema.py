@@ -72,11 +72,13 @@ class DataConfig:
         path: a directory made by `python -m sit_atconv.data.prepare` or prepared for REPA, or "digits:train@16".
         flip: mirror half of the images (the data must have been prepared with flips).
         workers: loader processes for each training process.
+        verify: compare every shard with its digest before the first step.
     """
 
     path: Text = "data/imagenet256"
     flip: bool = False
     workers: Annotated[int, Meta(ge=0, le=1_024)] = 2
+    verify: bool = True
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class DigitsSource:
 
     kind = "digits"
     lossy = False
+    names = None
 
     def __init__(self, split: str = "all", resolution: int = DEFAULT_RESOLUTION) -> None:
         self._images, self.labels = load_digits(split, resolution)

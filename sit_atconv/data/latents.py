@@ -33,6 +33,13 @@ class LatentDataset(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    def damaged(self, process: int = 0, processes: int = 1) -> list[str]:
+        """What is wrong with this process's part of the files, a sentence for each that differs from its digest.
+
+        Data without digests have no such faults.
+        """
+        return []
+
     @abstractmethod
     def fingerprint(self, teachers: Sequence[int] = ()) -> str:
         """A SHA-256 of what the data are, wherever they lie: equal for a copy, another for data prepared otherwise.

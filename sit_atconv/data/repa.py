@@ -20,7 +20,7 @@ from torch import Tensor
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.pictures.decode import decode_image
-from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.pictures.protocol import SourceImage, as_labels
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.reading import Text, read_json
 
@@ -51,17 +51,17 @@ class RepaSource:
 
     def __init__(self, path: str, convert: bool = False) -> None:
         self._root, self._convert = Path(path), convert
-        self._names, self.labels = _names_and_labels(self._root)
+        self.names, self.labels = _names_and_labels(self._root)
         if not (self._root / IMAGES).is_dir():
             raise InputError(f"{path} was prepared for REPA but has no {IMAGES}/: there are no pictures here.")
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> SourceImage:
-        name = _image_name(self._names[index])
+        name = _image_name(self.names[index])
         label = None if self.labels is None else int(self.labels[index])
-        return SourceImage(_read_image(self._root, self._names[index], self._convert), label, name)
+        return SourceImage(_read_image(self._root, self.names[index], self._convert), label, name)
 
 
 class RepaDataset(LatentDataset):
@@ -76,8 +76,8 @@ class RepaDataset(LatentDataset):
 
     def __init__(self, path: str, spec: LatentSpec = REPA_SPEC) -> None:
         self._root, self.latents = Path(path), spec
-        self._names, self.labels = _names_and_labels(self._root)
-        self._targets = np.full(len(self._names), -1) if self.labels is None else self.labels
+        self.names, self.labels = _names_and_labels(self._root)
+        self._targets = np.full(len(self.names), -1) if self.labels is None else self.labels
         self.num_classes = 0 if self.labels is None else int(self.labels.max()) + 1
         height, width = self._grid()
         self.latent_shape = (spec.channels, height, width)
@@ -87,7 +87,7 @@ class RepaDataset(LatentDataset):
     def _grid(self) -> tuple[int, int]:
         """(h, w) of the first latent that can be read: a damaged one is named when its turn comes."""
         failures = []
-        for name in self._names:
+        for name in self.names:
             try:
                 return _read_moments(self._root / LATENTS / name, self.latents).shape[1:]
             except InputError as error:
@@ -96,30 +96,30 @@ class RepaDataset(LatentDataset):
 
     def unlisted(self) -> list[str]:
         """Latent files that dataset.json does not name, relative to the directory."""
-        listed, root = set(self._names), self._root / LATENTS
+        listed, root = set(self.names), self._root / LATENTS
         names = (path.relative_to(root).as_posix() for path in root.rglob("*.npy"))
         return sorted(f"{LATENTS}/{name}" for name in names if name not in listed)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def fingerprint(self, teachers: Sequence[int] = ()) -> str:
         """Of all names and labels, and of some latents: there may be millions of files, and no list of digests."""
-        digest = hashlib.sha256(json.dumps(self._names).encode())
+        digest = hashlib.sha256(json.dumps(self.names).encode())
         digest.update(np.ascontiguousarray(self._targets, dtype=np.int64))
         for index in np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=int):
             with contextlib.suppress(OSError):  # it is named when its turn comes
-                digest.update((self._root / LATENTS / self._names[index]).read_bytes())
+                digest.update((self._root / LATENTS / self.names[index]).read_bytes())
         return digest.hexdigest()
 
     def where(self, index: int) -> str:
-        return str(self._root / LATENTS / self._names[index])
+        return str(self._root / LATENTS / self.names[index])
 
     def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
         expected = (2 * self.latent_shape[0], *self.latent_shape[1:])
         moments = empty_batch((len(indices), *expected), torch.float32)
         for out, index in zip(moments.numpy(), indices, strict=True):
-            row = _read_moments(self._root / LATENTS / self._names[index], self.latents)
+            row = _read_moments(self._root / LATENTS / self.names[index], self.latents)
             if row.shape != expected:
                 raise InputError(f"{self.where(index)}: shape {row.shape} among latents of {expected}.")
             out[:] = row
@@ -129,7 +129,7 @@ class RepaDataset(LatentDataset):
         return torch.from_numpy(self._targets[np.asarray(indices)]).long()
 
     def _image(self, index: int) -> np.ndarray:
-        return _read_image(self._root, self._names[index], convert=False)
+        return _read_image(self._root, self.names[index], convert=False)
 
 
 def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
@@ -147,7 +147,7 @@ def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
     if len(labels) < len(pairs):
         raise InputError(f"{path} lists {len(pairs) - len(labels)} names more than once: their labels are ambiguous.")
     names = sorted(labels)
-    values = np.array([labels[name] for name in names], dtype=np.int64)
+    values = as_labels([labels[name] for name in names], str(path))
     return [_latent_name(name) for name in names], values
 
 

@@ -136,8 +136,10 @@ def _classes(words: str | None) -> tuple[int, ...] | None:
 
 def _check(options: Namespace) -> None:
     """Find out before the work, not after it, what cannot be done."""
-    if options.batch_size < 1 or (options.workers or 0) < 0:
-        raise InputError(f"The batch size must be at least 1, not {options.batch_size}, and --workers at least 0.")
+    if options.batch_size < 1:
+        raise InputError(f"The batch size must be at least 1, not {options.batch_size}.")
+    if (options.workers or 0) < 0:
+        raise InputError(f"--workers must be at least 0, not {options.workers}.")
     if options.command == "evaluate" and options.samples and options.sampling:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
         raise InputError(f"{flags}: only with --checkpoint, where samples are drawn; --samples are there already.")

@@ -10,13 +10,14 @@ from sit_atconv.randomness import MAX_SEED
 from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
 
 NUM_SAMPLES = 50_000
+_MOST = 10**12
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
     """Add the options of drawing to `parser`, absent from its result unless given; returns their names."""
     add = parser.add_argument_group("drawing", argument_default=SUPPRESS).add_argument
     added = [
-        add("--num-samples", type=int, help=f"{NUM_SAMPLES} unless given"),
+        add("--num-samples", type=count, help=f"{NUM_SAMPLES} unless given"),
         add("--labels", help="balanced (unless given), random, or labels separated by commas, taken in turn"),
         add("--seed", type=seed, help="0 unless given"),
         add("--vae", help="decode with this autoencoder instead of the one the checkpoint names"),
@@ -56,6 +57,13 @@ def seed(word: str) -> int:
     """A seed, from the word of the command line. Raises `ArgumentTypeError`, which argparse reports, for any other."""
     if not word.isdecimal() or len(word) > len(str(MAX_SEED)) or int(word) > MAX_SEED:
         raise ArgumentTypeError(f"{word} is no seed: give a whole number from 0 to {MAX_SEED}")
+    return int(word)
+
+
+def count(word: str) -> int:
+    """How many, from the word of the command line; at least one. Raises `ArgumentTypeError` for any other word."""
+    if not word.isdecimal() or not 1 <= int(word) <= _MOST:
+        raise ArgumentTypeError(f"{word} is no count: give a whole number from 1 to {_MOST}")
     return int(word)
 
 

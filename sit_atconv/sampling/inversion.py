@@ -21,7 +21,7 @@ from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import whole_file
-from sit_atconv.sampling.arguments import seed
+from sit_atconv.sampling.arguments import count, seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.run import open_generator
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
     add("--out", type=Path, required=True)
-    add("--num-images", type=int, default=16, help="the first so many")
+    add("--num-images", type=count, default=16, help="the first so many")
     add("--solver", choices=ODE_METHODS, default="heun")
     add("--steps", type=int, default=50)
     add("--seed", type=seed, default=0, help="of the autoencoder's posterior samples")
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             len(rows),
             20 * math.log10(255 / max(error, 1e-9)),
             inverted.noise.std().item(),
-            options.out / "grid.png",
+            grid,
         )
 
 

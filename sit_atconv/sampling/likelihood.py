@@ -22,7 +22,7 @@ from sit_atconv.models.checkpoint import load_model
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import make_folder_of, write_json
-from sit_atconv.sampling.arguments import seed
+from sit_atconv.sampling.arguments import count, seed
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import EncodedBatch, encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.settings import SamplerSettings
@@ -118,11 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
-    add("--num-images", type=int, help="the first so many; all unless given")
+    add("--num-images", type=count, help="the first so many; all unless given")
     add("--solver", choices=ODE_METHODS, default="heun")
     add("--steps", type=int, default=50)
     add("--seed", type=seed, default=0)
-    add("--batch-size", type=int, default=64, help="does not change the result")
+    add("--batch-size", type=count, default=64, help="does not change the result")
     add("--json", type=Path)
     options = parser.parse_args(argv)
     with exit_on_input_error():

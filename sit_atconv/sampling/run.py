@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, LatentSpec, load_autoencoder
@@ -81,7 +82,7 @@ def sample_to_directory(
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # what does not go together is found before anything is written
     num_classes, names = model.config.num_classes, model.config.class_names
-    all_labels = choose_labels(labels, range(num_samples), num_classes, seed, names)
+    choose_labels(labels, range(1), num_classes, seed, names)  # unknown ones are found before anything is written
     directory = SampleDirectory(out, num_samples, png)
     with locked(out, state, "sampled into", "--out"):
         if state.is_main_process:
@@ -93,8 +94,7 @@ def sample_to_directory(
             log.info("%s is complete already.", directory.npz)
             return
 
-        missing = directory.missing()
-        state.wait_for_everyone()  # all have looked before anyone adds to what is there
+        (missing,) = broadcast_object_list([directory.missing() if state.is_main_process else None])
         if state.is_main_process and 0 < len(missing) < num_samples:
             log.info("Continuing: %d of %d samples are there already.", num_samples - len(missing), num_samples)
         share = missing[state.process_index :: state.num_processes].tolist()
@@ -106,7 +106,7 @@ def sample_to_directory(
                 progress.update(there - progress.n)
         state.wait_for_everyone()
         if state.is_main_process:
-            directory.finish(all_labels)
+            directory.finish(choose_labels(labels, range(num_samples), num_classes, seed, names))
             log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, directory.grid)
 
 

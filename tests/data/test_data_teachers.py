@@ -241,7 +241,10 @@ def test_adding_goes_on_where_it_was_interrupted(bare, monkeypatch):
 def test_a_note_does_not_outlive_the_file_it_describes(tmp_path, monkeypatch):
     """Files of two teachers have equal names and may have equal sizes."""
     rows = {"tokens_0": Row(torch.float16, (1, 2))}
-    first, second = (ShardFiles(tmp_path, rows, "tokens_0", {"teacher": name}) for name in ("first", "second"))
+    first, second = (
+        ShardFiles(tmp_path, rows, "tokens_0", lambda shard, name=name: {"teacher": name})
+        for name in ("first", "second")
+    )
     tensors = {"tokens_0": torch.zeros(1, 1, 2).half(), "labels": torch.tensor([0]), "index": torch.tensor([0])}
     first.write(0, [0], tensors, [])
     assert first.missing([0]) == [] and second.missing([0]) == [0]

@@ -142,7 +142,7 @@ EVALUATE = ["--samples", "digits@8", "--reference", "digits@8"]
         ([*EVALUATE, "--classes", "a,b"], "labels separated by commas"),
         ([*EVALUATE, "--bootstrap", "-1"], "at least two resamples"),
         ([*EVALUATE, "--batch-size", "0"], "The batch size must be at least 1, not 0"),
-        ([*EVALUATE, "--workers", "-1"], "workers"),
+        ([*EVALUATE, "--workers", "-1"], r"^--workers must be at least 0, not -1\.$"),
         ([*EVALUATE, "--weights", "w.pth"], "Pixels have no network"),
         ([*EVALUATE, "--device", "gpu9"], "device 'gpu9'"),
         (["reference", "digits@8", "out.npz"], "published statistics"),
@@ -203,11 +203,10 @@ def test_what_is_not_there_is_found_before_weights_are_fetched(arguments, messag
         run(parse([*arguments, "--device", "cpu"], lambda parser: []), open_stream)
 
 
-@pytest.mark.parametrize("count", ["0", "1"])
-def test_a_checkpoint_has_to_draw_two_samples(count, tmp_path):
-    arguments = ["--checkpoint", str(tmp_path), "--reference", "digits@8", "--num-samples", count]
+def test_a_checkpoint_has_to_draw_two_samples(tmp_path):
+    arguments = ["--checkpoint", str(tmp_path), "--reference", "digits@8", "--num-samples", "1"]
     options = parse(arguments, add_sampling_arguments)
-    with pytest.raises(InputError, match=rf"--num-samples must be at least 2, not {count}"):
+    with pytest.raises(InputError, match="--num-samples must be at least 2, not 1"):
         run(options, open_checkpoint)
 
 

@@ -101,13 +101,13 @@ def test_killed_processes_and_another_number_of_them_draw_the_same_images(checkp
     words = ["--checkpoint", checkpoint, "--out", out, "--num-samples", count, "--solver", "sde", "--steps", 60]
     words += ["--guidance", 1.5, "--labels", "random", "--batch-size"]
     killed = launch(3, *words, 2)
-    flags = out / "partial" / "done.npy"
-    while not (flags.exists() and np.load(flags).sum() >= 4):
+    digests = out / "partial" / "digests.npy"
+    while not (digests.exists() and digests.stat().st_size > 128 and np.load(digests).any(1).sum() >= 4):
         assert killed.poll() is None, killed.stderr.read()
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    rows = np.load(out / "partial" / "images.npy")[there := np.flatnonzero(np.load(flags))]
+    rows = np.load(out / "partial" / "images.npy")[there := np.flatnonzero(np.load(digests).any(1))]
     assert 4 <= len(there) < count
 
     continued = launch(2, *words, 5)
@@ -309,6 +309,10 @@ def test_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         (["--solver", "rk4"], "invalid choice: 'rk4'"),
         (["--stepz", "4"], "unrecognized arguments: --stepz"),
         (["--seed", "-1"], "-1 is no seed"),
+        (["--num-samples", "0"], "0 is no count: give a whole number from 1 to"),
+        (["--num-samples", "1" + "0" * 30], "0 is no count"),
+        (["--num-samples", "9" * 5000], "invalid count value"),
+        (["--batch-size", "-1"], "-1 is no count"),
         (["--guidance", "-1"], "finite number >= 0, not -1.0"),
         (["--guidance", "2", "--interval", "0.7", "0.2"], "low <= high <= 1, not 0.7 0.2"),
         (["--solver", "sde", "--diffusion-scale", "nan"], "not nan"),

@@ -11,6 +11,10 @@ from sit_atconv.errors import InputError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "MPO"})
+# What a file holds may be another format than its name says: others (AVIF, PDF, …) would be taken for lossless.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
+# What decoding ends in where the bytes are damaged, or made to take all memory.
+UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError)
 
 
 def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray:
@@ -21,14 +25,14 @@ def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray
     picture when it cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
             picture.load()
             return to_rgb(picture, name, convert)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except UNDECODABLE as error:
         if isinstance(error, InputError):
             raise
         # Pillow's words for it hold an address, different in every run.
-        unknown = "it is empty" if data == b"" else "it is no picture in a format that Pillow knows"
+        unknown = "it is empty" if data == b"" else f"it is no picture in one of the formats {', '.join(FORMATS)}"
         reason = unknown if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         raise InputError(f"Cannot decode {name}: {reason}. Replace or remove the file.") from error
 

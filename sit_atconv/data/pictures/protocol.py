@@ -1,9 +1,14 @@
 """What a source of images is: a sized, ordered collection of RGB pictures with optional labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from sit_atconv.errors import InputError
+
+MAX_LABEL = 10**6
 
 
 @dataclass(frozen=True)
@@ -19,10 +24,12 @@ class ImageSource(Protocol):
     """Pictures in a fixed, sorted order. Picklable, so that DataLoader workers may read it.
 
     `labels` is int64 (len,) or None for an unlabelled source; `class_names` are the names of classes 0, 1, … where the
-    source has them; `lossy` says whether any picture was stored in a lossy format.
+    source has them; `lossy` says whether any picture was stored in a lossy format. `names` are those of the pictures'
+    files, or None where pictures are not files of their own.
     """
 
     kind: str
+    names: list[str] | None
     labels: np.ndarray | None
     class_names: list[str] | None
     lossy: bool
@@ -30,3 +37,10 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> SourceImage: ...
+
+
+def as_labels(labels: Sequence[int] | np.ndarray, path: str) -> np.ndarray:
+    """Labels as int64. Raises `InputError` for one that is no number of a class: the model would have as many rows."""
+    if (largest := max(labels, default=0)) > MAX_LABEL:
+        raise InputError(f"{path} holds the label {largest}: labels number the classes from 0, to {MAX_LABEL} at most.")
+    return np.array(labels, dtype=np.int64)

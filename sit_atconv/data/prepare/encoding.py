@@ -70,6 +70,8 @@ def write_shards(
         for number, shard in itertools.groupby(loader, key=lambda batch: batch.shard):
             parts = []
             for batch in shard:
+                # Copied, since each tensor that a worker sent holds an open file until it is freed.
+                batch.packed, batch.encoded = _copied(batch.packed), _copied(batch.encoded)
                 batch.encoded |= _encode(in_groups, encoders, files.rows, batch)
                 batch.images = batch.images.new_empty(0)  # a slice would hold their memory until the shard is written
                 parts.append(batch)
@@ -111,6 +113,10 @@ def _encode(
         for version, pixels in zip(versions(name, flip), (pictures, pictures.flip(-1)), strict=False):
             encoded[version] = in_groups(function, pixels).to("cpu", rows[version].dtype)
     return encoded
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _write(files: ShardFiles, number: int, parts: Sequence[PictureBatch]) -> None:

@@ -1,8 +1,11 @@
 """Preparation of a data set: what is wanted, who writes what, and what is known when all is written."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -40,10 +43,10 @@ def prepare(options: PrepareOptions) -> Manifest:
     source = open_for_import(options, autoencoder) if importing else open_source(options.source, convert=True)
     manifest = _describe(options, source, autoencoder, teachers)
     out = Path(options.out)
-    if not _on_all(_is_complete(out, manifest)):
+    if not _on_all(_is_complete(out, manifest, source)):
         state.wait_for_everyone()  # everyone has compared settings before the first process begins to write
         with locked(out, state, "prepared", "OUT"):
-            if not _on_all(_is_complete(out, manifest)):  # by another program, meanwhile
+            if not _on_all(_is_complete(out, manifest, source)):  # by another program, meanwhile
                 return _encode(options, source, manifest, autoencoder, teachers)
     if state.is_main_process:
         log.info("%s is already complete.", out)
@@ -60,21 +63,23 @@ def _encode(
     """Write the manifest, the shards that are missing, and the manifest of the complete data set, which is returned."""
     state, out = process_state(), Path(options.out)
     require_undamaged(source)
+    files = ShardFiles(out, manifest.shard_rows, basis=partial(_basis, source.names, manifest))
     if state.is_main_process:
         remove_leftovers(out)
         save_manifest(manifest, out)
+        files.remove_from(_shard_count(manifest))
     state.wait_for_everyone()
 
     importing = options.take_latents
     encoders = [] if importing else [moments_encoder(autoencoder, manifest.has_flip)]
     encoders += [tokens_encoder(teacher, k, manifest.teachers[k].flip) for k, teacher in enumerate(teachers)]
-    files = ShardFiles(out, manifest.shard_rows)
+    batches = LatentBatches(source, manifest) if importing else SourceBatches(source, manifest)
     # A shard belongs to one process by its number alone, whatever is complete already.
     mine = range(state.process_index, _shard_count(manifest), state.num_processes)
     write_shards(
-        LatentBatches(source, manifest) if importing else SourceBatches(source, manifest),
+        batches,
         files,
-        {number: _shard_range(manifest, number) for number in files.missing(mine)},
+        {number: _shard_range(manifest, number) for number in mine if _is_missing(files, number, batches)},
         encoders,
         batch_size=options.batch_size,
         workers=options.workers,
@@ -83,6 +88,21 @@ def _encode(
     )
     state.wait_for_everyone()
     return _finish(manifest, files, options.max_bad) if state.is_main_process else manifest
+
+
+def _basis(names: Sequence[str] | None, manifest: Manifest, number: int) -> dict:
+    """What tells the pictures of a shard from others, should the source change before all is written."""
+    if names is None:
+        return {}
+    covered = _shard_range(manifest, number)
+    text = json.dumps(names[covered.start : covered.stop])  # escapes what is no UTF-8
+    return {"names": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _is_missing(files: ShardFiles, number: int, batches: LatentBatches | SourceBatches) -> bool:
+    """Whether a shard is to be written: it is not there, or a picture left out of it can be decoded by now."""
+    note = files.read_note(number)
+    return note is None or any(not batches[number, skip.index, skip.index + 1].skipped for skip in note[1])
 
 
 def _shard_range(manifest: Manifest, number: int) -> range:
@@ -124,14 +144,19 @@ def _describe(
     )
 
 
-def _is_complete(out: Path, manifest: Manifest) -> bool:
-    """Whether `out` holds this data set already. Raises `InputError` when it holds something else."""
+def _is_complete(out: Path, manifest: Manifest, source: ImageSource | RepaDataset) -> bool:
+    """Whether `out` holds this data set already. Raises `InputError` when it holds something else.
+
+    Until all is written, files of the source may come and go: each shard's note says which ones it is of.
+    """
     if not (out / MANIFEST_NAME).exists():
         if out.exists() and (not out.is_dir() or set(out.iterdir()) - {out / LOCK, *leftovers(out)}):
             raise InputError(f"{out} exists and holds no data set of ours: choose a new or empty directory.")
         return False
     found = load_manifest(out)
     old, new = found.settings(), manifest.settings()
+    if not found.complete and source.names is not None:
+        del new["source_count"]
     differing = [f"{key}: {old[key]} there, {new[key]} now" for key in new if old[key] != new[key]]
     if differing:
         adding = f" Add teachers by: python -m sit_atconv.data.prepare {out} --teacher NAME." if found.complete else ""
@@ -158,8 +183,8 @@ def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
     if len(skipped) > max_bad:
         raise InputError(
             f"{len(skipped)} of {manifest.source_count} pictures could not be decoded (named above); {max_bad} are "
-            f"allowed. To go on without them, run the same command with --max-bad {len(skipped)}: nothing is encoded "
-            "again."
+            "allowed. Replace or remove them and run the same command again; or go on without them by --max-bad "
+            f"{len(skipped)}, with which nothing is encoded again."
         )
     count = sum(info.count for info in shards)
     if count == 0:

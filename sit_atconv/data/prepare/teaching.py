@@ -74,7 +74,7 @@ def _token_files(root: Path, manifest: Manifest, number: int) -> ShardFiles:
     """A file a shard for one of the teachers; those that are there count if teacher and pictures are the same."""
     pictures = hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
     basis = {"teacher": manifest.teachers[number].to_dict(), "pictures": pictures}
-    return ShardFiles(root, manifest.token_rows(number), tokens_name(number), basis)
+    return ShardFiles(root, manifest.token_rows(number), tokens_name(number), lambda shard: basis)
 
 
 def _finish(manifest: Manifest, files: ShardFiles, state: PartialState) -> Manifest:

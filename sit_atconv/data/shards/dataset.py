@@ -5,11 +5,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sit_atconv.alignment.cached import tokens_name
 from sit_atconv.autoencoder import IDENTITY
@@ -17,6 +19,9 @@ from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.shards.format import ShardReader
 from sit_atconv.data.shards.manifest import ShardInfo, load_manifest
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.files import sha256_of_file
+
+_HASHING_THREADS = 4  # a file each; hashing runs outside Python's lock
 
 
 class ShardDataset(LatentDataset):
@@ -52,6 +57,18 @@ class ShardDataset(LatentDataset):
             "files": [[[file.count, file.sha256] for file in self._series[part][0]] for part in sorted(used)],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def damaged(self, process: int = 0, processes: int = 1) -> list[str]:
+        files = [info for infos, _ in self._series for info in infos][process::processes]
+        paths = [self._directory / info.name for info in files]
+        bar = tqdm(total=sum(info.bytes for info in files), unit="B", unit_scale=True, desc="comparing with digests")
+        faults = []
+        with bar, ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            for path, info, found in zip(paths, files, pool.map(sha256_of_file, paths), strict=True):
+                if found != info.sha256:
+                    faults.append(f"{path}: the checksum differs, so bytes have changed since it was written.")
+                bar.update(info.bytes)
+        return faults
 
     def where(self, index: int) -> str:
         shard, row = self._locate(index)

@@ -1,7 +1,7 @@
 """Files that are written one a shard, and the notes beside them that say which are complete."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ class ShardNote:
 class ShardFiles:
     """The shards of `directory`, or what is kept beside them as `part`.
 
-    `rows` is what a file holds of every sample. A note counts only if it was written for the same `basis`, which can be
-    written as JSON: what else decides the contents of the files.
+    `rows` is what a file holds of every sample. A note counts only if it was written for the same `basis` of its file,
+    which can be written as JSON: what else decides the contents.
     """
 
     directory: Path
     rows: dict[str, Row]
     part: str = ""
-    basis: dict = field(default_factory=dict)
+    basis: Callable[[int], dict] = lambda number: {}
 
     def write(
         self, number: int, index: Sequence[int], tensors: dict[str, Tensor], skipped: Sequence[SkippedImage]
@@ -48,7 +48,7 @@ class ShardFiles:
                 raise InputError(f"The {name} of picture {index[row]} of the source are NaN or too large for fp16.")
         self._note(number).unlink(missing_ok=True)  # of what was written for another basis, and may be of equal size
         info = write_shard(self.directory / shard_name(number, self.part), tensors)
-        note = {"basis": self.basis, "shard": asdict(info), "skipped": [asdict(skip) for skip in skipped]}
+        note = {"basis": self.basis(number), "shard": asdict(info), "skipped": [asdict(skip) for skip in skipped]}
         write_json(self._note(number), note)
 
     def read_note(self, number: int) -> tuple[ShardInfo, list[SkippedImage]] | None:
@@ -57,13 +57,19 @@ class ShardFiles:
             return None
         note = read_json(self._note(number), ShardNote, "Remove this note: its shard is then written again.")
         path = self.directory / note.shard.name
-        if note.basis != self.basis or not path.is_file() or path.stat().st_size != note.shard.bytes:
+        if note.basis != self.basis(number) or not path.is_file() or path.stat().st_size != note.shard.bytes:
             return None
         return note.shard, note.skipped
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Those of the numbers whose files are still to be written."""
         return [number for number in numbers if self.read_note(number) is None]
+
+    def remove_from(self, first: int) -> None:
+        """Remove files of the numbers from `first` on, which a source that was longer has left."""
+        for path in self.directory.glob("shard-[0-9]*"):
+            if int(path.name.removeprefix("shard-").split(".")[0]) >= first:
+                path.unlink()
 
     def remove_notes(self, numbers: Iterable[int]) -> None:
         """Remove the notes once dataset.json holds what they said."""

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sit_atconv.data.pictures.decode import UNDECODABLE
 from sit_atconv.data.shards.manifest import Row, ShardInfo
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.whole_files import whole_file
@@ -93,9 +94,10 @@ class ShardReader:
         """The picture of a row, uint8 (H, W, 3)."""
         start, stop = self._tensors["image_offsets"][row : row + 2].tolist()
         try:
-            with Image.open(io.BytesIO(self._tensors["images"][start:stop].numpy().tobytes())) as picture:
+            data = self._tensors["images"][start:stop].numpy().tobytes()
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 return np.array(picture)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except UNDECODABLE as error:
             raise InputError(f"{self.path} row {row}: the picture is damaged ({error}).") from error
 
 

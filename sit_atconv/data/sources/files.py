@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -31,21 +31,21 @@ class FileSource:
         self.path, self._convert = str(path), convert
         visible = [name for name in names if not _hidden(name)]
         wanted = (name for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        self._names = sorted(wanted, key=lambda name: name.split("/"))
-        if not self._names:
+        self.names = sorted(wanted, key=lambda name: name.split("/"))
+        if not self.names:
             raise InputError(
                 f"No pictures in {path}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either directly "
                 "or in one folder a class."
             )
         _mention_others(self.path, visible)
-        self.class_names, self.labels = _classes(self.path, self._names, empty_folders)
-        self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self._names)
+        self.class_names, self.labels = _classes(self.path, self.names, empty_folders)
+        self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self.names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> SourceImage:
-        name = self._names[index]
+        name = self.names[index]
         label = None if self.labels is None else int(self.labels[index])
         return SourceImage(decode_image(self._read(name), f"{self.path}/{name}", self._convert), label, name)
 
@@ -90,8 +90,10 @@ class ZipSource(FileSource):
         names = [info.filename for info in infos if not info.is_dir()]
         _refuse_duplicates(self.path, names)
         _refuse_foreign_paths(self.path, names)
-        parents = {str(Path(name).parent) for name in names}
-        empty = [i.filename.rstrip("/") for i in infos if i.is_dir() and not _holds_any(i.filename, parents)]
+        filled = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
+        filled |= {parent for folder in filled for parent in folder.parents}
+        folders = (info.filename.rstrip("/") for info in infos if info.is_dir())
+        empty = [folder for folder in folders if PurePosixPath(folder) not in filled]
         super().__init__(path, names, empty, convert)
 
     def _archive(self) -> zipfile.ZipFile:
@@ -99,14 +101,14 @@ class ZipSource(FileSource):
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), zipfile.ZipFile(self.path))
-            except (zipfile.BadZipFile, OSError) as error:
+            except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
                 raise InputError(f"Cannot open {self.path} as a zip: {error}. Was its download complete?") from error
         return self._handle[1]
 
     def _read(self, name: str) -> bytes:
         try:
             return self._archive().read(name)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zipfile.zlib.error) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
             raise InputError(f"Cannot read {name} in {self.path}: {error}.") from error
 
     def __getstate__(self) -> dict:
@@ -182,11 +184,6 @@ def _mention_others(path: str, names: list[str]) -> None:
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         log.info("%s: %d files are no pictures by their names and are left out (%s).", path, others.total(), kinds)
-
-
-def _holds_any(folder: str, parents: set[str]) -> bool:
-    folder = folder.rstrip("/")
-    return any(parent == folder or parent.startswith(folder + "/") for parent in parents)
 
 
 def _hidden(name: str) -> bool:

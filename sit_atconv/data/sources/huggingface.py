@@ -4,11 +4,10 @@ import io
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from sit_atconv.data.pictures.decode import LOSSY_FORMATS, decode_image
-from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.pictures.decode import FORMATS, LOSSY_FORMATS, UNDECODABLE, decode_image
+from sit_atconv.data.pictures.protocol import SourceImage, as_labels
 from sit_atconv.errors import InputError, require_one_of
 
 
@@ -20,6 +19,7 @@ class HuggingFaceSource:
     """
 
     kind = "hf"
+    names = None
 
     def __init__(self, name: str, convert: bool = False) -> None:
         datasets = _import_datasets()
@@ -36,7 +36,7 @@ class HuggingFaceSource:
         self._table = table.cast_column(self._column, datasets.Image(decode=False))
         classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         label = (classes or [key for key in features if key == "label"] or [None])[0]
-        self.labels = None if label is None else np.asarray(table[label], dtype=np.int64)
+        self.labels = None if label is None else as_labels(table[label], f"hf:{name}")
         self.class_names = list(features[label].names) if classes else None
         self.lossy = self._first_format() in LOSSY_FORMATS
 
@@ -51,9 +51,9 @@ class HuggingFaceSource:
     def _first_format(self) -> str | None:
         """PIL's name for it; None for a first picture that cannot be read, which is named when its turn comes."""
         try:
-            with Image.open(io.BytesIO(self._bytes(0))) as first:
+            with Image.open(io.BytesIO(self._bytes(0)), formats=FORMATS) as first:
                 return first.format
-        except (UnidentifiedImageError, InputError):
+        except UNDECODABLE:
             return None
 
     def _bytes(self, index: int) -> bytes:

@@ -1,13 +1,15 @@
 """ADM-style npz files: `arr_0` uint8 (N, H, W, 3) and, optionally, `arr_1` integer labels (N,)."""
 
+import math
 import os
+import sys
 import zipfile
 import zlib
 from typing import BinaryIO
 
 import numpy as np
 
-from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.pictures.protocol import SourceImage, as_labels
 from sit_atconv.errors import InputError
 
 _BLOCK = 1 << 22  # bytes read at a time
@@ -22,7 +24,7 @@ class NpzSource:
 
     kind = "npz"
     lossy = False
-    class_names = None
+    class_names = names = None
 
     def __init__(self, path: str, convert: bool = False) -> None:
         self.path, self._convert = str(path), convert
@@ -65,7 +67,7 @@ class NpzSource:
             )
         if labels.size and labels.min() < 0:
             raise InputError(f"{self.path}: arr_1 holds a negative label in row {int(labels.argmin())}.")
-        return np.array(labels, dtype=np.int64)
+        return as_labels(labels, f"{self.path}: arr_1")
 
 
 def npz_members(path: str) -> list[str]:
@@ -104,7 +106,7 @@ def read_npz_member(path: str, name: str, verify: bool = True) -> np.ndarray:
                     pass
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{path} is damaged: cannot read '{name}': {error}. Fetch or write it again.") from error
-        except (OSError, NotImplementedError) as error:
+        except (OSError, NotImplementedError, RuntimeError) as error:  # the last: it is encrypted
             raise InputError(f"{path}: cannot read '{name}': {error}.") from error
     if nbytes == 0:
         return np.empty(shape, dtype)
@@ -117,7 +119,7 @@ def read_npz_member(path: str, name: str, verify: bool = True) -> np.ndarray:
 def _open_zip(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise InputError(
             f"Cannot open {path} as an npz: {error}. Is it complete, and written by numpy.savez?"
         ) from error
@@ -131,6 +133,8 @@ def _read_header(member: BinaryIO, path: str, name: str) -> tuple[tuple[int, ...
         shape, fortran, dtype = read(member)
     except ValueError as error:
         raise InputError(f"{path}: '{name}' is not a numpy array: {error}.") from error
+    if not 0 < dtype.itemsize * math.prod(max(1, side) for side in shape) <= sys.maxsize or min(shape, default=0) < 0:
+        raise InputError(f"{path}: '{name}' is {dtype} of shape {shape}, of which there can be no array.")
     if dtype.hasobject:
         raise InputError(
             f"{path}: '{name}' holds pickled Python objects, which may run code when read. Save plain arrays."

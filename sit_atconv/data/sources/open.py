@@ -42,11 +42,11 @@ def open_source(path: str, convert: bool = False) -> ImageSource:
 
 
 def require_undamaged(source: ImageSource) -> None:
-    """Read an npz's pictures to compare them with its CRC-32; those of other sources show damage as they are decoded.
+    """Read an npz or prepared data to compare them with their checksums; others show damage as they are decoded.
 
     Raises `InputError` for a damaged file.
     """
-    if isinstance(source, NpzSource):
+    if isinstance(source, NpzSource | PreparedSource):
         source.verify()
 
 

@@ -10,6 +10,7 @@ class PreparedSource:
 
     kind = "prepared"
     lossy = False
+    names = None
 
     def __init__(self, path: str) -> None:
         self._dataset = ShardDataset(path)
@@ -17,6 +18,11 @@ class PreparedSource:
             raise InputError(f"{path} holds latents without pictures: prepare it with --images, or give its source.")
         self.class_names = self._dataset.class_names
         self.labels = self._dataset.labels() if self._dataset.num_classes else None
+
+    def verify(self) -> None:
+        """Raise `InputError` if the shards are not the bytes that were written; reads them all, at 1 GB/s a thread."""
+        if faults := self._dataset.damaged():
+            raise InputError(f"{faults[0]} Copy {len(faults)} such file(s) again, or prepare the data anew.")
 
     def __len__(self) -> int:
         return len(self._dataset)

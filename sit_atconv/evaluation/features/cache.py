@@ -1,9 +1,12 @@
 """Features on disk, keyed by what an image is and what looked at it: an interrupted evaluation goes on from there."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
+import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,8 @@ class FeatureCache:
     """`features`, remembered in `directory` for every image seen before, by any process, in any order.
 
     Files hold the features of up to 256 images beside the images' digests, under a folder named after the identity of
-    the features (network, weights' hash, precision), and appear whole or not at all.
+    the features (network, weights' hash, precision), and appear whole or not at all. Each carries a digest of its own:
+    a file that is not what was written is removed when its features are wanted, and they are computed again.
     """
 
     def __init__(self, directory: str | Path, features: Features, kinds: frozenset[str]) -> None:
@@ -37,17 +41,23 @@ class FeatureCache:
             self._folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"The cache {directory} is not a directory: give --cache another one.") from error
+        self._lock = _join(self._folder)
+        self._verified: set[Path] = set()
         self._rows = self._index()
 
     def __enter__(self) -> "FeatureCache":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            os.close(self._lock)
 
     def features(self, images: Tensor, digests: np.ndarray) -> dict[str, Tensor]:
         """What `features(images)` gives, for the kinds asked for; only images not seen before are computed."""
         keys = [digest.tobytes() for digest in digests]
+        self._verify({self._rows[key][0] for key in keys if key in self._rows})
         known = [i for i, key in enumerate(keys) if key in self._rows]
         missing = [i for i, key in enumerate(keys) if key not in self._rows]
         self.hits, self.misses = self.hits + len(known), self.misses + len(missing)
@@ -74,7 +84,7 @@ class FeatureCache:
         for kind in self._new[0][1]:
             tensors[kind] = torch.cat([computed[kind] for _, computed in self._new])
         with whole_file(self._folder / f"{uuid.uuid4().hex}.safetensors") as file:
-            file.write(save(tensors))
+            file.write(save(tensors, {"sha256": _digest(tensors)}))
         self._new.clear()
 
     def _index(self) -> dict[bytes, tuple[Path, int]]:
@@ -83,12 +93,27 @@ class FeatureCache:
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
-                    if set(self._kinds) <= set(file.keys()):
+                    if "sha256" not in (file.metadata() or {}):
+                        _remove(path, "it carries no digest, as an earlier version wrote it")
+                    elif file.get_slice("digests").get_shape()[1:] != [32]:
+                        _remove(path, "it does not say which images its features are of")
+                    elif set(self._kinds) <= set(file.keys()):
                         digests = file.get_tensor("digests").numpy()
                         rows |= {digest.tobytes(): (path, row) for row, digest in enumerate(digests)}
-            except (SafetensorError, OSError) as error:
-                log.warning("Ignoring %s in the cache: %s", path, error)
+            except FileNotFoundError:  # another process has removed it
+                continue
+            except SafetensorError as error:
+                _remove(path, str(error))
         return rows
+
+    def _verify(self, paths: Iterable[Path]) -> None:
+        """Forget the rows of those files that are not what was written."""
+        for path in set(paths) - self._verified:
+            if _is_whole(path):
+                self._verified.add(path)
+            else:
+                _remove(path, "its digest differs")
+                self._rows = {key: place for key, place in self._rows.items() if place[0] != path}
 
     def _read(self, places: list[tuple[Path, int]], kind: str) -> Tensor:
         """Cached rows, (n, d), file by file."""
@@ -101,3 +126,41 @@ class FeatureCache:
                 tensor = file.get_tensor(kind)
                 found |= {(path, row): tensor[row] for row in wanted}
         return torch.stack([found[place] for place in places])
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            return file.metadata()["sha256"] == _digest(tensors)
+    except FileNotFoundError:  # another process has found it damaged
+        return False
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _remove(path: Path, reason: str) -> None:
+    log.warning("%s in the cache is damaged (%s): it is removed, and its features are computed again.", path, reason)
+    path.unlink(missing_ok=True)
+
+
+def _join(folder: Path) -> int:
+    """Be one of those who write into `folder`, until the returned descriptor is closed.
+
+    Whoever comes while nobody else writes removes the files that killed processes left unfinished. On a file system
+    without such locks they stay.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in folder.glob("*.partial"):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor

@@ -15,6 +15,7 @@ from sit_atconv.randomness import Stream, keyed_generator
 Array = np.ndarray | Tensor
 
 IS_CHUNK = 5000
+_ROUNDED = 1e-3  # how far below zero, beside the largest, rounding to half precision may leave an eigenvalue
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's defaults
 
 
@@ -27,7 +28,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
     err in the second digit. Rank-deficient covariances (n < d) need no special care.
 
     Raises:
-        InputError: for shapes that do not fit together, or values that are not finite.
+        InputError: for shapes that do not fit together, values that are not finite, or a covariance that is none.
     """
     return FrechetTarget(mu1, sigma1).distance(mu2, sigma2)
 
@@ -52,7 +53,13 @@ class FrechetTarget:
 def _factor(sigma: Tensor) -> Tensor:
     """F with F F^T = sigma, (d, rank). Eigenvalues within rounding of zero are zero, as for numpy's matrix rank."""
     eigenvalues, vectors = torch.linalg.eigh(sigma)
-    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * len(sigma) * torch.finfo(sigma.dtype).eps
+    largest = eigenvalues[-1].clamp_min(0)
+    if eigenvalues[0] < -_ROUNDED * largest:
+        raise InputError(
+            f"A covariance has the eigenvalue {eigenvalues[0]:.3g}, and {largest:.3g} as its largest: none can be "
+            "negative, so it is damaged or something else."
+        )
+    kept = eigenvalues > largest * len(sigma) * torch.finfo(sigma.dtype).eps
     return vectors[:, kept] * eigenvalues[kept].sqrt()
 
 

@@ -90,10 +90,11 @@ def collect(
     labels, digests, seen = [], [], 0
     with tqdm(total=total, unit="img", desc=what, disable=not state.is_main_process, smoothing=0.05) as progress:
         for batch in batches:
+            # What is kept is copied: each tensor that a worker process sent holds an open file until it is freed.
             images = batch if isinstance(batch, Tensor) else batch.images
             _require_same_size(share, images, f"image {first + seen}")
-            digests.append(batch.digests if isinstance(batch, Batch) else image_digests(images))
-            labels.append(None if isinstance(batch, Tensor) else batch.labels)
+            digests.append(batch.digests.copy() if isinstance(batch, Batch) else image_digests(images))
+            labels.append(None if isinstance(batch, Tensor) or batch.labels is None else batch.labels.clone())
             if wanted.labels:
                 require_classes(labels[-1], (), what)
             found = cache.features(images, digests[-1]) if cache else features(images)

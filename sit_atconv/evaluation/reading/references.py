@@ -194,6 +194,8 @@ def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Ten
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"{path}: {mu} or {sigma} holds values that are not finite.")
+    if covariance.diagonal().min() < 0:
+        raise InputError(f"{path}: {sigma} is no covariance: a variance in it is {covariance.diagonal().min()}.")
     return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
 
 

@@ -1,8 +1,12 @@
 """A directory of samples: filled by any number of processes, continued after an interruption, finished as one npz.
 
-While it grows, images lie in a memory-mapped array with one row a sample and a flag that says which rows are there.
+While it grows, images lie in a memory-mapped array with one row a sample, and beside it the digest of each row that is
+there: who continues believes no row that is not what was written.
 """
 
+import hashlib
+import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,13 +23,18 @@ from PIL import Image
 from sit_atconv.config import config_differences
 from sit_atconv.data.sources.npz import read_npz_member
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.files import naming
 from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.reading import read_json, understand
 from sit_atconv.runtime.whole_files import leftovers, remove_leftovers, whole_file, write_json
 from sit_atconv.sampling.generate import SampleBatch
 from sit_atconv.sampling.writing.grid import pick_for_grid, save_grid
 
+log = logging.getLogger(__name__)
+
 SETTINGS = "settings.json"
+_DIGEST = 16  # bytes; those of a row that is not there are zero
+_FLAGS = "done.npy"  # in which an earlier version noted, without digests, which rows are there
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class SampleDirectory:
         self.out, self.count, self.png = out, count, png
         self.npz, self.grid = out / "samples.npz", out / "grid.png"
         self._partial, self._pngs = out / "partial", out / "png"
+        self._rows, self._digests = self._partial / "images.npy", self._partial / "digests.npy"
 
     @property
     def complete(self) -> bool:
@@ -70,15 +80,12 @@ class SampleDirectory:
         if self.npz.exists():
             self._check_npz(shape)
             shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed while it tidied up
+        shutil.rmtree(self._partial / "png", ignore_errors=True)  # written anew, from rows that have digests
         self._require_room(shape)
         if not begun:
             write_json(self.out / SETTINGS, settings)
-        if not (self.npz.exists() or self._reserved):
-            self._allocate(shape)
-
-    @property
-    def _reserved(self) -> bool:
-        return (self._partial / "done.npy").exists()
+        if not self.npz.exists():
+            self._reserve(shape)
 
     def _begun_with(self, settings: dict[str, Any]) -> bool:
         """Whether samples of these settings were begun here before; `InputError` for others, and other people's."""
@@ -119,9 +126,10 @@ class SampleDirectory:
 
         A PNG is counted as its pixels: it takes less, unless the image is noise.
         """
-        needed = 0 if self.npz.exists() else (1 if self._reserved else 2) * int(np.prod(shape))
+        reserved = self._rows.stat().st_size if self._rows.exists() else 0
+        needed = 0 if self.npz.exists() else 2 * math.prod(shape) - min(reserved, math.prod(shape))
         if self.png:
-            needed += len(self._lacking_png()) * int(np.prod(shape[1:]))
+            needed += max(0, self.count - len(self._written_png())) * math.prod(shape[1:])
         free = shutil.disk_usage(self.out).free
         if needed > free:
             raise InputError(
@@ -129,44 +137,46 @@ class SampleDirectory:
                 f"{_readable(free)} are free: make room, or choose another --out."
             )
 
-    def _allocate(self, shape: tuple[int, ...]) -> None:
-        """Reserve the rows: a memory map that the disk cannot fill later would kill the process without a word."""
+    def _reserve(self, shape: tuple[int, ...]) -> None:
+        """Make the files of rows and digests, or what is left of them, what they should be, but for their values."""
         self._partial.mkdir(exist_ok=True)
-        open_memmap(self._partial / "images.npy", "w+", np.uint8, shape)
-        if hasattr(os, "posix_fallocate"):
-            with (self._partial / "images.npy").open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        with whole_file(self._partial / "done.npy") as file:  # last: it says that all is ready
-            np.save(file, np.zeros(shape[:1], bool))
+        if (flags := self._partial / _FLAGS).exists():
+            log.warning("%s was begun by an earlier version, without digests: its samples are drawn again.", self.out)
+            flags.unlink()
+        _reserve_array(self._rows, shape)
+        _reserve_array(self._digests, (self.count, _DIGEST))
 
     def missing(self) -> np.ndarray:
-        """Numbers of the samples that are still to be drawn."""
+        """Numbers of the samples that are still to be drawn: their rows are not there, or not what was written."""
         if self.npz.exists():
             return np.arange(0)
-        return np.flatnonzero(~np.load(self._partial / "done.npy"))
+        images, digests = open_memmap(self._rows, "r"), np.array(open_memmap(self._digests, "r"))
+        noted = np.flatnonzero(digests.any(axis=1))
+        damaged = [i for i in noted if not np.array_equal(_digest(images[i]), digests[i])]
+        if damaged:
+            log.warning("%d samples in %s are not what was written: they are drawn again.", len(damaged), self._partial)
+        return np.setdiff1d(np.arange(self.count), np.setdiff1d(noted, damaged))
 
     def write(self, batches: Iterable[SampleBatch]) -> Iterator[int]:
         """Store batches as they come; yields how many samples are there by now, whichever process drew them."""
-        images = open_memmap(self._partial / "images.npy", "r+")
-        done = open_memmap(self._partial / "done.npy", "r+")
+        images, digests = open_memmap(self._rows, "r+"), open_memmap(self._digests, "r+")
         with ThreadPoolExecutor() as pool:
             for batch in batches:
                 pixels = batch.images.permute(0, 2, 3, 1).numpy()
                 if self.png:
                     list(pool.map(self._save_png, batch.indices, pixels))
                 images[batch.indices] = pixels
-                images.flush()  # a row is flagged once it is on disk
-                done[batch.indices] = True
-                yield int(done.sum())
+                images.flush()  # a row's digest is noted once it is on disk
+                digests[batch.indices] = [_digest(image) for image in pixels]
+                yield int(digests.any(axis=1).sum())
 
     def finish(self, labels: torch.Tensor | None) -> None:
         """Assemble npz, grid and PNG files from the rows, then drop the rows. One process calls it.
 
         Samples that were complete already get the grid and the PNG files that they lack.
         """
-        rows = self._partial / "images.npy"
         finished = self.npz.exists()  # and was verified by `prepare`
-        images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(rows, "r")
+        images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(self._rows, "r")
         if self.png:
             self._finish_png(images)
         if not (self.npz.exists() and self.grid.exists()):
@@ -195,13 +205,34 @@ class SampleDirectory:
 
     def _lacking_png(self) -> list[int]:
         """Numbers of the samples without a PNG file: still to be drawn, drawn before they were asked for, or lost."""
-        written = {path.stem for path in self._png_folder.glob("*.png")}
+        written = self._written_png()
         return [i for i in range(self.count) if f"{i:06d}" not in written]
+
+    def _written_png(self) -> set[str]:
+        return {path.stem for path in self._png_folder.glob("*.png")}
 
     def _save_png(self, index: int, pixels: np.ndarray) -> None:
         self._png_folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._png_folder / f"{index:06d}.png") as file:
             Image.fromarray(pixels).save(file, "PNG")
+
+
+def _reserve_array(path: Path, shape: tuple[int, ...]) -> None:
+    """Make `path` a uint8 npy of this shape: its header and length are set, values that are there stay.
+
+    Its room is taken now: a memory map that the disk cannot fill later would kill the process without a word.
+    """
+    with naming(path), path.open("r+b" if path.exists() else "w+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.flush()
+        size = file.tell() + math.prod(shape)
+        if os.fstat(file.fileno()).st_size < size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+
+
+def _digest(image: np.ndarray) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(image)).digest()[:_DIGEST], np.uint8)
 
 
 def _readable(size: float) -> str:

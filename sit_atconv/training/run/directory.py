@@ -23,6 +23,7 @@ _FREE = (
     "evaluation",
     "model.plugins",
     "data.workers",
+    "data.verify",
     "training.max_bad_steps",
     "training.compile",
     "training.gradient_checkpointing",

@@ -1,9 +1,12 @@
 """From a configuration to the things a run needs, with every disagreement between them named before training starts."""
 
 import importlib.util
+import os
 from dataclasses import asdict
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
 from sit_atconv.config import Config, TeacherConfig
@@ -11,6 +14,8 @@ from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
 from sit_atconv.models.mixers import import_plugins
+
+_SHOWN = 20
 
 
 def require_trackers(names: list[str]) -> None:
@@ -52,6 +57,20 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
             "choose one of them, counted from 1."
         )
     return model
+
+
+def require_undamaged(config: Config, dataset: LatentDataset, accelerator: Accelerator) -> None:
+    """Compare the data's files with their digests; the processes of each machine share them. All processes call it.
+
+    Raises `InputError` on all of them when a file differs.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # a machine may have a copy of its own
+    faults = gather_object(dataset.damaged(accelerator.local_process_index % local, local))
+    if faults:
+        raise InputError(
+            f"{' '.join(faults[:_SHOWN])} Copy {len(faults)} such file(s) again, or prepare the data anew "
+            "(--data.verify false would train on what is there)."
+        )
 
 
 def build_teachers(config: Config, dataset: LatentDataset, device: torch.device) -> list[Teacher | CachedTeacher]:

@@ -24,7 +24,7 @@ from sit_atconv.runtime.memory import keep_freed_memory
 from sit_atconv.runtime.processes import WAIT_FOR_WORK
 from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
-from sit_atconv.training.session.build import build_model, build_teachers, require_trackers
+from sit_atconv.training.session.build import build_model, build_teachers, require_trackers, require_undamaged
 from sit_atconv.training.session.finetune import begin_with
 from sit_atconv.training.session.launcher import require_same_from_launcher
 from sit_atconv.training.session.objective import Objective, draw_fields
@@ -100,6 +100,8 @@ def build_session(config: Config, run: Path) -> Session:
     if config.model.init_from is not None and not begun:
         begin_with(model, config.model.init_from)
     teachers = build_teachers(config, dataset, device)
+    if config.data.verify:
+        require_undamaged(config, dataset, accelerator)
     bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
     if config.model.init_from is not None and config.alignment and not begun:
         begin_projectors(bare.projectors, config.alignment, config.model.init_from)
