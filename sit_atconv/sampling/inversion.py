@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             len(rows),
             20 * math.log10(255 / max(error, 1e-9)),
             inverted.noise.std().item(),
-            grid,
+            options.out / "grid.png",
         )
 
 
