@@ -108,10 +108,13 @@ def machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """Linux names it in a file; elsewhere its architecture must do."""
+    """Its name, family and model, where Linux tells them in a file; elsewhere its architecture must do."""
     facts = Path("/proc/cpuinfo")
-    names = [line for line in facts.read_text().splitlines() if "model name" in line] if facts.is_file() else []
-    return names[0].partition(":")[2].strip() if names else platform.machine()
+    lines = (line.partition(":") for line in facts.read_text().splitlines()) if facts.is_file() else ()
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
 
 
 def command_line() -> str:
