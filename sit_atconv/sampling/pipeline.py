@@ -34,8 +34,8 @@ from sit_atconv import SiTPipeline  # pip install sit-atconv
 
 __all__ = ["SiTPipeline"]
 '''
-# What model_index.json says: a class of another package is one of a file in the directory.
 _OF_THE_HUB = ("cache_dir", "token", "revision", "local_files_only")
+# The entries of model_index.json: diffusers loads a class of another package from a file in the directory.
 _CLASS, _TRANSFORMER = ["sit_pipeline", "SiTPipeline"], ["sit_atconv", "SiT"]
 Generators = torch.Generator | list[torch.Generator] | None
 Callback = Callable[..., dict[str, Tensor] | None] | None  # diffusers'
