@@ -147,7 +147,7 @@ def test_what_a_killed_evaluation_left_unfinished_is_removed(scored, tmp_path):
         ({"count": np.array("many")}, r"count is <U4 of shape \(\); expected one integer"),
         ({"count": np.array([5, 6])}, r"count is int64 of shape \(2,\); expected one integer"),
         ({"count": np.array(np.nan)}, "count is float64"),
-        ({"sigma": -np.eye(6)}, "sigma is no covariance: a variance in it is -1"),
+        ({"sigma": -np.eye(6)}, "sigma is not a covariance: a variance in it is -1"),
         ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "A covariance has the eigenvalue -1"),
     ],
 )
