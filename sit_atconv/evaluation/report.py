@@ -172,9 +172,7 @@ def _about_counts(metrics: dict[str, float], samples: dict[str, Any], reference:
         )
     points = reference.get("images_in_arr_0", reference).get("count", 0)
     if any(name.startswith(("precision", "recall")) for name in metrics) and points < ENOUGH_NEIGHBOURS:
-        warnings.append(
-            f"Precision and recall use {points} reference images: published ones use {ENOUGH_NEIGHBOURS}."
-        )
+        warnings.append(f"Precision and recall use {points} reference images: published ones use {ENOUGH_NEIGHBOURS}.")
     return warnings
 
 

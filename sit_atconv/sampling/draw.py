@@ -23,7 +23,7 @@ from sit_atconv.sampling.settings import SDE_SOLVERS, SamplerSettings
 
 
 class Drawing:
-    """Draws latents of one model with one set of settings; work that batches share is done once.
+    """Draws latents of one model with one set of settings, batch by batch.
 
     Raises `InputError` when the settings ask for guidance that the model, or the weak model, does not allow.
     """

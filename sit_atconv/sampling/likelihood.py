@@ -63,9 +63,7 @@ def score_likelihood(
         InputError: for guidance or an SDE, which have no such density, and for data with other latents.
     """
     if settings.guidance != 1:
-        raise InputError(
-            "A guided field does not describe a learnt density: compute the likelihood without guidance."
-        )
+        raise InputError("A guided field does not describe a learnt density: compute the likelihood without guidance.")
     if settings.stochastic:
         raise InputError(f"The likelihood follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
     require_same_data(model, dataset, "the data set")

@@ -86,7 +86,7 @@ def _shares(inside: Tensor, resamples: int) -> np.ndarray:
 
 
 def _kid_error(comparison: Comparison, name: str) -> float:
-    """Standard error from the spread between subsets: for the mean of subsets (first term), for all samples (second)."""
+    """Standard error from the spread between subsets: for their mean (first term) and for all samples (second)."""
     count = min(comparison.samples.count, len(comparison.reference.points))
     return comparison.values[f"{name}_std"] * (1 / KID_SUBSETS + comparison.kernel_subset() / count) ** 0.5
 
