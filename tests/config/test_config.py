@@ -79,7 +79,7 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--training.seed", str(2**64)], "training.seed"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--alignment", "{teachers: " + "[" * 10_000 + "]" * 10_000 + "}"], "nested more than 30 deep"),
-        (["--alignment", "{" + BOMB.strip().replace("\n", ", ") + "}"], "aliases make more than"),
+        (["--alignment", "{" + BOMB.strip().replace("\n", ", ") + "}"], "aliases expand this to more than"),
         (["--training.steps", "9" * 5000], "more than 40 digits"),
     ],
 )

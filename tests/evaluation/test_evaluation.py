@@ -136,7 +136,7 @@ def test_warnings_of_an_inception_run(tmp_path):
     for part in (
         "not the file that torch-fidelity publishes",
         "4 samples: published numbers use 50000",
-        "against 6 reference images",
+        "use 6 reference images",
         "FID: 4 samples give a rank-deficient covariance",
         "sFID: 6 references give a rank-deficient covariance",
         "sorted by class",

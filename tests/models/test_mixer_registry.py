@@ -176,7 +176,7 @@ def test_patterns() -> None:
         (["atconv"] * 5, "names 5 mixers for 4 blocks"),
         ([], "names 0 mixers for 4 blocks"),
         ([{"pool": "raster"}], "is not a valid entry of mixer_pattern"),
-        ([3], "3 is no entry"),
+        ([3], "3 is not a valid entry"),
         ([{"name": "atconv", "pol": "raster"}], "no option 'pol'"),
         (["atconf"], "Unknown mixer 'atconf': did you mean 'atconv'"),
     ):
