@@ -1,7 +1,7 @@
-"""Reading the file of a released checkpoint, without ever running code that is in it.
+"""Reads the file of a released checkpoint without running code from it.
 
-torch's restricted unpickler builds tensors and plain containers, and beside them one class, argparse.Namespace, in
-which the releases store their arguments.
+torch's restricted unpickler builds only tensors, plain containers and argparse.Namespace, in which the releases store
+their arguments.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from sit_atconv.errors import InputError
 
 
 def read_file(path: Path) -> Any:
-    """The content of a safetensors or torch file, whatever its name.
+    """The content of a safetensors or torch file, whatever its suffix.
 
-    Raises `InputError` where it is missing or damaged, or would have to run code to be read.
+    Raises `InputError` when the file is missing or damaged, or when reading it would run code.
     """
     if path.is_dir():
         ours = " It is a model of ours: open it with SiT.from_pretrained." if (path / "config.json").exists() else ""
@@ -32,16 +32,16 @@ def read_file(path: Path) -> Any:
             return load_file(path)
         except SafetensorError as error:
             raise InputError(f"{path} is damaged ({error}): fetch it again.") from None
-    mapped = zipfile.is_zipfile(path)  # then the optimiser's state, twice the weights, is never read
+    mapped = zipfile.is_zipfile(path)  # then the optimizer state, twice the size of the weights, is never read
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # damaged bytes lead the unpickler into nearly any of them
+    except Exception as error:  # damaged bytes may raise almost any exception in the unpickler
         raise _unreadable(path, error) from None
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a JSON header follows the eight bytes of its length, as it does in no file of torch's."""
+    """Whether a JSON header follows the eight bytes of its length, which no torch file has."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
