@@ -42,8 +42,8 @@ class LatentDataset(ABC):
     def fingerprint(self, teachers: Sequence[int] = ()) -> str:
         """A SHA-256 of the data's contents, independent of their path: a copy has the same, other data another.
 
-        Of cached tokens it covers only those of `teachers` (indices into `self.teachers`), so that other teachers may be
-        added to the data.
+        Of cached tokens it covers only those of `teachers` (indices into `self.teachers`), so that other teachers may
+        be added to the data.
         """
 
     @abstractmethod
