@@ -114,7 +114,7 @@ def training_loader(
     pin_memory: bool = False,
     extras: Callable[[list[int]], dict[str, Tensor]] | None = None,
 ) -> DataLoader:
-    """Endless micro-batches of this process from global step `start_step` on; `batch_size` is that of an optimizer step.
+    """Endless micro-batches of this process from global step `start_step` on; `batch_size` is that of a whole step.
 
     A micro-batch of b = batch_size / (micro_batches · world_size) samples is a dictionary: "position" (b,) and "index"
     (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, "image" (b, 3, H, W) uint8 if `images`, and the cached

@@ -28,8 +28,8 @@ class ShardNote:
 class ShardFiles:
     """The shards of `directory`, or the files called `part` beside them.
 
-    `rows` describes the tensors that a file holds for every sample. `basis` maps a file's number to everything else that
-    determines its contents, as JSON-able values; a note counts only if its basis is the same.
+    `rows` describes the tensors that a file holds for every sample. `basis` maps a file's number to everything else
+    that determines its contents, as JSON-able values; a note counts only if its basis is the same.
     """
 
     directory: Path

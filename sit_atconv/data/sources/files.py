@@ -21,8 +21,8 @@ _SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "te
 class FileSource:
     """Pictures by relative name ("n01443537/img_0.JPEG"), sorted. Subclasses implement reading bytes.
 
-    The first folder of a name is its class, and sorted folder names are classes 0, 1, …; folders that all pictures share
-    are ignored. Pictures without folders make an unlabelled source.
+    The first folder of a name is its class, after leading folders that all pictures share; sorted class folders are
+    classes 0, 1, … Pictures without folders make an unlabelled source.
     """
 
     kind: str
