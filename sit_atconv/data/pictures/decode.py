@@ -32,7 +32,7 @@ def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray
         if isinstance(error, InputError):
             raise
         # Pillow's message contains a memory address, which differs in every run.
-        unknown = "it is empty" if data == b"" else f"it is no picture in one of the formats {', '.join(FORMATS)}"
+        unknown = "it is empty" if data == b"" else f"it is not a picture in one of the formats {', '.join(FORMATS)}"
         reason = unknown if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         raise InputError(f"Cannot decode {name}: {reason}. Replace or remove the file.") from error
 

@@ -42,5 +42,5 @@ class ImageSource(Protocol):
 def as_labels(labels: Sequence[int] | np.ndarray, path: str) -> np.ndarray:
     """Labels as int64. Raises `InputError` above `MAX_LABEL`: the label embedding has a row for every number below."""
     if (largest := max(labels, default=0)) > MAX_LABEL:
-        raise InputError(f"{path} holds the label {largest}: labels number the classes from 0, to {MAX_LABEL} at most.")
+        raise InputError(f"{path} holds the label {largest}: labels must be class numbers from 0 to {MAX_LABEL}.")
     return np.array(labels, dtype=np.int64)

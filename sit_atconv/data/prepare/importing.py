@@ -57,7 +57,7 @@ def _require_its_latents(dataset: RepaDataset, autoencoder: Autoencoder, source:
     error = float((ours - theirs).norm() / theirs.norm())
     if error > _TOLERANCE:
         raise InputError(
-            f"The latents of {source} are not those of {autoencoder.spec.autoencoder}: those that it makes of the "
+            f"The latents of {source} are not those of {autoencoder.spec.autoencoder}: its latents of the "
             f"first pictures differ by {100 * error:.0f} %. Give the autoencoder that encoded them as --vae (REPA's is "
-            "stabilityai/sd-vae-ft-mse), or leave out --import to encode the pictures anew."
+            "stabilityai/sd-vae-ft-mse), or leave out --import to encode the pictures again."
         )

@@ -183,8 +183,8 @@ def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
     if len(skipped) > max_bad:
         raise InputError(
             f"{len(skipped)} of {manifest.source_count} pictures could not be decoded (named above); {max_bad} are "
-            "allowed. Replace or remove them and run the same command again; or go on without them by --max-bad "
-            f"{len(skipped)}, with which nothing is encoded again."
+            "allowed. Replace or remove them and run the same command again; or continue without them with "
+            f"--max-bad {len(skipped)}, which encodes nothing again."
         )
     count = sum(info.count for info in shards)
     if count == 0:

@@ -162,7 +162,7 @@ def _refuse_foreign_paths(path: str, names: list[str]) -> None:
     foreign = next((name for name in names if name.startswith("/") or "\\" in name or ".." in name.split("/")), None)
     if foreign is not None:
         raise InputError(
-            f"{path} holds {foreign}, whose folders cannot be told: expected names such as class/picture.png. Unpack "
+            f"{path} holds {foreign}, whose folders are not clear: expected names such as class/picture.png. Unpack "
             "it with the program that made it, and give the folder."
         )
 
@@ -183,7 +183,7 @@ def _mention_others(path: str, names: list[str]) -> None:
     others = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        log.info("%s: %d files are no pictures by their names and are left out (%s).", path, others.total(), kinds)
+        log.info("%s: %d files are not pictures by their names and are left out (%s).", path, others.total(), kinds)
 
 
 def _hidden(name: str) -> bool:

@@ -134,7 +134,7 @@ def _read_header(member: BinaryIO, path: str, name: str) -> tuple[tuple[int, ...
     except ValueError as error:
         raise InputError(f"{path}: '{name}' is not a numpy array: {error}.") from error
     if not 0 < dtype.itemsize * math.prod(max(1, side) for side in shape) <= sys.maxsize or min(shape, default=0) < 0:
-        raise InputError(f"{path}: '{name}' is {dtype} of shape {shape}, of which there can be no array.")
+        raise InputError(f"{path}: '{name}' is {dtype} of shape {shape}, which is not a possible array.")
     if dtype.hasobject:
         raise InputError(
             f"{path}: '{name}' holds pickled Python objects, which may run code when read. Save plain arrays."

@@ -49,7 +49,7 @@ class PowerFunction:
 
     def __post_init__(self) -> None:
         if not 0 < self.width < 12**-0.5:
-            raise InputError(f"A relative width of {self.width} is none of a power function: choose one in (0, 0.288].")
+            raise InputError(f"No power function has a relative width of {self.width}: choose one in (0, 0.288].")
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ def profiles(config: TrainingConfig) -> list[Profile]:
     found += [PowerFunction(w) for w in config.power_ema]
     names = [profile.name for profile in found]
     if len(set(names)) < len(names):
-        raise InputError(f"The averages {', '.join(names)} name one twice: give each decay and width once.")
+        raise InputError(f"The averages {', '.join(names)} name one twice: give each decay and width only once.")
     return found
 
 

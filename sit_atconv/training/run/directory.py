@@ -59,7 +59,7 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
 
 
 def require_known_data(changed: list[str], state: dict[str, Any], run: Path) -> None:
-    """Raise `InputError` when data.path is among the `changed` keys and the checkpoint's `state` lacks a fingerprint."""
+    """Raise `InputError` when data.path is among `changed` and the checkpoint's `state` has no data fingerprint."""
     for line in changed:
         if line.startswith("data.path:") and "data" not in state:
             raise InputError(
@@ -83,8 +83,8 @@ class RunDirectory:
 def gone(run: Path) -> str:
     """The message when a run's directory is no longer where it was."""
     return (
-        f"{run} is gone: it was moved or removed while training went on. Training stopped, nothing was written in its "
-        "place. Run the same command with --run and where it is now, to go on from its newest checkpoint."
+        f"{run} is gone: it was moved or removed while training went on. Training stopped, and nothing was written in "
+        "its place. Run the same command with its new place as --run, to continue from its newest checkpoint."
     )
 
 
