@@ -91,7 +91,7 @@ def main() -> None:
             p = features["probabilities"]
             by_class = p[labels.argsort(stable=True)]
             rows["in chunks of a tenth"] = {"IS": inception_score(p, chunk=-(-n // 10))}
-            rows["so, sorted by class"] = {"IS": inception_score(by_class, chunk=-(-n // 10))}
+            rows["in chunks of a tenth, sorted by class"] = {"IS": inception_score(by_class, chunk=-(-n // 10))}
     print(f"{'samples':<24}" + "".join(f"{metric:>11}" for metric in ("FID", "sFID", "IS", "precision", "recall")))
     for name, row in rows.items():
         cells = (f"{row[m]:11.4f}" if m in row else f"{'':>11}" for m in ("FID", "sFID", "IS", "precision", "recall"))
