@@ -229,7 +229,7 @@ def test_networks_that_cannot_begin_with_these_weights(photos, tmp_path):
     for overrides, message in (
         ({"in_channels": 16}, r"in_channels: 4 there, 16 here.*data of the same autoencoder"),
         ({"depth": 3}, "depth: 2 there, 3 here"),
-        ({"mixer_pattern": "attention"}, "mixer_pattern: hybrid there, attention here"),
+        ({"mixer_pattern": "attention"}, "mixer_pattern: attention, atconv there, attention here"),
         ({"prediction": "noise"}, "prediction: velocity there, noise here"),
         ({"position": "none"}, "position: sincos there, none here"),
         (
