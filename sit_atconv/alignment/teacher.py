@@ -15,6 +15,7 @@ from sit_atconv.alignment.cached import TeacherSpec
 from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.weights import require_finite
 
 # Of every 16 pixels' width, teachers see one patch: patch 14 means 224 px of 256, patch 16 the picture as it is.
 _PIXELS_PER_TOKEN = 16
@@ -125,6 +126,7 @@ def _load_weights(model: nn.Module, path: str) -> None:
             f"{path} lacks {len(missing)} of the teacher's tensors ({', '.join(missing[:3])}, …): is it the file of "
             "another model?"
         )
+    require_finite(model.state_dict(), path)
 
 
 def _read_state(path: str) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 OUT/inversion.npz holds the noise and both pictures, OUT/grid.png shows them in rows of three: image, noise, image.
 """
 
-import argparse
 import logging
 import math
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
+from sit_atconv.runtime.arguments import Parser, count
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import whole_file
-from sit_atconv.sampling.arguments import count, seed
+from sit_atconv.sampling.arguments import seed, steps
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.run import open_generator
@@ -70,14 +70,14 @@ def invert_latents(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m sit_atconv.sampling.inversion", description=__doc__.split(":")[0])
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
     add("--out", type=Path, required=True)
     add("--num-images", type=count, default=16, help="the first so many")
     add("--solver", choices=ODE_METHODS, default="heun")
-    add("--steps", type=int, default=50)
+    add("--steps", type=steps, default=50)
     add("--seed", type=seed, default=0, help="of the autoencoder's posterior samples")
     options = parser.parse_args(argv)
     with exit_on_input_error():

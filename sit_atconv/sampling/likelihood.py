@@ -1,6 +1,5 @@
 """How likely a model finds images: `python -m sit_atconv.sampling.likelihood --checkpoint MODEL --data DATA`."""
 
-import argparse
 import contextlib
 import logging
 import math
@@ -20,9 +19,10 @@ from sit_atconv.flow import ODE_METHODS, bits_per_dimension
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.arguments import Parser, count
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import make_folder_of, write_json
-from sit_atconv.sampling.arguments import count, seed
+from sit_atconv.sampling.arguments import seed, steps
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import EncodedBatch, encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.settings import SamplerSettings
@@ -114,13 +114,13 @@ def _signs(batch: EncodedBatch, seed: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m sit_atconv.sampling.likelihood", description=__doc__.split(":")[0])
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
     add("--num-images", type=count, help="the first so many; all unless given")
     add("--solver", choices=ODE_METHODS, default="heun")
-    add("--steps", type=int, default=50)
+    add("--steps", type=steps, default=50)
     add("--seed", type=seed, default=0)
     add("--batch-size", type=count, default=64, help="does not change the result")
     add("--json", type=Path)
