@@ -21,8 +21,8 @@ def require_floats(path: Path) -> None:
             kind = file.get_slice(name).get_dtype()
             if kind not in _FLOATS:
                 raise InputError(
-                    f"{name} in {path} holds {kind} numbers: expected floating point ({', '.join(_FLOATS)}). Quantised or "
-                    "foreign weights cannot be used as they are: save the model in fp32 again."
+                    f"{name} in {path} holds {kind} numbers: expected floating point ({', '.join(_FLOATS)}). "
+                    "Quantised or foreign weights cannot be used as they are: save the model in fp32 again."
                 )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -42,6 +41,7 @@ from sit_atconv.training.watch.drawing import sampler_settings
 from sit_atconv.training.watch.evaluation import Evaluation
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
+from sit_atconv.training.watch.trackers import begin_trackers, show_picture
 
 logger = get_logger(__name__)  # of the main process
 
@@ -146,7 +146,7 @@ class Trainer:
             logger.info("%s", note)
             self.log.note(step, note)
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
+        begin_trackers(accelerator, self.directory, step, asdict(config))
 
     def step(self) -> None:
         """One optimiser step, over all micro-batches; skipped on the device when loss or gradient are not finite."""
@@ -206,7 +206,8 @@ class Trainer:
         """Draw the grid of this step from the averaged weights."""
         model = self.session.averages.model()
         if self.preview is not None:
-            self.preview.save(model, self.position.step)
+            path = self.preview.save(model, self.position.step)
+            show_picture(self.session.accelerator, path, self.position.step)
 
     def evaluate(self) -> bool:
         """Score the averaged weights, log the scores, and say whether they are the best so far."""
@@ -273,14 +274,3 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     stopped = bool(session.teachers) and not shown
     targets = None if stopped else [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
     return latents, labels, draws, targets
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys with values that every tracker takes."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

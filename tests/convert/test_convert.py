@@ -273,7 +273,11 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: changed(blocks__0__mlp__fc1__bias=torch.full((96,), torch.nan)), {}, "has 96 values that are NaN"),
         (lambda: changed(blocks__0__mlp__fc1__bias=torch.ones(96, dtype=torch.int8)), {}, "is torch.int8"),
         (lambda: changed(pos_embed=torch.ones(1, 16, 32).to_sparse()), {}, "pos_embed in the checkpoint is a sparse"),
-        (lambda: changed(pos_embed=torch.ones(1, 16, 32, device="meta")), {}, "pos_embed in the checkpoint has no numb"),
+        (
+            lambda: changed(pos_embed=torch.ones(1, 16, 32, device="meta")),
+            {},
+            "pos_embed in the checkpoint has no numb",
+        ),
         (lambda: changed(pos_embed=torch.ones(1, 0, 32)), {}, "pos_embed in the checkpoint is empty"),
         (lambda: changed(pos_embed=torch.ones(1).expand(1, 10**7, 10**7)), {}, "repeats its numbers"),
         (lambda: changed(pos_embed=torch.randn(1, 16, 32)), {"position": "sincos"}, "not the sine-cosine embedding"),
