@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.timing import read_json
+from sit_atconv.runtime.whole_files import whole_file
 
 STYLES = {  # of lines that may lie on one another
     "linear": ("#ff7f0e", "s-"),
@@ -51,7 +52,7 @@ def draw_operator(measured: dict, out: Path) -> None:
     axes[0, 0].legend(frameon=False)
     B, *_, C = measured["rows"][0]["shape"]
     title(figure, f"Token mixing alone, {C} channels, batch {B}", measured)
-    figure.savefig(out / "operator.png", dpi=130)
+    save(figure, out / "operator.png")
 
 
 def draw_model(measured: dict, out: Path) -> None:
@@ -77,10 +78,15 @@ def draw_model(measured: dict, out: Path) -> None:
     axes[0, 0].legend(frameon=False, loc="lower left")
     batch = measured["rows"][0]["batch"]
     title(figure, f"Forward passes, batch {batch}; × is ATConv's throughput over attention's", measured)
-    figure.savefig(out / "model.png", dpi=130)
+    save(figure, out / "model.png")
 
 
 DRAWN = {"shape": draw_operator, "size": draw_model}  # by a key of their rows
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=130, format="png")
 
 
 def emphasis(ours: bool) -> dict[str, float]:

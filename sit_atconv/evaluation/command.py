@@ -16,6 +16,7 @@ from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.references import Reading, write_reference
 from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
+from sit_atconv.runtime.launcher import asked_precision
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import make_folder_of
 
@@ -60,6 +61,8 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
     _check(options)
     state = process_state(cpu=options.device == "cpu")
     device = _device(options.device, state)
+    if state.is_main_process and (precision := asked_precision()) and not options.fast:
+        log.warning("The launcher's --mixed_precision %s is for training: features are computed in fp32.", precision)
     samples = None if options.command == "reference" else options.samples or open_stream(options, device)
     with state.main_process_first():  # which may download the weights
         features = create_features(options.features, options.weights, device, options.fast)

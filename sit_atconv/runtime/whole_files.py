@@ -26,7 +26,11 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # what some file sys
 
 def write_json(path: str | Path, values: Any) -> None:
     """Write a JSON file, whole or not at all. What JSON does not know, such as a path, is written as text."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n"
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with whole_file(path) as file:
         # What is no UTF-8 in a file's name becomes an escape that JSON undoes.
         file.write(text.encode("utf-8", "backslashreplace"))

@@ -9,6 +9,7 @@ from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
 from sit_atconv.flow.ode import MOST_STEPS
 from sit_atconv.randomness import MAX_SEED
 from sit_atconv.runtime.arguments import count, whole_number
+from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
 from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
 
 NUM_SAMPLES = 50_000
@@ -48,12 +49,17 @@ def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, di
 
     The rest holds `num_samples` always; `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's own where given.
 
-    Raises `InputError` for options that do not go together.
+    Raises `InputError` for options that do not go together, or with what the launcher was told.
     """
     names = {field.name for field in fields(SamplerSettings)}
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in names}
     rest = {name: value for name, value in given.items() if name not in names}
-    return SamplerSettings(**settings), {"num_samples": NUM_SAMPLES, **rest}
+    chosen = SamplerSettings(**settings)
+    require_same_from_launcher(
+        Setting("mixed_precision", "no", "precision", chosen.precision),
+        Setting("dynamo_backend", "no", "compile"),  # which is another way to compile
+    )
+    return chosen, {"num_samples": NUM_SAMPLES, **rest}
 
 
 def _default(name: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sit_atconv.data.dataset import open_dataset
+from sit_atconv.data.latents import refuse_damaged
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (model, autoencoder), dataset = open_generator(options.checkpoint, device=device), open_dataset(options.data)
         require_same_data(model, dataset, options.data)
         rows = first_rows(dataset, options.num_images)
+        refuse_damaged(dataset.damaged(rows=rows))
         (batch,) = encoded_batches(model, dataset, rows, options.seed, len(rows))
         settings = replace(SamplerSettings(), solver=options.solver, steps=options.steps)
         inverted = invert_latents(model, batch.latents, batch.labels, settings, batch.rows)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sit_atconv.autoencoder import IDENTITY
 from sit_atconv.data.dataset import open_dataset
-from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.latents import LatentDataset, refuse_damaged
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, bits_per_dimension
 from sit_atconv.models import SiT
@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             make_folder_of(options.json)
         model, dataset = load_model(options.checkpoint).to(device), open_dataset(options.data)
         rows = first_rows(dataset, options.num_images)
+        refuse_damaged(dataset.damaged(rows=rows))
         settings = replace(SamplerSettings(), solver=options.solver, steps=options.steps)
         scored = score_likelihood(model, dataset, settings, rows=rows, seed=options.seed, batch_size=options.batch_size)
         parts = []

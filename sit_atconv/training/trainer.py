@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.errors import FULL_DISK
-from sit_atconv.runtime.lock import locked
+from sit_atconv.runtime.lock import Place, locked
 from sit_atconv.runtime.whole_files import remove_leftovers
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.training.averages.ema import PowerFunction
@@ -22,10 +22,8 @@ from sit_atconv.training.averages.sharding import gather_whole, whole
 from sit_atconv.training.position import Position
 from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.directory import (
-    RunDirectory,
     check_run_directory,
     forget_after,
-    gone,
     require_known_data,
     write_configuration,
 )
@@ -82,8 +80,8 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
                 accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
                 accelerator.end_training()
     except (OSError, SafetensorError) as error:
-        if trainer is not None and accelerator.is_main_process and not run.is_dir():
-            raise TrainingStopped(gone(run)) from error
+        if trainer is not None and trainer.place is not None and not trainer.place.is_there:
+            raise TrainingStopped(trainer.place.gone) from error
         if error.errno not in FULL_DISK if isinstance(error, OSError) else trainer is None:
             raise
         raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
@@ -102,7 +100,7 @@ class Trainer:
         self.session, self.directory, self.checkpoints, self.position = session, run, checkpoints, position
         self.batches = iter(session.loader(position.step))
         self.log = RunLog(run / "log.jsonl", accelerator)
-        self.place = RunDirectory(run) if accelerator.is_main_process else None
+        self.place = Place(run, "training", "--run") if accelerator.is_main_process else None
         self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
         self.preview, self.evaluation, seed = None, None, config.training.seed
         for drawing in (config.preview if config.preview.every else None, config.evaluation):
@@ -164,8 +162,8 @@ class Trainer:
     def after_step(self) -> dict[str, str]:
         """What is due after a step; returns what the progress bar shows. The last step is always logged and kept."""
         config, step = self.session.config, self.position.step
-        if self.place is not None:
-            self.place.require()
+        if self.place is not None and not self.place.is_there:
+            raise TrainingStopped(self.place.gone)
         last = step == config.training.steps
 
         def due(every: int | None) -> bool:

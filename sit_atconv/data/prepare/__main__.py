@@ -6,6 +6,7 @@ that is to be verified (--verify), or given a teacher's tokens (--teacher).
 """
 
 import argparse
+import logging
 import re
 from collections.abc import Sequence
 
@@ -16,7 +17,10 @@ from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 from sit_atconv.data.shards.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
+from sit_atconv.runtime.launcher import asked_precision
 from sit_atconv.runtime.processes import leaving_in_order, process_state
+
+log = logging.getLogger(__name__)
 
 _side = whole_number(1, 16_384)  # pixels
 
@@ -69,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif given["vae"] is None or (given["resolution"] is None and not given["take_latents"]):
         parser.error("--resolution and --vae are required (--vae alone with --import)")
     with exit_on_input_error(), leaving_in_order():
+        if process_state().is_main_process and (precision := asked_precision()):
+            log.warning("The launcher's --mixed_precision %s is for training: pictures are encoded in fp32.", precision)
         if not in_place:
             prepare(PrepareOptions(**given))
         elif names:

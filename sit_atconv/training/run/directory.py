@@ -3,7 +3,6 @@
 What belongs after the step that a run goes back to is removed.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.whole_files import leftovers, whole_file
-from sit_atconv.training.run.stop import TrainingStopped
 
 # Sections and keys that decide nothing about the steps taken so far, nor about the weights to come but for rounding.
 _FREE = (
@@ -69,26 +67,6 @@ def require_known_data(changed: list[str], state: dict[str, Any], run: Path) -> 
                 f"{run} was begun with another configuration ({line}), by a version that did not note which data those "
                 "are. Nothing was changed: give the path it was begun with once, or choose another --run."
             )
-
-
-class RunDirectory:
-    """The directory `path` as it is now, to notice when it is moved or removed while training goes on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._status = path, path.stat()
-
-    def require(self) -> None:
-        """Raise `TrainingStopped` unless the directory still is in its place."""
-        if not self.path.is_dir() or not os.path.samestat(self.path.stat(), self._status):
-            raise TrainingStopped(gone(self.path))
-
-
-def gone(run: Path) -> str:
-    """What to tell when a run's directory is no longer where it was."""
-    return (
-        f"{run} is gone: it was moved or removed while training went on. Training stopped, nothing was written in its "
-        "place. Run the same command with --run and where it is now, to go on from its newest checkpoint."
-    )
 
 
 def write_configuration(run: Path, config: Config) -> None:
