@@ -61,7 +61,7 @@ def test_preparation(words: list[str], capsys: pytest.CaptureFixture) -> None:
 )
 def test_a_mistake_is_told_once_by_several_processes(words: list[str]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    script = words if words[0] != "-m" else ["-m", *words[1:]]
+    script = ["-m", "--", *words[1:]] if words[0] == "-m" else ["--", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*launcher, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and done.stderr.count("error: ") == 1, done.stderr
