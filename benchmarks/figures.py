@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.timing import read_json
+from sit_atconv.runtime.whole_files import whole_file
 
 STYLES = {  # distinguishable even where lines coincide
     "linear": ("#ff7f0e", "s-"),
@@ -52,7 +53,7 @@ def draw_operator(measured: dict, out: Path) -> None:
     axes[0, 0].legend(frameon=False)
     B, *_, C = measured["rows"][0]["shape"]
     title(figure, f"Token mixing alone, {C} channels, batch {B}", measured)
-    figure.savefig(out / "operator.png", dpi=130)
+    save(figure, out / "operator.png")
 
 
 def draw_model(measured: dict, out: Path) -> None:
@@ -77,11 +78,16 @@ def draw_model(measured: dict, out: Path) -> None:
         axis.set(title=size, xlabel="side of the latent", ylabel="images/s" if axis is axes[0, 0] else "")
     axes[0, 0].legend(frameon=False, loc="lower left")
     batch = measured["rows"][0]["batch"]
-    title(figure, f"Forward passes, batch {batch}; × is ATConv's throughput relative to attention's", measured)
-    figure.savefig(out / "model.png", dpi=130)
+    title(figure, f"Forward passes, batch {batch}; × is ATConv's throughput over attention's", measured)
+    save(figure, out / "model.png")
 
 
 DRAWN = {"shape": draw_operator, "size": draw_model}  # by a key that only their rows have
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=130, format="png")
 
 
 def emphasis(ours: bool) -> dict[str, float]:

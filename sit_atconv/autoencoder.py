@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
@@ -18,6 +18,7 @@ from torch import Tensor
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.reading import Finite, Text, read_json, require_known_keys, understand
+from sit_atconv.runtime.weights import require_finite, require_floats
 
 IDENTITY = "identity"
 WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
@@ -251,8 +252,13 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()
     try:
+        if _is_safe(weights) and "quantization_config" not in read_json(path, dict[str, Any]):  # diffusers' own affair
+            require_floats(weights)
         module = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=_is_safe(weights))
-    except Exception as error:  # damaged values in config.json may raise almost any exception in diffusers
+        require_finite(module.state_dict(), name)
+    except InputError:
+        raise
+    except Exception as error:  # damaged values of its config.json lead diffusers into nearly any of them
         raise InputError(f"Cannot load autoencoder {name} ({type(error).__name__}: {error}).") from error
     finally:
         diffusers.logging.set_verbosity(verbosity)

@@ -15,6 +15,7 @@ from sit_atconv.alignment.cached import TeacherSpec
 from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.weights import require_finite
 
 # Teachers get one patch for every 16 pixels: with patch 14 a picture of 256 px is resized to 224, with 16 it is kept.
 _PIXELS_PER_TOKEN = 16
@@ -125,6 +126,7 @@ def _load_weights(model: nn.Module, path: str) -> None:
             f"{path} lacks {len(missing)} of the teacher's tensors ({', '.join(missing[:3])}, …): is it the file of "
             "another model?"
         )
+    require_finite(model.state_dict(), path)
 
 
 def _read_state(path: str) -> dict[str, Tensor]:

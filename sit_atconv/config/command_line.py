@@ -20,7 +20,7 @@ from sit_atconv.runtime.reading import understand
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file; `overrides` are command-line words such as ``["--training.steps", "10"]``.
 
-    A misspelt key or a wrong type ends the program with exit code 2, naming the file and the nearest key.
+    Raises `InputError` that names the file and the nearest key for a misspelt key, a wrong type, or no such file.
     """
     return parse_command_line(["--config", str(path), *overrides], f"{path}: ")[0]
 
@@ -28,8 +28,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> tuple[Config, Path | None, str | None]:
     """The configuration, the run directory and the checkpoint given on train.py's command line (or in `argv`).
 
-    Error messages begin with `source`.
+    `source` goes before the text of an error. Raises `InputError` as `load_config` does.
     """
+    try:
+        return _parse(sys.argv[1:] if argv is None else argv, source)
+    except _Mistake as mistake:
+        raise InputError(mistake.paragraph) from None
+
+
+def _parse(argv: Sequence[str], source: str) -> tuple[Config, Path | None, str | None]:
     set_loader("strict yaml", load_strict_yaml, exceptions=(yaml.YAMLError,))
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False, parser_mode="strict yaml")
     parser.source = source
@@ -37,7 +44,7 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     parser.add_argument("--run", type=str, help="run directory, created or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
-    words = _files_first(sys.argv[1:] if argv is None else argv)
+    words = _files_first(argv)
     _refuse_too_large(words, parser)
     try:
         parsed = parser.parse_args(words)
@@ -95,6 +102,14 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
     return lines
 
 
+class _Mistake(SystemExit):
+    """What `_Parser` ends in. jsonargparse would try other readings of a word after most other errors."""
+
+    def __init__(self, paragraph: str) -> None:
+        super().__init__(2)
+        self.paragraph = paragraph
+
+
 class _Parser(ArgumentParser):
     """Reports errors as one paragraph that names the nearest key, without the usage of seventy options."""
 
@@ -107,5 +122,4 @@ class _Parser(ArgumentParser):
         option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
         key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None
         paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else " ".join(message.split())
-        sys.stderr.write(f"error: {self.source}{paragraph}\n")
-        self.exit(2)
+        raise _Mistake(f"{self.source}{paragraph}")

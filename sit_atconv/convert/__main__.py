@@ -5,7 +5,6 @@ tensors. The options are for everything else.
 """
 
 import logging
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,33 +15,47 @@ from sit_atconv.convert.released import convert
 from sit_atconv.convert.structure import LAYOUTS
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.flow.interpolants import INTERPOLANTS, PREDICTIONS
+from sit_atconv.models.checkpoint import MOST_CLASSES, MOST_SIDE, MOST_WIDTH
 from sit_atconv.models.mixers import describe_pattern
 from sit_atconv.models.mixers.atconv import ACTIVATIONS, POOLS
 from sit_atconv.models.sit import POSITIONS
+from sit_atconv.runtime.arguments import Parser, whole_number
 from sit_atconv.runtime.whole_files import require_free
 
 log = logging.getLogger(__name__)
 
+_heads, _side, _classes = whole_number(1, MOST_WIDTH), whole_number(1, MOST_SIDE), whole_number(0, MOST_CLASSES)
 
-def _parser() -> ArgumentParser:
+
+def _parser() -> Parser:
     summary, details = __doc__.split("\n\n")
-    parser = ArgumentParser(
-        prog="python -m sit_atconv.convert", description=summary, epilog=details, allow_abbrev=False
-    )
+    parser = Parser(prog="python -m sit_atconv.convert", description=summary, epilog=details)
     add = parser.add_argument
     add("released", type=Path, help=".pt (with or without 'ema' or 'model') or .safetensors")
-    add("out", type=Path, help="directory to create, for SiT.from_pretrained and sample.py")
-    add("--num-heads", type=int, help="attention heads, for widths other than those of S, B, L and XL")
-    add("--weights", choices=("ema", "model"), help="which weights of a checkpoint with both (default: ema)")
-    add("--layout", choices=LAYOUTS, help="sit: t = 1 is data; repa: t = 1 is noise; if the tensors leave it open")
-    add("--input-size", type=int, help="side of the latents, for networks without a position embedding")
-    add("--num-classes", type=int, help="number of rows of the label table, if it has no null class")
-    add("--position", choices=POSITIONS, help="for checkpoints without a table; sincos also replaces a rounded table")
-    add("--pool", choices=POOLS, help="of ATConv (default: raster, as in the released code)")
-    add("--activation", choices=tuple(ACTIVATIONS), help="of ATConv (default: that of the released code tree)")
-    add("--interpolant", choices=tuple(INTERPOLANTS), help="default: from the checkpoint's arguments, or linear")
-    add("--prediction", choices=PREDICTIONS, help="default: from the checkpoint's arguments, or velocity")
-    add("--vae", help="autoencoder of its latents (default: stabilityai/sd-vae-ft-ema at 0.18215, which is not opened)")
+    add("out", type=Path, help="directory to make, for SiT.from_pretrained and sample.py")
+    add(
+        "--num-heads",
+        type=_heads,
+        help="attention heads, for widths other than those of S, B, L and XL",
+    )
+    add("--weights", choices=("ema", "model"), help="of a checkpoint that holds both (default: ema)")
+    add("--layout", choices=LAYOUTS, help="sit: t = 1 is data; repa: t = 1 is noise; where the tensors do not tell")
+    add(
+        "--input-size",
+        type=_side,
+        help="side of the latents, for networks without a position embedding",
+    )
+    add(
+        "--num-classes",
+        type=_classes,
+        help="as many as the label table has rows, if it was trained without a null class",
+    )
+    add("--position", choices=POSITIONS, help="for checkpoints stripped of theirs; sincos: replace a table like it")
+    add("--pool", choices=POOLS, help="of ATConv (default: raster, as the released code)")
+    add("--activation", choices=tuple(ACTIVATIONS), help="of ATConv (default: that of the tree it comes from)")
+    add("--interpolant", choices=tuple(INTERPOLANTS), help="default: what the checkpoint's arguments say, or linear")
+    add("--prediction", choices=PREDICTIONS, help="default: what the checkpoint's arguments say, or velocity")
+    add("--vae", help="autoencoder of its latents (default: stabilityai/sd-vae-ft-ema at 0.18215, not opened here)")
     return parser
 
 

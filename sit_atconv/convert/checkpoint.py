@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sit_atconv.convert.files import read_file
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.weights import require_finite
 
 # Names of the weights in a checkpoint, best first: the releases are scored with the averaged ones.
 WEIGHTS = ("ema", "model", "state_dict")
@@ -111,13 +112,25 @@ def _require_sit(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 def _usable(tensor: Tensor, key: str, name: str) -> Tensor:
-    """The tensor as an fp32 copy, so that a model made of it shares nothing with the source."""
+    """The tensor as an fp32 copy, so that a model made of it shares nothing with the source.
+
+    A copy of a tensor that repeats its numbers (a stride of 0) could take more memory than there is.
+    """
+    kind = None
+    if tensor.layout != torch.strided:
+        kind = f"is a sparse tensor ({tensor.layout})"
+    elif tensor.is_meta:
+        kind = "has no numbers (it lies on the device meta)"
+    elif not tensor.numel():
+        kind = f"is empty, of shape {tuple(tensor.shape)}"
+    elif tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+        kind = f"of shape {tuple(tensor.shape)} repeats its numbers (strides {tensor.stride()})"
+    if kind:
+        raise InputError(f"{key} in {name} {kind}: expected a plain tensor that holds the weights.")
     if not tensor.is_floating_point():
         raise InputError(f"{key} in {name} is {tensor.dtype}: quantised or foreign weights cannot be converted.")
     copy = torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach())
-    if not copy.isfinite().all():
-        count = int((~copy.isfinite()).sum())
-        raise InputError(f"{key} in {name} has {count} values that are NaN or infinite: these weights are unusable.")
+    require_finite({key: copy}, name)
     return copy
 
 

@@ -14,6 +14,8 @@ from sit_atconv.autoencoder import IDENTITY, LatentSpec
 from sit_atconv.errors import InputError
 from sit_atconv.images import to_uint8
 
+_SHOWN = 20  # of many faults
+
 
 class LatentDataset(ABC):
     """Rows of latents. Picklable; every data loader worker opens files itself, when it first needs them.
@@ -34,8 +36,11 @@ class LatentDataset(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    def damaged(self, process: int = 0, processes: int = 1) -> list[str]:
-        """One sentence for each file in this process's share that differs from its digest; none without digests."""
+    def damaged(self, process: int = 0, processes: int = 1, rows: range | None = None) -> list[str]:
+        """What is wrong with this process's part of the files, a sentence for each that differs from its digest.
+
+        `rows` limits it to the files that hold these. Data without digests have no such faults.
+        """
         return []
 
     @abstractmethod
@@ -109,6 +114,14 @@ class LatentDataset(ABC):
             raise InputError(
                 f"{self.where(indices[row])}: label {int(label[row])} is outside 0…{self.num_classes - 1}."
             )
+
+
+def refuse_damaged(faults: Sequence[str], otherwise: str = "") -> None:
+    """Raise `InputError` that tells what `LatentDataset.damaged` has found; `otherwise` is what else could be done."""
+    if faults:
+        raise InputError(
+            f"{' '.join(faults[:_SHOWN])} Copy {len(faults)} such file(s) again, or prepare the data anew{otherwise}."
+        )
 
 
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

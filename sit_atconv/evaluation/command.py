@@ -15,11 +15,14 @@ from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
 from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.references import Reading, write_reference
+from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
+from sit_atconv.runtime.launcher import asked_precision
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import make_folder_of
 
 log = logging.getLogger(__name__)
 
+_MOST_RESAMPLES = 10**6
 _SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
 
 
@@ -30,9 +33,8 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
     """
     if arguments and arguments[0] == "reference":
         return _reference_parser().parse_args(arguments[1:])
-    parser = ArgumentParser(
+    parser = Parser(
         prog="evaluate_fid.py",
-        allow_abbrev=False,
         description="FID, sFID, IS, precision and recall as the ADM evaluator defines them.",
         epilog="evaluate_fid.py reference SOURCE OUT.npz writes a reference file.",
     )
@@ -42,8 +44,9 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
     parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {_SOURCES}")
     parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these: fid sfid is precision recall")
-    parser.add_argument("--kid", action="store_true", help="also compute the kernel inception distance")
-    parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="confidence intervals from N resamples")
+    resamples = "confidence intervals from N resamples"
+    parser.add_argument("--kid", action="store_true", help="the kernel inception distance too")
+    parser.add_argument("--bootstrap", type=whole_number(0, _MOST_RESAMPLES), default=0, metavar="N", help=resamples)
     parser.add_argument("--classes", help="FID class by class: labels separated by commas, or per-class for all")
     _add_common(parser)
     sampling = add_sampling(parser)
@@ -58,6 +61,8 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
     _check(options)
     state = process_state(cpu=options.device == "cpu")
     device = _device(options.device, state)
+    if state.is_main_process and (precision := asked_precision()) and not options.fast:
+        log.warning("The launcher's --mixed_precision %s is for training: features are computed in fp32.", precision)
     samples = None if options.command == "reference" else options.samples or open_stream(options, device)
     with state.main_process_first():  # it may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
@@ -80,14 +85,13 @@ _WRITTEN = ("out", "count", "images_in_arr_0")
 
 
 def _reference_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = Parser(
         prog="evaluate_fid.py reference",
-        allow_abbrev=False,
         description="Write a reference file with ADM's keys, which ADM's own evaluator reads too.",
     )
     parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
     parser.add_argument("out", metavar="OUT.npz", type=Path)
-    parser.add_argument("--images", type=int, default=10_000, help="images in arr_0, for precision and recall")
+    parser.add_argument("--images", type=count, default=10_000, help="how many go into arr_0, for precision and recall")
     parser.set_defaults(command="reference")
     _add_common(parser)
     return parser
@@ -97,8 +101,8 @@ def _add_common(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--features", default="inception", metavar="NAME", help="inception, pixels, or timm:MODEL")
     add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
-    add("--batch-size", type=int, default=64, help="for each process; does not change the numbers")
-    add("--workers", type=int, help="processes that read pictures; chosen automatically if not given")
+    add("--batch-size", type=count, default=64, help="for each process; does not change the numbers")
+    add("--workers", type=workers, help="processes that read pictures; by default as many as help")
     add(
         "--cache",
         type=Path,
@@ -135,11 +139,7 @@ def _classes(words: str | None) -> tuple[int, ...] | None:
 
 
 def _check(options: Namespace) -> None:
-    """Raise `InputError` for impossible requests before the work begins."""
-    if options.batch_size < 1:
-        raise InputError(f"The batch size must be at least 1, not {options.batch_size}.")
-    if (options.workers or 0) < 0:
-        raise InputError(f"--workers must be at least 0, not {options.workers}.")
+    """Find out before the work, not after it, what cannot be done."""
     if options.command == "evaluate" and options.samples and options.sampling:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
         raise InputError(f"{flags}: only with --checkpoint, which draws samples; those of --samples exist already.")

@@ -5,7 +5,6 @@ FD-pixels: the Fréchet distance between grey pixels of samples and of held-out 
 training digits and held-out digits, at equal counts. The exit code is 1 when a limit is missed.
 """
 
-import argparse
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sit_atconv.evaluation.metrics.moments import moments_of
 from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.loading import open_images
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.arguments import Parser
 from sit_atconv.runtime.whole_files import make_folder_of, write_json
 
 CLASSES = 10
@@ -131,7 +131,7 @@ def _gaussian(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m sit_atconv.evaluation.digits", description=__doc__.split("\n")[0])
     parser.add_argument("samples", metavar="SAMPLES.npz")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -14,6 +14,7 @@ from sit_atconv.flow.losses import shift_times
 
 FIXED_STEP_METHODS = ("euler", "heun", "midpoint")
 ODE_METHODS = (*FIXED_STEP_METHODS, "dopri5")
+MOST_STEPS = 100_000
 
 
 def solver_dtype(device: torch.device) -> torch.dtype:
@@ -22,9 +23,11 @@ def solver_dtype(device: torch.device) -> torch.dtype:
 
 
 def require_steps(steps: int) -> None:
-    """Raise `InputError` unless steps >= 1."""
+    """Raise `InputError` unless steps is from 1 to `MOST_STEPS`."""
     if steps < 1:
         raise InputError(f"A solver needs at least one step, not {steps}.")
+    if steps > MOST_STEPS:
+        raise InputError(f"A solver takes {MOST_STEPS:,} steps at most, and some hundreds do: not {steps:,}.")
 
 
 def integrate_ode(

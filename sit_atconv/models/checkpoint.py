@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 from sit_atconv.errors import InputError
 from sit_atconv.models.sit import SiT
 from sit_atconv.runtime.reading import read_json
+from sit_atconv.runtime.weights import require_finite, require_floats
 
 _ADVICE = "The checkpoint is damaged: copy it again."
 
-Size = Annotated[int, Meta(ge=1, le=4_096)]
-Number = Annotated[int, Meta(ge=1, le=65_536)]
+MOST_SIDE, MOST_WIDTH, MOST_CLASSES = 4_096, 65_536, 1_000_000
+Size = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
+Number = Annotated[int, Meta(ge=1, le=MOST_WIDTH)]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ModelFile(ClassName):
     depth: Annotated[int, Meta(ge=1, le=1_000)] = 28
     num_heads: Number = 16
     mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0
-    num_classes: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    num_classes: Annotated[int, Meta(ge=0, le=MOST_CLASSES)] = 1000
     mixer_pattern: str | list[str | Mapping[str, Any]] = "attention"
     kernel_size: Size = 3
     pool: str = "grid"
@@ -88,10 +90,14 @@ def load_model(path: str | Path) -> SiT:
     if index.exists():
         read_json(index, WeightIndex, _ADVICE)
     try:
+        if "quantization_config" not in read_json(config_path, dict[str, Any], _ADVICE):  # which diffusers understands
+            for file in sorted(directory.glob("*.safetensors")):
+                require_floats(file)
         model, report = SiT.from_pretrained(directory, local_files_only=True, output_loading_info=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"The model in {directory} cannot be loaded: {error}") from None
     missing = report["missing_keys"]
     if missing:
         raise InputError(f"The weights in {directory} lack {len(missing)} tensors, {sorted(missing)[0]} first.")
+    require_finite(model.state_dict(), str(directory))
     return model.eval()

@@ -20,7 +20,7 @@ from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
-from sit_atconv.runtime.whole_files import apply_umask
+from sit_atconv.runtime.whole_files import apply_umask, write_text
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
@@ -136,7 +136,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def save_config(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """diffusers' `save_config`, and beside config.json a module through which its AutoModel opens the directory."""
         super().save_config(save_directory, *arguments, **options)
-        Path(save_directory, _FOR_AUTO_MODEL).write_text(_OPENS_A_SIT)
+        write_text(Path(save_directory, _FOR_AUTO_MODEL), _OPENS_A_SIT)
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """diffusers' `save_pretrained`; files get the mode of the umask, which safetensors ignores."""

@@ -41,6 +41,34 @@ def locked(directory: Path, state: PartialState | Accelerator, doing: str, choos
         yield
 
 
+class Place:
+    """A directory that is written into, to notice when it is moved or removed meanwhile.
+
+    `doing` and `choose` are words for that: "training", "--run".
+    """
+
+    def __init__(self, path: Path, doing: str, choose: str) -> None:
+        self.path, self._status, self._doing, self._choose = path, path.stat(), doing, choose
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the directory still is where it was."""
+        return self.path.is_dir() and os.path.samestat(self.path.stat(), self._status)
+
+    @property
+    def gone(self) -> str:
+        """What to tell when it is not."""
+        return gone(self.path, self._doing, self._choose)
+
+
+def gone(path: Path, doing: str, choose: str) -> str:
+    """What to tell when a directory is no longer where it was, in the words of `Place`."""
+    return (
+        f"{path} is gone: it was moved or removed while {doing} went on. Nothing was written in its place. Run the "
+        f"same command with {choose} and where it is now, to go on."
+    )
+
+
 @contextlib.contextmanager
 def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]

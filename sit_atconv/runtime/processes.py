@@ -1,8 +1,10 @@
 """The processes that a launcher has started."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.queues import Queue
 
 import torch
 from accelerate import PartialState
@@ -24,6 +26,15 @@ def process_state(cpu: bool = False) -> PartialState:
     if cpu:
         keep_freed_memory()
     return PartialState(cpu=cpu, timeout=WAIT_FOR_WORK)
+
+
+def end_when_unable_to_send(worker: int) -> None:
+    """For data loading processes (`worker_init_fn`): end when a batch cannot be handed on, which DataLoader reports.
+
+    Shared memory may be full, or larger than files may be (ulimit -f). Python's queue would drop the batch and go on,
+    and the program would wait for it for good.
+    """
+    Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # the hook that Python has for this
 
 
 @contextmanager

@@ -25,8 +25,12 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # errors of some fil
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write a JSON file atomically. Values that JSON cannot hold, such as paths, are written as text."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n"
+    """Write a JSON file, whole or not at all. What JSON does not know, such as a path, is written as text."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with whole_file(path) as file:
         # Bytes of a file name that are not UTF-8 become an escape that JSON parsers undo.
         file.write(text.encode("utf-8", "backslashreplace"))

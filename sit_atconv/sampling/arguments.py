@@ -1,16 +1,20 @@
 """The command-line options of sampling, shared by sample.py and evaluate_fid.py --checkpoint."""
 
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
+from sit_atconv.flow.ode import MOST_STEPS
 from sit_atconv.randomness import MAX_SEED
+from sit_atconv.runtime.arguments import count, whole_number
+from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
 from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
 
 NUM_SAMPLES = 50_000
-_MOST = 10**12
+
+seed, steps = whole_number(0, MAX_SEED), whole_number(1, MOST_STEPS)
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
@@ -22,11 +26,11 @@ def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
         add("--seed", type=seed, help="0 unless given"),
         add("--vae", help="decode with this autoencoder instead of the one the checkpoint names"),
         add("--solver", choices=SOLVERS, help=_default("solver")),
-        add("--steps", type=int, help=_default("steps")),
+        add("--steps", type=steps, help=_default("steps")),
         add("--guidance", type=float, help="guidance scale; 1 is none, " + _default("guidance")),
         add("--weak-checkpoint", type=Path, help="guide away from this model (autoguidance), not from the null class"),
         add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with guidance"),
-        add("--guidance-channels", type=int, help="guide only this many leading latent channels (3: as DiT and SiT)"),
+        add("--guidance-channels", type=count, help="guide the first so many latent channels only (3: as DiT and SiT)"),
         add("--shift", type=float, help="timestep shift of euler, heun and midpoint, " + _default("shift")),
         add("--atol", type=float, help="of dopri5, " + _default("atol")),
         add("--rtol", type=float, help="of dopri5, " + _default("rtol")),
@@ -46,26 +50,17 @@ def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, di
     The rest always contains `num_samples`; `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's other options
     only if given.
 
-    Raises `InputError` for options that do not go together.
+    Raises `InputError` for options that do not go together, or with what the launcher was told.
     """
     names = {field.name for field in fields(SamplerSettings)}
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in names}
     rest = {name: value for name, value in given.items() if name not in names}
-    return SamplerSettings(**settings), {"num_samples": NUM_SAMPLES, **rest}
-
-
-def seed(word: str) -> int:
-    """Parse a seed on the command line. Raises `ArgumentTypeError`, which argparse reports, for anything else."""
-    if not word.isdecimal() or len(word) > len(str(MAX_SEED)) or int(word) > MAX_SEED:
-        raise ArgumentTypeError(f"{word} is not a seed: give a whole number from 0 to {MAX_SEED}")
-    return int(word)
-
-
-def count(word: str) -> int:
-    """Parse a number >= 1 on the command line. Raises `ArgumentTypeError` for anything else."""
-    if not word.isdecimal() or not 1 <= int(word) <= _MOST:
-        raise ArgumentTypeError(f"{word} is not a valid number: give a whole number from 1 to {_MOST}")
-    return int(word)
+    chosen = SamplerSettings(**settings)
+    require_same_from_launcher(
+        Setting("mixed_precision", "no", "precision", chosen.precision),
+        Setting("dynamo_backend", "no", "compile"),  # which is another way to compile
+    )
+    return chosen, {"num_samples": NUM_SAMPLES, **rest}
 
 
 def _default(name: str) -> str:

@@ -3,7 +3,6 @@
 OUT/inversion.npz holds the noise and both images. OUT/grid.png shows them in rows of three: image, noise, image.
 """
 
-import argparse
 import logging
 import math
 from collections.abc import Sequence
@@ -15,13 +14,15 @@ import torch
 from torch import Tensor
 
 from sit_atconv.data.dataset import open_dataset
+from sit_atconv.data.latents import refuse_damaged
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, invert
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
+from sit_atconv.runtime.arguments import Parser, count
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import whole_file
-from sit_atconv.sampling.arguments import count, seed
+from sit_atconv.sampling.arguments import seed, steps
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.run import open_generator
@@ -70,14 +71,14 @@ def invert_latents(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m sit_atconv.sampling.inversion", description=__doc__.split(":")[0])
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
     add("--out", type=Path, required=True)
     add("--num-images", type=count, default=16, help="number of images, from the first")
     add("--solver", choices=ODE_METHODS, default="heun")
-    add("--steps", type=int, default=50)
+    add("--steps", type=steps, default=50)
     add("--seed", type=seed, default=0, help="of the autoencoder's posterior samples")
     options = parser.parse_args(argv)
     with exit_on_input_error():
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (model, autoencoder), dataset = open_generator(options.checkpoint, device=device), open_dataset(options.data)
         require_same_data(model, dataset, options.data)
         rows = first_rows(dataset, options.num_images)
+        refuse_damaged(dataset.damaged(rows=rows))
         (batch,) = encoded_batches(model, dataset, rows, options.seed, len(rows))
         settings = replace(SamplerSettings(), solver=options.solver, steps=options.steps)
         inverted = invert_latents(model, batch.latents, batch.labels, settings, batch.rows)

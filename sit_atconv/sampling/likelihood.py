@@ -1,6 +1,5 @@
 """Likelihood of images under a model: `python -m sit_atconv.sampling.likelihood --checkpoint MODEL --data DATA`."""
 
-import argparse
 import contextlib
 import logging
 import math
@@ -14,15 +13,16 @@ from tqdm import tqdm
 
 from sit_atconv.autoencoder import IDENTITY
 from sit_atconv.data.dataset import open_dataset
-from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.latents import LatentDataset, refuse_damaged
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.flow import ODE_METHODS, bits_per_dimension
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.randomness import Stream, keyed_generator
+from sit_atconv.runtime.arguments import Parser, count
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.runtime.whole_files import make_folder_of, write_json
-from sit_atconv.sampling.arguments import count, seed
+from sit_atconv.sampling.arguments import seed, steps
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.sampling.encoded import EncodedBatch, encoded_batches, first_rows, require_same_data
 from sit_atconv.sampling.settings import SamplerSettings
@@ -112,13 +112,13 @@ def _signs(batch: EncodedBatch, seed: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = Parser(prog="python -m sit_atconv.sampling.likelihood", description=__doc__.split(":")[0])
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
     add("--num-images", type=count, help="number of images, from the first (default: all)")
     add("--solver", choices=ODE_METHODS, default="heun")
-    add("--steps", type=int, default=50)
+    add("--steps", type=steps, default=50)
     add("--seed", type=seed, default=0)
     add("--batch-size", type=count, default=64, help="does not change the result")
     add("--json", type=Path)
@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             make_folder_of(options.json)
         model, dataset = load_model(options.checkpoint).to(device), open_dataset(options.data)
         rows = first_rows(dataset, options.num_images)
+        refuse_damaged(dataset.damaged(rows=rows))
         settings = replace(SamplerSettings(), solver=options.solver, steps=options.steps)
         scored = score_likelihood(model, dataset, settings, rows=rows, seed=options.seed, batch_size=options.batch_size)
         parts = []

@@ -21,7 +21,7 @@ from sit_atconv.flow.field import OnStep
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.runtime.whole_files import apply_umask, write_json
+from sit_atconv.runtime.whole_files import apply_umask, write_json, write_text
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.labels import parse_label
 from sit_atconv.sampling.settings import SamplerSettings
@@ -126,7 +126,7 @@ class SiTPipeline(DiffusionPipeline):
         apply_umask(folder, "*.safetensors")
         index = folder / "model_index.json"
         write_json(index, {**json.loads(index.read_text()), "_class_name": _CLASS, "transformer": _TRANSFORMER})
-        (folder / f"{_CLASS[0]}.py").write_text(_OPENS_A_PIPELINE)
+        write_text(folder / f"{_CLASS[0]}.py", _OPENS_A_PIPELINE)
         write_model_card(folder, name, self.transformer, self.recipe, scores)
 
     def push_to_hub(

@@ -1,6 +1,8 @@
 """The work of sample.py: draw samples of a checkpoint into a directory, on all processes."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model, model_directory
 from sit_atconv.runtime.files import sha256_of_file
-from sit_atconv.runtime.lock import locked
+from sit_atconv.runtime.lock import Place, locked
 from sit_atconv.runtime.processes import process_state
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.generate import generate
@@ -71,7 +73,8 @@ def sample_to_directory(
 
     `weak_checkpoint` is a model to guide away from (autoguidance), instead of the null class.
 
-    Raises `InputError` for a checkpoint, label or directory that cannot be used, before anything is written.
+    Raises `InputError` for a checkpoint, label or directory that cannot be used, before anything is written, and
+    `SystemExit` with a message when `out` is moved meanwhile.
     """
     if num_samples < 1 or batch_size < 1:
         raise InputError(f"Samples and batch size must be at least 1, not {num_samples} and {batch_size}.")
@@ -100,14 +103,33 @@ def sample_to_directory(
         share = missing[state.process_index :: state.num_processes].tolist()
         options = {"labels": labels, "seed": seed, "batch_size": batch_size, "weak": weak}
         batches = generate(model, autoencoder, share, settings, **options)
+        place = Place(out, "sampling", "--out")
         begun, silent = num_samples - len(missing), not state.is_main_process
-        with tqdm(initial=begun, total=num_samples, unit="img", desc="sampling", disable=silent) as progress:
+        bar = tqdm(initial=begun, total=num_samples, unit="img", desc="sampling", disable=silent)
+        with _kept_in(place), bar as progress:
             for there in directory.write(batches) if share else ():
                 progress.update(there - progress.n)
+                _require_in(place)
         state.wait_for_everyone()
         if state.is_main_process:
-            directory.finish(choose_labels(labels, range(num_samples), num_classes, seed, names))
+            with _kept_in(place):
+                directory.finish(choose_labels(labels, range(num_samples), num_classes, seed, names))
             log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, directory.grid)
+
+
+def _require_in(place: Place) -> None:
+    if not place.is_there:
+        raise SystemExit(place.gone)
+
+
+@contextlib.contextmanager
+def _kept_in(place: Place) -> Iterator[None]:
+    """What fails within because the directory was moved ends the command with code 1 and says so."""
+    try:
+        yield
+    except OSError:
+        _require_in(place)
+        raise
 
 
 def _origins(checkpoint: Path, weak_checkpoint: Path | None, vae: str | None) -> dict[str, Any]:

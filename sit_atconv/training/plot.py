@@ -1,12 +1,12 @@
 """Curves of one or several runs: `python -m sit_atconv.training.plot RUN [RUN ...] [--out curves.png]`."""
 
 import logging
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.runtime.arguments import Parser
 from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 from sit_atconv.training.run.log import read_log
 
@@ -66,9 +66,7 @@ def _pyplot() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = ArgumentParser(
-        prog="python -m sit_atconv.training.plot", description="Curves of training runs.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m sit_atconv.training.plot", description="Curves of training runs.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     options = parser.parse_args(argv)

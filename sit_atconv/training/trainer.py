@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.errors import FULL_DISK
-from sit_atconv.runtime.lock import locked
+from sit_atconv.runtime.lock import Place, locked
 from sit_atconv.runtime.whole_files import remove_leftovers
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.training.averages.ema import PowerFunction
@@ -23,10 +22,8 @@ from sit_atconv.training.averages.sharding import gather_whole, whole
 from sit_atconv.training.position import Position
 from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.directory import (
-    RunDirectory,
     check_run_directory,
     forget_after,
-    gone,
     require_known_data,
     write_configuration,
 )
@@ -42,6 +39,7 @@ from sit_atconv.training.watch.drawing import sampler_settings
 from sit_atconv.training.watch.evaluation import Evaluation
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
+from sit_atconv.training.watch.trackers import begin_trackers, show_picture
 
 logger = get_logger(__name__)  # logs on the main process only
 
@@ -82,8 +80,8 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
                 accelerator.wait_for_everyone()  # no process exits while others still communicate with it
                 accelerator.end_training()
     except (OSError, SafetensorError) as error:
-        if trainer is not None and accelerator.is_main_process and not run.is_dir():
-            raise TrainingStopped(gone(run)) from error
+        if trainer is not None and trainer.place is not None and not trainer.place.is_there:
+            raise TrainingStopped(trainer.place.gone) from error
         if error.errno not in FULL_DISK if isinstance(error, OSError) else trainer is None:
             raise
         raise TrainingStopped(checkpoints.advice(f"{error} in step {position.step}")) from error
@@ -102,8 +100,8 @@ class Trainer:
         self.session, self.directory, self.checkpoints, self.position = session, run, checkpoints, position
         self.batches = iter(session.loader(position.step))
         self.log = RunLog(run / "log.jsonl", accelerator)
-        self.place = RunDirectory(run) if accelerator.is_main_process else None
-        self.newest: tuple[int, Path] | None = None  # step and path of the last checkpoint that this process wrote
+        self.place = Place(run, "training", "--run") if accelerator.is_main_process else None
+        self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
         self.preview, self.evaluation, seed = None, None, config.training.seed
         for drawing in (config.preview if config.preview.every else None, config.evaluation):
             if drawing is not None:  # refuse impossible settings now, not at the first grid
@@ -146,7 +144,7 @@ class Trainer:
             logger.info("%s", note)
             self.log.note(step, note)
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
+        begin_trackers(accelerator, self.directory, step, asdict(config))
 
     def step(self) -> None:
         """One optimizer step over all micro-batches; skipped on the device when loss or gradient are not finite."""
@@ -164,8 +162,8 @@ class Trainer:
     def after_step(self) -> dict[str, str]:
         """Do what is due after a step; returns what the progress bar shows. Always logs and saves the last step."""
         config, step = self.session.config, self.position.step
-        if self.place is not None:
-            self.place.require()
+        if self.place is not None and not self.place.is_there:
+            raise TrainingStopped(self.place.gone)
         last = step == config.training.steps
 
         def due(every: int | None) -> bool:
@@ -206,7 +204,8 @@ class Trainer:
         """Draw the grid of this step from the averaged weights."""
         model = self.session.averages.model()
         if self.preview is not None:
-            self.preview.save(model, self.position.step)
+            path = self.preview.save(model, self.position.step)
+            show_picture(self.session.accelerator, path, self.position.step)
 
     def evaluate(self) -> bool:
         """Score the averaged weights, log the scores, and say whether they are the best so far."""
@@ -273,14 +272,3 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     stopped = bool(session.teachers) and not shown
     targets = None if stopped else [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
     return latents, labels, draws, targets
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys with values that every tracker takes."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

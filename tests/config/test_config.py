@@ -6,7 +6,9 @@ from typing import get_args
 import pytest
 import yaml
 
+import train
 from sit_atconv.config import Config, Solver, config_differences, config_keys, load_config, parse_command_line
+from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.sampling import SOLVERS
 
@@ -85,9 +87,9 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
 )
 def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
-        parse_command_line(argv)
+        train.main([*argv, "--run", "unmade"])
     error = capsys.readouterr().err
-    assert exit_.value.code == 2
+    assert exit_.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert message in error
     assert error.startswith("error: ")
     assert "Traceback" not in error
@@ -128,13 +130,11 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("training:\nlog: {every: 3}", "'training' is a section of keys and cannot be nothing"),
     ],
 )
-def test_mistakes_in_a_file_end_with_code_2(text: str, message: str, tmp_path: Path, capsys) -> None:
+def test_mistakes_in_a_file_are_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(InputError) as raised:
         load_config(tmp_path / "c.yaml")
-    error = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert message in error
+    assert message in str(raised.value)
 
 
 def test_print_config_shows_the_resolved_file(capsys) -> None:

@@ -268,3 +268,24 @@ def test_labels_that_number_no_classes(label, tmp_path):
     (tmp_path / "repa" / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": [["a.npy", label]]}))
     with pytest.raises(InputError, match=r"dataset\.json: labels\[0\]\[1\]: Expected `int` <= 1000000"):
         open_dataset(str(tmp_path / "repa"))
+
+
+def test_a_picture_with_megabytes_of_text_is_named(tmp_path: Path) -> None:
+    """Uncompressed text, which Pillow would keep."""
+    Image.fromarray(PICTURES[0]).save(tmp_path / "a.png")
+    content, text = (tmp_path / "a.png").read_bytes(), b"tEXtComment\0" + b"x" * (65 << 20)
+    chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])  # behind signature and header
+    with pytest.raises(InputError, match=r"Cannot decode .*a\.png: Too much memory used in text chunks"):
+        open_source(str(tmp_path))[0]
+
+
+def test_a_zip_with_an_entry_without_a_name_is_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+        archive.writestr("b.png", b"")
+    content = (tmp_path / "x.zip").read_bytes()
+    at = content.rindex(b"b.png")
+    (tmp_path / "x.zip").write_bytes(content[:at] + b"\0.png" + content[at + 5 :])  # zipfile takes names up to a zero
+    with pytest.raises(InputError, match="an entry without a name"):
+        open_source(str(tmp_path / "x.zip"))

@@ -140,9 +140,7 @@ EVALUATE = ["--samples", "digits@8", "--reference", "digits@8"]
         (["--samples", "digits@8", "--reference", "absent"], "does not exist"),
         ([*EVALUATE, "--metrics", "fid"], "no metric 'fid'"),
         ([*EVALUATE, "--classes", "a,b"], "labels separated by commas"),
-        ([*EVALUATE, "--bootstrap", "-1"], "at least two resamples"),
-        ([*EVALUATE, "--batch-size", "0"], "The batch size must be at least 1, not 0"),
-        ([*EVALUATE, "--workers", "-1"], r"^--workers must be at least 0, not -1\.$"),
+        ([*EVALUATE, "--bootstrap", "1"], "at least two resamples"),
         ([*EVALUATE, "--weights", "w.pth"], "Pixels have no network"),
         ([*EVALUATE, "--device", "gpu9"], "device 'gpu9'"),
         (["reference", "digits@8", "out.npz"], "published statistics"),
@@ -162,12 +160,21 @@ def test_what_cannot_be_done(arguments, message):
         ["--reference", "a"],
         ["--samples", "a", "--checkpoint", "b", "--reference", "c"],
         ["reference"],
+        [*EVALUATE, "--batch-size", "0"],
+        [*EVALUATE, "--batch-size", "1" + "0" * 30],
+        [*EVALUATE, "--batch-size", "9" * 5_000],
+        [*EVALUATE, "--workers", "-1"],
+        [*EVALUATE, "--workers", "1025"],
+        [*EVALUATE, "--bootstrap", "1" + "0" * 12],
+        ["reference", "digits@8", "out.npz", "--images", "1" + "0" * 30],
     ],
 )
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         evaluate_fid(*arguments)
-    assert caught.value.code == 2 and "usage: evaluate_fid.py" in capsys.readouterr().err
+    (paragraph,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and paragraph.startswith("error: ") and len(paragraph) < 300
+    assert paragraph.split("All options: ")[1].startswith("evaluate_fid.py")
 
 
 def test_a_report_that_cannot_be_written_is_found_before_the_work(tmp_path):

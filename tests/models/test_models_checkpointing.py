@@ -167,12 +167,10 @@ def test_earlier_files_said_it_with_a_boolean(written: str, meant: str, tmp_path
     assert config == load_config(tmp_path / "config.yaml", ["--training.gradient_checkpointing", written])
 
 
-def test_what_cannot_be_recomputed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_recomputed_is_named(tmp_path: Path) -> None:
     assert TrainingConfig().gradient_checkpointing == "none"
     with pytest.raises(InputError, match=r"'mixer'.*did you mean 'mixers'"):
         tiny().recompute("mixer")
     (tmp_path / "config.yaml").write_text("training:\n  gradient_checkpointing: mixer\n")
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(InputError, match="'mixers'"):
         load_config(tmp_path / "config.yaml")
-    assert exit_.value.code == 2
-    assert "'mixers'" in capsys.readouterr().err

@@ -6,6 +6,7 @@ to be verified (--verify), or to which a teacher's tokens are added (--teacher).
 """
 
 import argparse
+import logging
 import re
 from collections.abc import Sequence
 
@@ -15,12 +16,18 @@ from sit_atconv.data.prepare.teaching import add_teachers
 from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 from sit_atconv.data.shards.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
+from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
+from sit_atconv.runtime.launcher import asked_precision
 from sit_atconv.runtime.processes import leaving_in_order, process_state
 
+log = logging.getLogger(__name__)
 
-def _parser() -> argparse.ArgumentParser:
+_side = whole_number(1, 16_384)  # pixels
+
+
+def _parser() -> Parser:
     description = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser("python -m sit_atconv.data.prepare", description=description, allow_abbrev=False)
+    parser = Parser("python -m sit_atconv.data.prepare", description=description)
     add = parser.add_argument
     add("source", help="folder, zip, npz, REPA directory, hf:NAME or digits; without OUT, a prepared data set")
     add("out", nargs="?", help="directory of the new data set")
@@ -34,32 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     weights = "hub (default), random or a file, for each"
     add("--teacher-weights", action="append", default=[], metavar="W", help=weights)
     add("--unconditional", action="store_true", help="drop the labels, e.g. of folders that are not classes")
-    add("--batch-size", type=_positive, default=32, help="pictures encoded at a time (default 32)")
+    add("--batch-size", type=count, default=32, help="pictures encoded at a time (default 32)")
     most = f"samples a shard (default, most: {MAX_SHARD_SIZE})"
-    add("--shard-size", type=_positive, default=MAX_SHARD_SIZE, help=most)
-    add("--max-bad", type=_count, default=0, help="pictures that may be undecodable (default 0)")
-    add("--workers", type=_count, default=2, help="decoding processes for each encoding one (default 2)")
+    add("--shard-size", type=whole_number(1, MAX_SHARD_SIZE), default=MAX_SHARD_SIZE, help=most)
+    add("--max-bad", type=whole_number(0), default=0, help="pictures that may be undecodable (default 0)")
+    add("--workers", type=workers, default=2, help="decoding processes for each encoding one (default 2)")
     add("--verify", action="store_true", help="check every byte of the data set afterwards")
     return parser
 
 
 def _resolution(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match or min(map(int, filter(None, match.groups()))) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size: expected 256, or height x width as 256x384")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number, 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if _count(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no size: expected 256, or height x width as 256x384")
+    return _side(match[1]), _side(match[2] or match[1])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse_idle(parser, given)
     elif given["vae"] is None or (given["resolution"] is None and not given["take_latents"]):
         parser.error("--resolution and --vae are required (--vae alone with --import)")
-    if given["shard_size"] > MAX_SHARD_SIZE:
-        parser.error(f"--shard-size is at most {MAX_SHARD_SIZE}")
     with exit_on_input_error(), leaving_in_order():
+        if process_state().is_main_process and (precision := asked_precision()):
+            log.warning("The launcher's --mixed_precision %s is for training: pictures are encoded in fp32.", precision)
         if not in_place:
             prepare(PrepareOptions(**given))
         elif names:
@@ -89,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             verify_dataset(given["source"] if in_place else given["out"], given["workers"])
 
 
-def _refuse_idle(parser: argparse.ArgumentParser, given: dict) -> None:
-    """Refuse options that would do nothing without OUT."""
+def _refuse_idle(parser: Parser, given: dict) -> None:
+    """Without OUT, most options would do nothing."""
     used = {"source", "teachers", "batch_size", "workers", *(["flip"] if given["teachers"] else [])}
     idle = [key for key, value in given.items() if key not in used and value != parser.get_default(key)]
     if idle:

@@ -19,6 +19,7 @@ from sit_atconv.data.shards.files import ShardFiles
 from sit_atconv.data.shards.format import join_images
 from sit_atconv.data.shards.manifest import Row, versions
 from sit_atconv.images import to_float
+from sit_atconv.runtime.processes import end_when_unable_to_send
 from sit_atconv.runtime.threads import single_threaded_pool
 
 _CPU_GROUP = 4
@@ -63,7 +64,9 @@ def write_shards(
         for number, positions in ranges.items()
         for start in range(positions.start, max(positions.stop, positions.start + 1), batch_size)  # an empty range: one
     ]
-    loader = DataLoader(batches, batch_size=None, sampler=keys, num_workers=workers)
+    loader = DataLoader(
+        batches, batch_size=None, sampler=keys, num_workers=workers, worker_init_fn=end_when_unable_to_send
+    )
     total = sum(len(positions) for positions in ranges.values())
     bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05)
     with bar, _grouping(device) as in_groups:

@@ -58,8 +58,11 @@ class ShardDataset(LatentDataset):
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def damaged(self, process: int = 0, processes: int = 1) -> list[str]:
-        files = [info for infos, _ in self._series for info in infos][process::processes]
+    def damaged(self, process: int = 0, processes: int = 1, rows: range | None = None) -> list[str]:
+        shards = range(len(self._shards))
+        if rows is not None:
+            shards = sorted({self._locate(row)[0] for row in rows})
+        files = [infos[shard] for infos, _ in self._series for shard in shards][process::processes]
         paths = [self._directory / info.name for info in files]
         bar = tqdm(total=sum(info.bytes for info in files), unit="B", unit_scale=True, desc="comparing with digests")
         faults = []

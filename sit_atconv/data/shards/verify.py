@@ -13,6 +13,7 @@ from sit_atconv.data.shards.format import ShardReader
 from sit_atconv.data.shards.manifest import MANIFEST_NAME, Manifest, Row, ShardInfo, load_manifest
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.processes import end_when_unable_to_send
 
 log = logging.getLogger(__name__)
 _SHOWN, _ROWS_AT_A_TIME = 20, 64
@@ -126,6 +127,12 @@ def _repa_faults(dataset: RepaDataset, directory: str, workers: int) -> Iterator
     ranges = [
         range(start, min(start + _ROWS_AT_A_TIME, len(dataset))) for start in range(0, len(dataset), _ROWS_AT_A_TIME)
     ]
-    loader = DataLoader(_RepaFaults(dataset), batch_size=None, sampler=ranges, num_workers=workers)
+    loader = DataLoader(
+        _RepaFaults(dataset),
+        batch_size=None,
+        sampler=ranges,
+        num_workers=workers,
+        worker_init_fn=end_when_unable_to_send,
+    )
     for faults in tqdm(loader, unit=f"×{_ROWS_AT_A_TIME} img", desc="verifying"):
         yield from faults

@@ -87,6 +87,8 @@ class ZipSource(FileSource):
         locked = next((info.filename for info in infos if info.flag_bits & 1), None)
         if locked is not None:
             raise InputError(f"{path} is encrypted ({locked}). Unpack it, or write it again without a password.")
+        if any(not info.filename for info in infos):
+            raise InputError(f"{path} holds an entry without a name: the archive is damaged. Fetch or write it again.")
         names = [info.filename for info in infos if not info.is_dir()]
         _refuse_duplicates(self.path, names)
         _refuse_foreign_paths(self.path, names)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from sit_atconv.data.pictures.protocol import ImageSource, SourceImage
 from sit_atconv.data.sources import open_source, require_undamaged
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.processes import end_when_unable_to_send
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, w
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=end_when_unable_to_send,
         pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:

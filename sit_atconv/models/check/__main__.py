@@ -18,8 +18,12 @@ from torch import nn
 
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.models.check.checks import CHECKS, REPORTED, Subject, costs, failure
+from sit_atconv.models.checkpoint import MOST_WIDTH
 from sit_atconv.models.mixers.plugins import find_plugins, import_offered, import_plugins
 from sit_atconv.models.mixers.registry import check_options, find_mixer, list_mixers, register_mixer
+from sit_atconv.runtime.arguments import Parser, whole_number
+
+_size = whole_number(1, MOST_WIDTH)
 
 
 def find_name(what: str) -> str:
@@ -75,13 +79,11 @@ def _options(text: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     usage, details = __doc__.split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        "python -m sit_atconv.models.check", description=usage, epilog=details.split("\n\n")[1], allow_abbrev=False
-    )
+    parser = Parser("python -m sit_atconv.models.check", description=usage, epilog=details.split("\n\n")[1])
     parser.add_argument("mixer", help="a registered name, or MODULE:CLASS")
     parser.add_argument("--options", type=_options, default={}, metavar="JSON", help="options of the mixer")
-    parser.add_argument("--dim", type=int, default=64, help="width C (default 64)")
-    parser.add_argument("--num-heads", type=int, default=4, help="attention heads (default 4)")
+    parser.add_argument("--dim", type=_size, default=64, help="width C (default 64)")
+    parser.add_argument("--num-heads", type=_size, default=4, help="attention heads (default 4)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     with exit_on_input_error():

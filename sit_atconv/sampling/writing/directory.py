@@ -193,6 +193,7 @@ class SampleDirectory:
         save_grid(torch.from_numpy(images[picked]).permute(0, 3, 1, 2), columns, self.grid)
 
     def _finish_png(self, images: np.ndarray) -> None:
+        self._partial.mkdir(exist_ok=True)
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda i: self._save_png(i, images[i]), self._lacking_png()))
         if not self._pngs.exists():
@@ -212,7 +213,7 @@ class SampleDirectory:
         return {path.stem for path in self._png_folder.glob("*.png")}
 
     def _save_png(self, index: int, pixels: np.ndarray) -> None:
-        self._png_folder.mkdir(parents=True, exist_ok=True)
+        self._png_folder.mkdir(exist_ok=True)  # not its parents: a directory that was moved is not made anew
         with whole_file(self._png_folder / f"{index:06d}.png") as file:
             Image.fromarray(pixels).save(file, "PNG")
 

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sit_atconv.models import SiT
 from sit_atconv.models.mixers import describe_pattern
 from sit_atconv.runtime.reading import Count, Finite, read_json
+from sit_atconv.runtime.whole_files import write_text
 
 _LICENCE = "mit"
 _TITLES = {"fid": "FID", "sfid": "sFID", "is": "Inception score", "precision": "Precision", "recall": "Recall"}
@@ -77,7 +78,8 @@ def write_model_card(
             f"```yaml\n{recipe.strip()}\n```",
         ]
     parts += ["## Licence", "MIT. The training data and the autoencoder have licences of their own."]
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / "README.md")
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    write_text(folder / "README.md", str(card))
 
 
 def _title(model: SiT) -> str:

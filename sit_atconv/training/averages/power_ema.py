@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
+from sit_atconv.runtime.weights import require_finite, require_floats
 from sit_atconv.runtime.whole_files import whole_folder
 from sit_atconv.training.averages.ema import PowerFunction, exponent_of_width
 
@@ -75,7 +77,20 @@ def reconstruct(folder: Path, width: float, step: int | None = None) -> SiT:
     model = SiT.from_config(SiT.load_config(chosen[-1][2].parent))
     total: dict[str, Tensor] = {}
     for weight, (_, _, path) in zip(weights.tolist(), chosen, strict=True):
-        for name, tensor in load_file(path).items():
+        for name, tensor in _read_snapshot(path).items():
             total[name] = total.get(name, 0) + weight * tensor.double()
-    model.load_state_dict({name: tensor.float() for name, tensor in total.items()})
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in total.items()})
+    except RuntimeError as error:
+        raise InputError(f"The snapshots in {folder} are of another model than their config.json: {error}") from None
     return model.eval()
+
+
+def _read_snapshot(path: Path) -> dict[str, Tensor]:
+    try:
+        require_floats(path)
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}): copy it again, or remove it.") from None
+    require_finite(tensors, str(path))
+    return tensors

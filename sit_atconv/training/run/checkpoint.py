@@ -10,8 +10,8 @@ from accelerate.utils import broadcast_object_list
 
 from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.lock import gone
 from sit_atconv.runtime.whole_files import UNFINISHED, point_link, whole_folder
-from sit_atconv.training.run.directory import gone
 from sit_atconv.training.run.stop import TrainingStopped
 
 _SET_ASIDE = "set-aside-"
@@ -56,7 +56,7 @@ class Checkpoints:
         if failure is not None:
             message = self.advice(f"The checkpoint of step {step} could not be written: {failure}")
             if not self.directory.parent.is_dir():
-                message = gone(self.directory.parent)
+                message = gone(self.directory.parent, "training", "--run")
             raise TrainingStopped(message if self._accelerator.is_main_process else 1)
         return final
 

@@ -1,6 +1,5 @@
 """A run's directory: the configuration it was begun with, the keys that may change, and going back to an older step."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.whole_files import leftovers, whole_file
-from sit_atconv.training.run.stop import TrainingStopped
 
 # Sections and keys that do not affect the steps already taken, and change later weights at most by rounding.
 _FREE = (
@@ -66,26 +64,6 @@ def require_known_data(changed: list[str], state: dict[str, Any], run: Path) -> 
                 f"{run} was begun with another configuration ({line}), by a version that did not note which data those "
                 "are. Nothing was changed: give the path it was begun with once, or choose another --run."
             )
-
-
-class RunDirectory:
-    """The directory `path` as it is now, to notice when it is moved or removed while training goes on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._status = path, path.stat()
-
-    def require(self) -> None:
-        """Raise `TrainingStopped` unless the directory is still in its place."""
-        if not self.path.is_dir() or not os.path.samestat(self.path.stat(), self._status):
-            raise TrainingStopped(gone(self.path))
-
-
-def gone(run: Path) -> str:
-    """The message when a run's directory is no longer where it was."""
-    return (
-        f"{run} is gone: it was moved or removed while training went on. Training stopped, and nothing was written in "
-        "its place. Run the same command with its new place as --run, to continue from its newest checkpoint."
-    )
 
 
 def write_configuration(run: Path, config: Config) -> None:

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
-from sit_atconv.runtime.processes import WAIT_FOR_WORK
+from sit_atconv.runtime.processes import WAIT_FOR_WORK, end_when_unable_to_send
 
 TERMINATED = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -75,6 +75,7 @@ def follow_trainer(worker: int) -> None:
     notice after a while), because they hold copies of its connections, and other trainers notice its death only when
     these are closed.
     """
+    end_when_unable_to_send(worker)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,12 +10,10 @@ from accelerate.utils import gather_object
 
 from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
 from sit_atconv.config import Config, TeacherConfig
-from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.latents import LatentDataset, refuse_damaged
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
 from sit_atconv.models.mixers import import_plugins
-
-_SHOWN = 20
 
 
 def require_trackers(names: list[str]) -> None:
@@ -66,11 +64,7 @@ def require_undamaged(config: Config, dataset: LatentDataset, accelerator: Accel
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every machine checks all files: it may have its own copy
     faults = gather_object(dataset.damaged(accelerator.local_process_index % local, local))
-    if faults:
-        raise InputError(
-            f"{' '.join(faults[:_SHOWN])} Copy {len(faults)} such file(s) again, or prepare the data anew "
-            "(--data.verify false would train on what is there)."
-        )
+    refuse_damaged(faults, " (--data.verify false would train on what is there)")
 
 
 def build_teachers(config: Config, dataset: LatentDataset, device: torch.device) -> list[Teacher | CachedTeacher]:

@@ -14,6 +14,7 @@ from sit_atconv.convert.directory import PROJECTORS_NAME
 from sit_atconv.errors import InputError
 from sit_atconv.models.checkpoint import model_directory
 from sit_atconv.runtime.reading import understand
+from sit_atconv.runtime.weights import require_finite, require_floats
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +114,11 @@ def _find(path: Path) -> _Trained | None:
 def _read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors whose names begin with `prefix`, without it, and the file's metadata."""
     try:
+        require_floats(path)
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (safe_open is no mapping)
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, file.metadata() or {}
+            tensors, facts = {name.removeprefix(prefix): file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}): convert or copy it again, or remove it.") from error
+    require_finite(tensors, str(path))
+    return tensors, facts

@@ -26,7 +26,7 @@ from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
 from sit_atconv.training.session.build import build_model, build_teachers, require_trackers, require_undamaged
 from sit_atconv.training.session.finetune import begin_with
-from sit_atconv.training.session.launcher import require_same_from_launcher
+from sit_atconv.training.session.launcher import require_launcher_of
 from sit_atconv.training.session.objective import Objective, draw_fields
 from sit_atconv.training.session.projectors import begin_projectors
 from sit_atconv.training.session.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
@@ -126,7 +126,7 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
 
     Raises `InputError` for a precision that the device or the kind of sharding does not support.
     """
-    require_same_from_launcher(config)
+    require_launcher_of(config)
     cpu = not torch.accelerator.is_available()
     if config.training.precision == "fp16" and cpu:
         raise InputError("training.precision fp16 needs a GPU: take bf16 or no on a CPU.")

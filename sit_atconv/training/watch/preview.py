@@ -29,12 +29,14 @@ class Preview:
         self._autoencoder = load_autoencoder(dataset.latents, device=device)
         self.settings = sampler_settings(config)
 
-    def save(self, model: SiT, step: int) -> None:
-        """Draw and write the grid of `step`."""
+    def save(self, model: SiT, step: int) -> Path:
+        """Draw and write the grid of `step`; returns its file."""
         columns, rows = self.config.per_class, min(self.config.classes, model.config.num_classes)
         labels = ",".join(str(label) for label in range(rows) for _ in range(columns)) or "balanced"
         count = columns * max(rows, 1)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
-        self.folder.mkdir(exist_ok=True)  # not its parent: the directory of a moved run is not created again
-        save_grid(images, columns, self.folder / f"step-{step:07d}.png")
+        self.folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
+        path = self.folder / f"step-{step:07d}.png"
+        save_grid(images, columns, path)
+        return path
