@@ -361,6 +361,9 @@ def test_timm_features_from_a_local_file(sets, tmp_path):
     torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"Cannot load resnet10t.*--weights"):
         create_features("timm:resnet10t", tmp_path / "weights.pth")  # a classifier of 10 is not the published model
+    torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"another model's weights"):
+        create_features("timm:resnet10t", tmp_path / "weights.pth")
     torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), tmp_path / "weights.pth")
     features = create_features("timm:resnet10t", tmp_path / "weights.pth")
     images = torch.from_numpy(pictures(9)).permute(0, 3, 1, 2)

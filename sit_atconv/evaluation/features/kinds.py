@@ -1,23 +1,21 @@
 """What images are compared by: the published Inception features, raw pixels, or any timm model."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
 
+from sit_atconv.alignment.weights import load_into_timm
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.grouping import Grouped
 from sit_atconv.evaluation.features.inception import InceptionFeatures, last_line, require_uint8_images
 from sit_atconv.runtime.files import sha256_of_file
 
-_NOT_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError, AttributeError)  # what reading other files ends in
 MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
 
 
@@ -131,11 +129,24 @@ def _create_timm(name: str, weights: str | Path | None, size: int | None) -> tor
     if weights is not None and not Path(weights).is_file():
         raise InputError(f"There is no weights file {weights}.")
     options = {"num_classes": 0, **({"img_size": size} if size else {})}
-    options |= {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
     try:
-        return timm.create_model(name, **options).eval().requires_grad_(False)
-    except (OSError, RuntimeError, ValueError, LookupError, *_NOT_WEIGHTS) as error:
+        model = timm.create_model(name, pretrained=weights is None, **options)
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
         raise InputError(
-            f"Cannot load {name} from {weights or 'the model hub'} ({type(error).__name__}: {last_line(error)}). "
-            "Name a local file of its weights (timm's names, num_classes=0) with --weights."
+            f"Cannot load {name} from the model hub ({type(error).__name__}: {last_line(error)}). "
+            "Name a local file of its weights with --weights."
         ) from error
+    if weights is not None:
+        _fill(model, name, Path(weights))
+    return model.eval().requires_grad_(False)
+
+
+def _fill(model: torch.nn.Module, name: str, path: Path) -> None:
+    """Load a local file that holds this model and nothing else: a deeper one would pass for it."""
+    unexpected = load_into_timm(model, path)
+    if unexpected:
+        raise InputError(
+            f"Cannot load {name} from {path}: {len(unexpected)} of its tensors have no place there "
+            f"({', '.join(unexpected[:3])}). Name a file of this model with --weights, in timm's names, saved without "
+            "a head (num_classes=0)."
+        )

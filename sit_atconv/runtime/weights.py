@@ -1,7 +1,7 @@
-"""Reading the file of a released checkpoint, without ever running code that is in it.
+"""Reading a weights file of somebody else's without ever running code that is in it.
 
 torch's restricted unpickler builds tensors and plain containers, and beside them one class, argparse.Namespace, in
-which the releases store their arguments.
+which training programs store their arguments.
 """
 
 import argparse
@@ -17,16 +17,11 @@ from safetensors.torch import load_file
 from sit_atconv.errors import InputError
 
 
-def read_file(path: Path) -> Any:
+def read_weights(path: Path) -> Any:
     """The content of a safetensors or torch file, whatever its name.
 
-    Raises `InputError` where it is missing or damaged, or would have to run code to be read.
+    Raises `InputError` where it is damaged, or would have to run code to be read.
     """
-    if path.is_dir():
-        ours = " It is a model of ours: open it with SiT.from_pretrained." if (path / "config.json").exists() else ""
-        raise InputError(f"{path} is a directory, not a released checkpoint: name the file in it.{ours}")
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}.")
     if _is_safetensors(path):
         try:
             return load_file(path)
@@ -51,9 +46,9 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if foreign:
         return InputError(
             f"{path} was pickled with {foreign[1]}, and reading that could run code: only tensors and "
-            "argparse.Namespace are read. If you trust the file, save its weights alone (its 'ema') again, as "
-            "safetensors or with torch.save."
+            "argparse.Namespace are read. If you trust the file, save its weights alone again, as safetensors or with "
+            "torch.save."
         )
     lines = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-    return InputError(f"{path} is damaged, or no checkpoint of torch or safetensors ({reason}). Fetch it again.")
+    return InputError(f"{path} is damaged, or no weights file of torch or safetensors ({reason}). Fetch it again.")
