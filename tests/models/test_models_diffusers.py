@@ -114,7 +114,7 @@ def test_counters_by_module_see_the_operations(name: str) -> None:
     def given(_: object) -> dict[str, Tensor]:
         return {"x": torch.randn(1, 4, 8, 8), "t": torch.rand(1)}
 
-    found, _ = get_model_complexity_info(model, (1,), given, False, False, backend="pytorch")
+    found, _ = get_model_complexity_info(model, (1,), False, False, given, backend="pytorch")
     assert 2 * found == pytest.approx(forward_flops(model, (4, 8, 8)), rel=0.05)
 
 
