@@ -1,5 +1,5 @@
 # make quickstart    install, train a small model on handwritten digits, sample, score     (MODEL=SiT-S/4 for attention)
-# make real          the ImageNet recipe in the small: photographs of hands, about twenty minutes (needs SIGNS and TAESD)
+# make real          the ImageNet recipe on a small scale: photographs of hands, about 20 minutes (SIGNS, TAESD, INCEPTION)
 # make test          install, run the whole test suite
 # make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
 # VENV=path and LOWEST=path share the environments between clones.
@@ -10,24 +10,24 @@ PYTHON ?= python3
 MODEL  ?= SiT-ATConv-S/4
 STEPS  ?= 2400
 COUNT  ?= 890
-# The digits are enlarged until the patch cuts them into 4x4 tokens: a step takes the same time for every patch from 2 on.
+# Digits are enlarged so that every patch size from 2 on gives 4x4 tokens, and a step takes the same time for each.
 SIZE   ?= $(if $(filter %/8,$(MODEL)),32,$(if $(filter %/4,$(MODEL)),16,8))
 RUN    ?= runs/quickstart-$(subst /,-,$(MODEL))
-# Of make real: a zip of class folders, a diffusers AutoencoderTiny, and an Inception for scores that compare runs.
+# For make real: a zip of class folders, a diffusers AutoencoderTiny, and Inception weights for the scores.
 SIGNS     ?= ../shared/data/sign-language-digits_10x206_100px.zip
 TAESD     ?= ../shared/data/taesd
 INCEPTION ?= ../shared/data/inception-2015-12-05_completed_fp16.pth
 HANDS     ?= runs/real
-# CI sets VERDICT=- : make then ignores the verdict on a run too short to pass.
+# CI sets VERDICT=- so that make ignores the verdict on a run too short to pass.
 VERDICT ?=
 
 BIN    := $(VENV)/bin
 CORES  := $(shell getconf _NPROCESSORS_ONLN)
-# One process, spelled out so that accelerate does not explain its defaults; on a CPU it would use one core only.
+# One process. Options are given so that accelerate does not warn about its defaults, nor use only one core of a CPU.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
           --num_cpu_threads_per_process $(CORES)
 
-# Installs the versions of a lock file, unless the environment has them already: environment, its Python, lock file.
+# Installs the versions of a lock file unless the environment already has them: (environment, Python, lock file).
 define install
 @test -x $(1)/bin/python || $(2) -m venv $(1)
 @cmp -s $(3) $(1)/requirements.lock || \
@@ -74,14 +74,14 @@ format: env
 env:
 	$(call install,$(VENV),$(PYTHON),requirements.lock)
 
-# Resolves pyproject.toml anew to the newest versions, for every Python from 3.10 on; [tool.uv] there holds torch back.
+# Locks the newest versions that pyproject.toml allows, for every Python from 3.10 on; [tool.uv] there limits torch.
 lock: env
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra eval --extra dev --universal --python-version 3.10 \
 	    --no-header --no-annotate --upgrade --output-file requirements.lock
 
-# The lowest versions that pyproject.toml names (of what it does not name, the newest), for Linux and Python 3.11 only.
-# Without [tool.uv], which holds torch at a newer version.
+# Locks the lowest versions that pyproject.toml allows, for Linux and Python 3.11, and the newest of indirect dependencies.
+# --no-config: [tool.uv] would limit torch to a newer version.
 lock-lowest: env
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra eval --extra dev --resolution lowest-direct --no-config \

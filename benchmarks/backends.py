@@ -1,7 +1,7 @@
-"""The operator's backends beside each other: `python -m benchmarks.backends [--write]`.
+"""Compares the backends of the operator: `python -m benchmarks.backends [--write]`.
 
 With --write, the measurements of this machine's device replace those in sit_atconv/ops/measurements.json, from which
-"auto" takes its choice. On a CPU run it with OMP_NUM_THREADS=1.
+"auto" chooses. On a CPU, run it with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -28,7 +28,7 @@ DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float16, torch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help="into the package")
+    parser.add_argument("--write", action="store_true", help="write the measurements into the package")
     options = parser.parse_args()
     device = default_device()
     rows = [measured(case, device, options.turns) | {"machine": machine(device)} for case in cases(device)]
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def cases(device: torch.device) -> Iterator[dict]:
-    """Everything that "auto" distinguishes."""
+    """All cases that "auto" distinguishes."""
     for dtype in DTYPES[device.type]:
         for compiled in (False, True):
             for gradients in (False, True):
@@ -54,7 +54,7 @@ def cases(device: torch.device) -> Iterator[dict]:
 
 
 def measured(case: dict, device: torch.device, turns: int) -> dict:
-    """The case with each backend's median; "copy" is what moving x once costs."""
+    """The case with each backend's median; "copy" is the time of one copy of x."""
     torch.compiler.reset()  # every case is compiled for its own sizes
     dtype = getattr(torch, case["dtype"])
     x = torch.randn(case["shape"], device=device, dtype=dtype, requires_grad=case["gradients"])
@@ -71,7 +71,7 @@ def measured(case: dict, device: torch.device, turns: int) -> dict:
 
 
 def contender(name: str, x: Tensor, kernels: Tensor, compiled: bool) -> Run:
-    """One call of a backend, with both gradients if x wants one."""
+    """One call of a backend, with both gradients if x requires one."""
     function = partial(per_sample_depthwise_conv2d, backend=name)
     if compiled:
         function = torch.compile(function, fullgraph=True)

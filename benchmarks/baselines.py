@@ -1,19 +1,19 @@
-"""The original programs transcribed to compare with: SiT (arXiv 2401.08740), REPA (2410.06940), ATConv (2510.20092).
+"""Transcriptions of the original programs: SiT (arXiv 2401.08740), REPA (2410.06940) and ATConv (2510.20092).
 
-All is written from their description, as those programs work. Results can be compared: parameters have the names and
-shapes of ours, so that one state fits both, every random draw is given, and time runs our way (SiT's own runs the
-other way, its velocity has the other sign).
+They are written from the descriptions and work as those programs do. Results can be compared: parameters have our names
+and shapes, so that one state fits both; all random draws are given; and time runs in our direction (SiT's own runs the
+other way, and its velocity has the opposite sign).
 
-* Models: patches by a strided convolution, time frequencies made anew and moved to the device in every call, SiLU of
-  the condition and a modulation in every block, ATConv's three projections over all tokens and a grouped convolution
-  between transposes, hidden tokens folded for the projectors, torch's own linear layers and timm's MLP. Their four
-  unused output channels are left out.
-* Training steps: AdamW as torch makes it by default, an average updated parameter by parameter through dictionaries of
-  names, the loss read back in every step, REPA's alignment summed in a loop over teachers and samples. Encoding and
-  logging are left out.
-* Sampling loops: SiT keeps the batch doubled all the way, guides the first three channels, and asks the network once
-  for the velocity and once more for the score; REPA doubles the batch within the interval of guidance alone and
-  converts one answer. Both hand the network a time and a label for each row.
+* Models: patches by a strided convolution, time frequencies computed again and moved to the device in every call, SiLU
+  of the condition and a modulation in every block, ATConv's three projections over all tokens and a grouped convolution
+  between transposes, hidden tokens folded for the projectors, and timm's MLP. Their four unused output channels are
+  left out.
+* Training steps: torch's default AdamW, an average updated parameter by parameter through dictionaries of names, the
+  loss read back in every step, REPA's alignment summed in a loop over teachers and samples. Encoding and logging are
+  left out.
+* Sampling loops: SiT doubles the batch at all times, guides the first three channels, and evaluates the network once
+  for the velocity and once more for the score; REPA doubles the batch only within the guidance interval and derives
+  the score from one evaluation. Both pass the network a time and a label for each row.
 """
 
 import copy
@@ -42,7 +42,7 @@ class ReleasedATConv(ATConv):
         return self.out_proj(self.mix(self.kernel_proj(x), self.value_proj(x), grid))
 
     def mix(self, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens v by the kernels of tokens k, both (B, N, C) and projected."""
+        """Convolve tokens v with the kernels made from tokens k, both (B, N, C) and projected."""
         B, N, C = v.shape
         K = self.kernel_size
         context = F.adaptive_avg_pool2d(k.transpose(1, 2).reshape(B, C, *grid), K).flatten(2)
@@ -54,7 +54,7 @@ class ReleasedATConv(ATConv):
 
 
 class ReleasedBlock(nn.Module):
-    """DiT's block, of the parts of one of ours: every one applies SiLU to the condition and modulates for itself."""
+    """DiT's block with the parts of one of our blocks: each block applies SiLU to the condition itself."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class ReleasedBlock(nn.Module):
 
 
 class ReleasedSiT(nn.Module):
-    """SiT with the weights of one of ours, and REPA's projectors of the tokens after block `aligned`.
+    """SiT with copied weights of one of our models, and REPA's projectors of the tokens after block `aligned`.
 
-    The weights are copied; ATConv as by default: pooled over the grid, with GELU.
+    ATConv has its default options: it pools over the grid and uses GELU.
     """
 
     def __init__(self, model: SiT, projectors: nn.ModuleList | None = None, aligned: int = 0) -> None:
@@ -118,12 +118,12 @@ class ReleasedSiT(nn.Module):
 
 
 class OriginalTraining:
-    """Weights, average and optimiser, and a step of either program on them.
+    """Weights, average and optimizer, and the training step of either program.
 
     Args:
         network: trained in place.
-        precision: "no", or "bf16" for autocast, which REPA has from Accelerate and SiT has not.
-        lr, decay: both programs'.
+        precision: "no", or "bf16" for autocast, which REPA uses through Accelerate and SiT does not have.
+        lr, decay: those of both programs.
     """
 
     def __init__(self, network: ReleasedSiT, precision: str = "no", lr: float = 1e-4, decay: float = 0.9999) -> None:
@@ -132,7 +132,7 @@ class OriginalTraining:
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0)
 
     def sit_step(self, latents: Tensor, labels: Tensor, draws: Draws) -> float:
-        """SiT's step: its time runs from noise to data, its velocity has the other sign; no clipping."""
+        """SiT's step: time runs from noise to data, the velocity has the opposite sign, gradients are not clipped."""
         labels = torch.where(draws.dropout < 0.1, self.network.num_classes, labels)
         s = 1 - draws.times
         s_ = s.view(-1, *([1] * (latents.ndim - 1)))
@@ -147,7 +147,7 @@ class OriginalTraining:
         return loss.item()
 
     def repa_step(self, latents: Tensor, labels: Tensor, draws: Draws, targets: list[Tensor]) -> dict[str, float]:
-        """REPA's step, aligned to teachers' tokens (B, N, D): the coefficient 0.5, gradients clipped to a norm of 1."""
+        """REPA's step, aligned with teachers' tokens (B, N, D): coefficient 0.5, gradients clipped to a norm of 1."""
         labels = torch.where(draws.dropout < 0.1, self.network.num_classes, labels)
         t_ = draws.times.view(-1, *([1] * (latents.ndim - 1)))
         x = (1 - t_) * latents + t_ * draws.noise
@@ -167,12 +167,12 @@ class OriginalTraining:
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Mean over all axes but the first."""
+    """Mean over all axes except the first."""
     return torch.mean(x, dim=list(range(1, x.ndim)))
 
 
 def alignment_by_samples(projected: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """−cos of projected and teacher tokens, each (B, N, D), averaged by a loop over teachers and samples."""
+    """−cos of projected and teacher tokens, each (B, N, D), averaged in a loop over teachers and samples."""
     loss = 0.0
     for of_teacher, of_projector in zip(targets, projected, strict=True):
         for target, tokens in zip(of_teacher, of_projector, strict=True):
@@ -195,7 +195,7 @@ def sit_euler_maruyama(
     """SiT's stochastic sampler with D(t) = σ(t) and the "Mean" last step of 0.04, on the linear interpolant.
 
     Args:
-        network: the velocity in our direction of time; SiT's own runs the other way with the other sign.
+        network: the velocity in our direction of time; SiT's own runs the other way with the opposite sign.
         noise: (B, C, H, W); labels: (B,); increments: (steps, B, C, H, W) standard normal.
     """
     doubled_labels = torch.cat([labels, torch.full_like(labels, null_label)])
@@ -239,7 +239,7 @@ def repa_euler_maruyama(
 ) -> Tensor:
     """REPA's stochastic sampler: w = 2t, fp64 state, guidance within an interval of times, last step without noise.
 
-    Arguments are those of `sit_euler_maruyama`.
+    The other arguments are those of `sit_euler_maruyama`.
     """
     grid = torch.cat([torch.linspace(1.0, 0.04, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
     x = noise.to(torch.float64)

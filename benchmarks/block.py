@@ -1,8 +1,8 @@
-"""One ATConv block over one attention block, and the mixers alone: `python -m benchmarks.block [--json FILE]`.
+"""Compares an ATConv block with an attention block, and both mixers: `python -m benchmarks.block [--json FILE]`.
 
-Table VIII of the ATConv paper (arXiv 2510.20092) compares whole models, whose blocks decide. The third contender is
-ATConv as it was released: all tokens projected before they are pooled, a grouped convolution between transposes, and
-torch's own linear layers.
+Table VIII of the ATConv paper (arXiv 2510.20092) compares whole models, whose time is spent in the blocks. The third
+contender is ATConv as released: all tokens are projected before pooling, and a grouped convolution runs between
+transposes.
 """
 
 import argparse
@@ -26,14 +26,14 @@ SIZES = {  # width, heads, side
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
     parser.add_argument("--batch-size", type=int, help="default: 2 on a CPU, 64 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="all contenders by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile all contenders with torch.compile")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--json", type=Path, default=Path("block.json"))
     options = parser.parse_args()
     device = default_device()
     B = options.batch_size or (64 if device.type == "cuda" else 2)
     rows = []
-    print(f"{machine(device)}, batch {B}. Attention in ms, the others over it.\n")
+    print(f"{machine(device)}, batch {B}. Attention in ms, the others relative to it.\n")
     print(f"{'C':>6} {'tokens':>7} {'':6} {'':15} {'attention':>10} {'ATConv':>8} {'released':>9}")
     for size in SIZES[device.type]:
         for whole in (True, False):
@@ -46,7 +46,7 @@ def main() -> None:
 def measure(
     size: tuple[int, int, int], B: int, whole: bool, gradients: bool, options: argparse.Namespace, device: torch.device
 ) -> dict:
-    """Width, heads and side; the whole block or its mixer; all contenders in turns."""
+    """Measure all contenders in turns for one size (width, heads, side), as a whole block or only its mixer."""
     dim, heads, side = size
     torch.manual_seed(0)
     torch.compiler.reset()
@@ -63,7 +63,7 @@ def measure(
 
 
 def call(module: nn.Module, x: Tensor, side: int, whole: bool, gradients: bool) -> Run:
-    """Forward under bf16 autocast on a GPU, in fp32 on a CPU; with the gradients of tokens and weights if wanted."""
+    """A forward pass, under bf16 autocast on a GPU and in fp32 on a CPU; optionally with gradients."""
     arguments = (torch.randn(len(x), x.shape[-1], device=x.device), (side, side)) if whole else ((side, side),)
     wanted = [x.requires_grad_(gradients), *module.parameters()]
 

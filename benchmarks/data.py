@@ -1,8 +1,8 @@
-"""How fast training data is read: shards beside one .npy file an image, as REPA reads them.
+"""Speed of reading training data: shards compared with one .npy file per image, as REPA reads them.
 
 ``python -m benchmarks.data`` writes synthetic latents of 256-pixel images (4 × 32 × 32) to a temporary folder, reads
-them from page cache in turns, prints a table and writes it. Wanted: 2,500 latents/s with two workers.
-Cached tokens are as DINOv2-B's, 256 of 768 numbers: 393 kB a sample, where a latent has 16.
+them from the page cache in turns, and prints and writes a table. The target is 2,500 latents/s with two workers.
+Cached tokens have the size of DINOv2-B's, 256 of 768 numbers: 393 kB per sample, compared with 16 kB for a latent.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SHARD_SIZE = 1024
 
 
 class OneFileEach(Dataset):
-    """A file a sample, or two with its picture, and the default collation: how REPA's loader reads."""
+    """One file per sample, or two with its picture, and the default collation, as in REPA's loader."""
 
     def __init__(self, root: Path, pictures: bool = False) -> None:
         self._pictures = sorted(root.rglob("*.png")) if pictures else []
@@ -51,13 +51,13 @@ class OneFileEach(Dataset):
 
 
 def smooth_picture(generator: torch.Generator) -> np.ndarray:
-    """256 × 256 × 3, which compresses about as photographs do."""
+    """A picture, 256 × 256 × 3, that compresses about as well as photographs."""
     ramp, noise = torch.linspace(0, 255, 256), torch.randn(256, 256, 3, generator=generator) * 8
     return (ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + noise).clamp(0, 255).byte().numpy()
 
 
 def write_shards(root: Path, count: int) -> None:
-    """Shards with mirrored latents and with pictures."""
+    """Write shards with mirrored latents and with pictures."""
     generator = torch.Generator().manual_seed(0)
     png, shards = encode_png(smooth_picture(generator)), []
     for number, start in enumerate(range(0, count, SHARD_SIZE)):
@@ -70,7 +70,7 @@ def write_shards(root: Path, count: int) -> None:
 
 
 def write_tokens(root: Path, count: int) -> None:
-    """One shard with a teacher's tokens."""
+    """Write one shard with a teacher's tokens."""
     generator, index = torch.Generator().manual_seed(0), torch.arange(count)
     tokens = torch.randn(1, 256, 768, generator=generator).half().expand(count, -1, -1)
     moments = torch.randn(count, 8, 32, 32, generator=generator).half()
@@ -81,7 +81,7 @@ def write_tokens(root: Path, count: int) -> None:
 
 
 def save_dataset(root: Path, pixels: int, classes: int, shards: list[ShardInfo], **facts: Any) -> None:
-    """dataset.json beside complete shards; `facts` are further fields of the manifest."""
+    """Write dataset.json beside complete shards; `facts` are further fields of the manifest."""
     count = sum(shard.count for shard in shards)
     manifest = Manifest(
         source="synthetic",
@@ -100,7 +100,7 @@ def save_dataset(root: Path, pixels: int, classes: int, shards: list[ShardInfo],
 
 
 def write_files(root: Path, count: int) -> None:
-    """The layout of REPA's preparation: latents in fp32, pictures (of the first thousand) uncompressed."""
+    """Write the layout of REPA's preparation: latents in fp32, and uncompressed pictures for the first thousand."""
     picture = Image.fromarray(smooth_picture(torch.Generator().manual_seed(0)))
     for index in range(count):
         path = root / "vae-sd" / f"{index // 1000:05d}" / f"img-mean-std-{index:08d}.npy"
@@ -137,7 +137,7 @@ def contenders(shards: Path, tokens: Path, files: Path, batch_size: int) -> dict
 
 
 def rate(start: Callable[[], Iterable], batches: int, batch_size: int) -> float:
-    """Latents a second, from the arrival of the first batch on: starting workers is not reading."""
+    """Latents per second after the first batch has arrived, without the start of workers."""
     iterator = iter(start())
     next(iterator)
     began = time.perf_counter()
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--count", type=int, default=8192, help="latents in the data set")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=48, help="timed in every turn")
+    parser.add_argument("--batches", type=int, default=48, help="batches timed in every turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("data.json"))
     options = parser.parse_args(argv)

@@ -1,10 +1,10 @@
-"""How fast evaluation is: Inception features beside torch-fidelity's own loop, and precision and recall at full size.
+"""Speed of evaluation: Inception features compared with torch-fidelity's loop, and precision and recall at full size.
 
     python -m benchmarks.evaluation --weights FILE [--source SOURCE] [--count N] [--turns N] [--neighbours 50000 10000]
 
-Both read the same images of the same source and run in turns; ratios are of medians. CPU seconds, of all threads and
-of reader processes, say more than the wall clock where other jobs run. Wanted on a CPU: at least 2 x torch-fidelity,
-features equal to 1e-5; 50,000 against 10,000 in under 2 GiB and, on two cores, two minutes.
+Both loops read the same images of the same source and run in turns; ratios are those of medians. CPU seconds, of all
+threads and reader processes, are more reliable than wall time if other jobs run. Targets on a CPU: at least 2 x
+torch-fidelity, features equal to 1e-5; 50,000 against 10,000 in under 2 GiB and, on two cores, two minutes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sit_atconv.evaluation.reading.loading import load_batches
 
 
 class Pictures(Dataset):
-    """The first images of a source as torch-fidelity wants them: uint8 (3, H, W)."""
+    """The first images of a source in torch-fidelity's format: uint8 (3, H, W)."""
 
     def __init__(self, source: ImageSource, count: int) -> None:
         self._source, self._count = source, min(count, len(source))
@@ -54,7 +54,7 @@ def torch_fidelity_loop(pictures: Pictures, weights: str, device: torch.device) 
 
 
 def our_loop(source: ImageSource, count: int, weights: str, device: torch.device) -> Callable[[], Tensor]:
-    """What evaluate_fid.py does with every image: digests, all three features, moments and score sums."""
+    """The work of evaluate_fid.py for every image: digests, all three features, moments and score sums."""
     features = create_features("inception", weights, device)
     wanted = Wanted(frozenset({"pool", "spatial"}), frozenset({"pool"}), scores=True)
     workers = 2 if device.type == "cpu" else 8
@@ -67,7 +67,7 @@ def our_loop(source: ImageSource, count: int, weights: str, device: torch.device
 
 
 def benchmark_features(source: str, count: int, weights: str, turns: int, device: torch.device) -> dict:
-    """Images a second of both loops, in turns, by the wall clock and by CPU seconds, and how far features are apart."""
+    """Images per second of both loops, in turns, in wall time and CPU time, and the difference of their features."""
     opened = open_source(source)
     pictures = Pictures(opened, count)
     loops = {
@@ -104,14 +104,14 @@ def benchmark_neighbours(samples: int, references: int, device: torch.device) ->
 
 
 def timed(run: Callable[[], object]) -> tuple[object, dict[str, float]]:
-    """What a call returns, and what it took on both clocks."""
+    """The result of a call, and its duration on both clocks."""
     start = clocks()
     result = run()
     return result, {clock: now - start[clock] for clock, now in clocks().items()}
 
 
 def clocks() -> dict[str, float]:
-    """Seconds by the wall, and CPU seconds of this process and of its children that have ended."""
+    """Wall time, and CPU time of this process and of its finished children, in seconds."""
     spent = os.times()
     return {"wall": time.perf_counter(), "cpu": sum(spent[:4])}
 
@@ -131,7 +131,7 @@ def main() -> None:
     rows = []
     print(f"{machine(device)}\n")
 
-    if options.neighbours:  # first, so that the peak of memory is its own
+    if options.neighbours:  # first, so that the peak memory is that of this benchmark
         rows.append(found := benchmark_neighbours(*options.neighbours, device))
         print(f"precision and recall of {found['samples']} against {found['references']} on {device}:")
         seconds = found["seconds"]
@@ -144,7 +144,7 @@ def main() -> None:
             speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in found[clock]["images_per_second"].items())
             ratios = ", ".join(f"{ratio:.2f}" for ratio in found[clock]["ratio_by_turn"])
             print(f"  {unit:<10} {speeds}: ratio {found[clock]['ratio']:.2f} (by turn: {ratios})")
-        print(f"  features apart by {found['relative_difference']:.1e}")
+        print(f"  features differ by {found['relative_difference']:.1e}")
     write_json(options.json, command_line(), device, rows)
 
 

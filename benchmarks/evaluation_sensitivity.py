@@ -1,9 +1,10 @@
-"""What moves the published numbers when it should not: resize, quantisation, JPEG, order, count.
+"""Sensitivity of the metrics to details of the evaluation: resize, quantisation, JPEG, order, count.
 
     python -m benchmarks.evaluation_sensitivity --weights FILE --source SOURCE [--count 250] [--json FILE]
 
-The first `count` of a shuffled source are the reference, the next `count` the samples. One thing is then done to the
-samples, and all numbers are measured again. The source has to have labels and at least 2 x count RGB pictures.
+The first `count` images of a shuffled source are the reference, the next `count` the samples. The samples are then
+changed in one way at a time, and all metrics are computed again. The source must have labels and at least 2 x count RGB
+pictures.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from sit_atconv.images import to_float, to_uint8
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """Images (n, 3, H, W) through a JPEG file and back."""
+    """Encode images (n, 3, H, W) as JPEG and decode them again."""
     decoded = []
     for image in images.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
@@ -36,13 +37,13 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
 
 
 def resized(images: Tensor) -> Tensor:
-    """Resized to 299 beforehand with half-pixel centres and antialiasing, as PIL and torchvision do it."""
+    """Resize images to 299 with half-pixel centres and antialiasing, as in PIL and torchvision."""
     x = interpolate(images.float(), (299, 299), mode="bilinear", align_corners=False, antialias=True)
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
 def truncated(images: Tensor) -> Tensor:
-    """What floor(127.5 x + 127.5) makes of values that round to these images: half a grey level darker on average."""
+    """Quantise values that would round to these images with floor(127.5 x + 127.5): half a grey level darker."""
     generator = torch.Generator().manual_seed(0)
     values = images.float() + torch.rand(images.shape, generator=generator) - 0.5
     return to_uint8(to_float(values), rounding="truncate")
@@ -59,7 +60,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def measure(features: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
-    """The five numbers."""
+    """The five metrics."""
     precision, recall = precision_recall(reference["pool"], features["pool"])
     return {
         "FID": feature_distance(features["pool"], reference["pool"]),
@@ -90,7 +91,7 @@ def main() -> None:
             p = features["probabilities"]
             by_class = p[labels.argsort(stable=True)]
             rows["in chunks of a tenth"] = {"IS": inception_score(p, chunk=-(-n // 10))}
-            rows["so, sorted by class"] = {"IS": inception_score(by_class, chunk=-(-n // 10))}
+            rows["in chunks of a tenth, sorted by class"] = {"IS": inception_score(by_class, chunk=-(-n // 10))}
     print(f"{'samples':<24}" + "".join(f"{metric:>11}" for metric in ("FID", "sFID", "IS", "precision", "recall")))
     for name, row in rows.items():
         cells = (f"{row[m]:11.4f}" if m in row else f"{'':>11}" for m in ("FID", "sFID", "IS", "precision", "recall"))

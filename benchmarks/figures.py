@@ -1,7 +1,8 @@
-"""Figures of measurements: `python -m benchmarks.figures operator.json model.json --out docs/figures`.
+"""Draws figures of measurements: `python -m benchmarks.figures operator.json model.json --out docs/figures`.
 
-From the JSON of `benchmarks.operator` time and peak memory of token mixers against the side of the image (the ATConv
-paper's Fig. 4, arXiv 2510.20092), from that of `benchmarks.model` throughput against the latent's (its Fig. 6).
+The JSON of `benchmarks.operator` gives time and peak memory of token mixers against the side of the image (as in Fig. 4
+of the ATConv paper, arXiv 2510.20092); that of `benchmarks.model` gives throughput against the side of the latent (as
+in its Fig. 6).
 """
 
 import argparse
@@ -16,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from benchmarks.timing import read_json
 
-STYLES = {  # of lines that may lie on one another
+STYLES = {  # distinguishable even where lines coincide
     "linear": ("#ff7f0e", "s-"),
     "window": ("#1f77b4", "^-"),
     "grid": ("#17becf", "v--"),
@@ -35,7 +36,7 @@ MODELS = {  # label, colour, style
 
 
 def draw_operator(measured: dict, out: Path) -> None:
-    """Time above, peak memory below; forward passes left, with gradients right."""
+    """Time in the upper row, peak memory in the lower; forward passes on the left, with gradients on the right."""
     quantities = {"milliseconds": "time, ms", "mebibytes": "peak memory, MiB"}
     figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, sharey="row", layout="constrained")
     for column, gradients in enumerate((False, True)):
@@ -55,7 +56,7 @@ def draw_operator(measured: dict, out: Path) -> None:
 
 
 def draw_model(measured: dict, out: Path) -> None:
-    """One panel a size; beside each point of ATConv, how many times attention's throughput it has."""
+    """One panel per size; each point of ATConv is labelled with its throughput relative to attention."""
     sizes = list(dict.fromkeys(row["size"] for row in measured["rows"]))
     width = max(6, 4.2 * len(sizes))
     figure, axes = plt.subplots(1, len(sizes), figsize=(width, 4.4), squeeze=False, layout="constrained")
@@ -76,11 +77,11 @@ def draw_model(measured: dict, out: Path) -> None:
         axis.set(title=size, xlabel="side of the latent", ylabel="images/s" if axis is axes[0, 0] else "")
     axes[0, 0].legend(frameon=False, loc="lower left")
     batch = measured["rows"][0]["batch"]
-    title(figure, f"Forward passes, batch {batch}; × is ATConv's throughput over attention's", measured)
+    title(figure, f"Forward passes, batch {batch}; × is ATConv's throughput relative to attention's", measured)
     figure.savefig(out / "model.png", dpi=130)
 
 
-DRAWN = {"shape": draw_operator, "size": draw_model}  # by a key of their rows
+DRAWN = {"shape": draw_operator, "size": draw_model}  # by a key that only their rows have
 
 
 def emphasis(ours: bool) -> dict[str, float]:

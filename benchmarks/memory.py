@@ -1,10 +1,10 @@
-"""The memory of a training step, without running it: `python -m benchmarks.memory [--json FILE]`.
+"""Counts the memory of a training step without running it: `python -m benchmarks.memory [--json FILE]`.
 
-Weights, gradients, Adam's two moments and one average are fp32: 20 bytes a parameter. On top come the activations: all
-that the forward pass leaves for the backward pass, counted where autograd stores it, each piece of memory once. It is
-counted on fake CUDA tensors, which have shapes but no numbers, along the path that a GPU takes in eager mode, attention
-through flash attention (fp32: memory-efficient attention). Compiled programs keep less; what the backward pass needs
-for a moment only is not counted. `--measure` runs real steps beside their count.
+Weights, gradients, Adam's two moments and one average are fp32: 20 bytes per parameter. Activations are added: all
+tensors that autograd saves in the forward pass for the backward pass, with each storage counted once. They are counted
+on fake CUDA tensors, which have shapes but no data, for the kernels of a GPU in eager mode, with flash attention (fp32:
+memory-efficient attention). Compiled programs save less; temporary memory of the backward pass is not counted.
+`--measure` runs real steps and compares them with their count.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from sit_atconv.models.sit import RECOMPUTED
 
 MODELS = [f"{family}-{size}/2" for size in ("S", "B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
 PRECISIONS = ("bf16", "fp32")
-STATE_BYTES = 4 + 4 + 8 + 4  # of a parameter: weight, gradient, Adam's moments, average
+STATE_BYTES = 4 + 4 + 8 + 4  # per parameter: weight, gradient, Adam's moments, average
 
 
 class GpuAttention(TorchFunctionMode):
-    """Attention by the kernel that a GPU takes: without a GPU torch would choose one that keeps N×N numbers."""
+    """Uses the attention kernel of a GPU: without a GPU, torch would choose one that saves N×N scores."""
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
@@ -45,9 +45,9 @@ class GpuAttention(TorchFunctionMode):
 
 @contextlib.contextmanager
 def fake_gpu(precision: str) -> Iterator[None]:
-    """Tensors made here are fake and lie on a GPU, in autocast if `precision` is bf16; there need not be a GPU.
+    """Create fake tensors on a GPU, in autocast if `precision` is bf16, without the need for a GPU.
 
-    torch.autocast would switch itself off without one, hence its parts.
+    torch.autocast would disable itself without a GPU, so its parts are called here.
     """
     before = torch.is_autocast_enabled("cuda")
     with FakeTensorMode(), torch.device("cuda"), GpuAttention():
@@ -63,12 +63,12 @@ def fake_gpu(precision: str) -> Iterator[None]:
 
 
 def kept_bytes(forward: Run, model: nn.Module) -> int:
-    """Bytes that `forward` leaves for the backward pass, each storage once, without the model's own tensors."""
+    """Bytes that `forward` saves for the backward pass, each storage counted once, without the model's own tensors."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that its address is not given to another
+        kept[storage._cdata] = storage  # kept alive, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -85,10 +85,10 @@ def inputs(model: SiT, batch: int, side: int) -> tuple[Tensor, ...]:
 
 
 def activation_bytes(name: str, side: int, precision: str, **overrides: object) -> dict[str, int]:
-    """Bytes an image at each degree of checkpointing, and bytes kept once for all images ("once": weights in bf16).
+    """Bytes per image for each kind of checkpointing, and bytes saved once for all images ("once": weights in bf16).
 
-    Where blocks or mixers are computed again, what one of them keeps (their mean) is there again for a moment: it is
-    counted too.
+    When blocks or mixers are recomputed, the activations of one of them (the mean over all) exist again temporarily,
+    and are counted as well.
     """
     with fake_gpu(precision):
         model = create_model(name, input_size=side, **overrides)
@@ -97,14 +97,14 @@ def activation_bytes(name: str, side: int, precision: str, **overrides: object) 
             model.recompute(what)
             one, two = (kept_bytes(lambda n=n: model(*inputs(model, n, side)), model) for n in (1, 2))
             found[what] = two - one
-            found.setdefault("once", 2 * one - two)  # of the first, which keeps all
+            found.setdefault("once", 2 * one - two)  # from the first kind, which saves everything
     depth = len(model.blocks)
     again = {what: round((found["none"] - found[what]) / depth) for what in RECOMPUTED}
     return found | {what: found[what] + again[what] for what in RECOMPUTED}
 
 
 def count(name: str, side: int) -> dict:
-    """One line of the table: of the model, and MiB of activations an image in both precisions."""
+    """One line of the table: facts of the model, and MiB of activations per image in both precisions."""
     with torch.device("meta"):
         model = create_model(name, input_size=side)
     parameters = sum(p.numel() for p in model.parameters())
@@ -124,9 +124,9 @@ def count(name: str, side: int) -> dict:
 
 
 def measure(name: str, side: int, batch: int, device: torch.device) -> list[dict]:
-    """MiB of real steps in fp32 at each degree of checkpointing: kept, the same counted on fake tensors, and the peak.
+    """MiB of real fp32 steps for each kind of checkpointing: saved, the same counted on fake tensors, and the peak.
 
-    The peak is that of forward and backward pass beyond the weights, of whose gradients it has a part.
+    The peak is that of the forward and backward pass beyond the weights; it includes part of the gradients.
     """
     with device:
         model = create_model(name, input_size=side)
@@ -153,7 +153,7 @@ def measure(name: str, side: int, batch: int, device: torch.device) -> list[dict
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """A line a model: MiB of activations with none / mixers / blocks computed again, for each size and precision."""
+    """One line per model: MiB of activations with none / mixers / blocks recomputed, for each size and precision."""
     lines: dict[str, dict] = {}
     for row in rows:
         shared = {"model": row["model"], "state GiB": row["state_gib"], "bf16 weights GiB": row["bf16_weights_gib"]}
@@ -165,7 +165,7 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def table(rows: list[dict[str, str | float]]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     shown = [[f"{value:,}" if isinstance(value, int) else str(value) for value in each.values()] for each in rows]
     return "\n".join([*lines, *("| " + " | ".join(each) + " |" for each in shown)])
@@ -176,8 +176,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models", nargs="+", default=MODELS, choices=list_models(), metavar="NAME")
-    parser.add_argument("--latents", type=int, nargs="+", default=[32, 64], help="256 and 512 px")
-    parser.add_argument("--measure", type=int, metavar="BATCH", help="run these models in fp32 instead, for comparison")
+    parser.add_argument("--latents", type=int, nargs="+", default=[32, 64], help="default: 256 and 512 px")
+    parser.add_argument("--measure", type=int, metavar="BATCH", help="run the models in fp32 with this batch size")
     parser.add_argument("--json", type=Path, default=Path("memory.json"))
     options = parser.parse_args()
     device = default_device()
@@ -188,7 +188,7 @@ def main() -> None:
         print(f"{machine(device)}\n\n{table(rows)}")
     else:
         rows = [count(name, side) for name, side in cases]
-        print(f"MiB an image with {' / '.join(RECOMPUTED)} computed again\n\n{table(summary(rows))}")
+        print(f"MiB per image with {' / '.join(RECOMPUTED)} recomputed\n\n{table(summary(rows))}")
     write_json(options.json, command_line(), device, rows)
 
 

@@ -1,9 +1,9 @@
-"""Whole models: Table VIII and Fig. 6 of the ATConv paper (arXiv 2510.20092): `python -m benchmarks.model`.
+"""Whole models, as in Table VIII and Fig. 6 of the ATConv paper (arXiv 2510.20092): `python -m benchmarks.model`.
 
-For each size: attention, hybrid and ATConv models in turns, forward passes of one batch without gradients, at several
-latent sizes; and attention and ATConv models computed as their released programs do. Table VIII's nine models are
-`--sizes B/2 L/2 XL/2 --latents 32 64`: its ratios of latency to attention's stand beside ours. `benchmarks.figures`
-draws throughput against latent size.
+Measures forward passes of attention, hybrid and ATConv models in turns, for several sizes and latent sizes, and those
+of attention and ATConv models computed like their released programs. `--sizes B/2 L/2 XL/2 --latents 32 64` gives the
+nine models of Table VIII, whose ratios of latency to attention are printed beside ours. `benchmarks.figures` draws
+throughput against latent size.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
 RELEASED = {"SiT": "SiT, released", "SiT-ATConv": "SiT-ATConv, released"}
 SIZES = [name.removeprefix("SiT-ATConv-") for name in list_models("SiT-ATConv-*")]
 DEFAULTS = {"cpu": (["S/2"], [8, 16, 32, 64], 2), "cuda": (["B/2", "L/2", "XL/2"], [32, 64, 128], 64)}
-# Table VIII's latencies of the three families, by size and latent; whole sampling runs, in the paper's own unit.
+# Latencies of the three families in Table VIII, by size and latent: whole sampling runs, in the paper's own unit.
 PUBLISHED = {
     ("B/2", 32): (31.17, 27.41, 25.45),
     ("L/2", 32): (97.44, 89.71, 82.22),
@@ -47,15 +47,13 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=sizes, choices=SIZES, metavar="SIZE", help="such as B/2 XL/2")
     parser.add_argument("--latents", type=int, nargs="+", default=latents, help="height and width of a latent")
     parser.add_argument("--batch-size", type=int, default=batch)
-    parser.add_argument("--compile", action="store_true", help="the repeated block of each model by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the repeated blocks of each model")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("model.json"))
     options = parser.parse_args()
     rows = []
-    print(
-        f"{machine(device)}, batch {options.batch_size}. Milliseconds an image; hybrid's and ATConv's over attention's;"
-    )
-    print("the same of Table VIII; released attention and ATConv over ours; peak MiB of a batch beyond the weights.\n")
+    print(f"{machine(device)}, batch {options.batch_size}. Milliseconds per image; hybrid and ATConv over attention;")
+    print("the same in Table VIII; released attention and ATConv over ours; peak MiB of a batch beyond the weights.\n")
     names = f"{'attention':>10} {'hybrid':>9} {'ATConv':>9}"
     print(f"{'size':6} {'latent':>6} {names} {'ratios':>13} {'published':>13} {'released':>11} {names}")
     for size in options.sizes:
@@ -80,7 +78,7 @@ def line(row: dict) -> str:
 
 
 def measure(size: str, latent: int, options: argparse.Namespace, device: torch.device) -> dict:
-    """The families at one size, and the released programs with the same weights, in turns."""
+    """Measure the families at one size, and the released programs with the same weights, in turns."""
     torch.compiler.reset()
     runs = {}
     for family in FAMILIES:

@@ -1,8 +1,8 @@
-"""Token mixing alone, as in the ATConv paper's Fig. 4 (arXiv 2510.20092): `python -m benchmarks.operator`.
+"""Token mixing alone, as in Fig. 4 of the ATConv paper (arXiv 2510.20092): `python -m benchmarks.operator`.
 
-ATConv, ours and as released, full attention and cheaper attentions on C = 128 channels over growing images, without
-the projections that all of them share: q, k, v are given, and ATConv makes its kernels from k. Time and peak memory,
-forward and with gradients; `benchmarks.figures` draws them.
+Compares ATConv (ours and as released), full attention and cheaper attentions on C = 128 channels for images of growing
+size, without the projections that all of them share: q, k, v are given, and ATConv makes its kernels from k. Measures
+time and peak memory, forward and with gradients; `benchmarks.figures` draws them.
 """
 
 import argparse
@@ -36,26 +36,26 @@ Mixing = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, W, C) -> (
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every token over all tokens."""
+    """Every token attends to all tokens."""
     q, k, v = (rearrange(t, "b h w (n d) -> b n (h w) d", d=HEAD) for t in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v)
     return y.transpose(1, 2).flatten(2)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every token over its 8×8 window (Swin)."""
+    """Every token attends to its 8×8 window (Swin)."""
     pattern = "b (h p) (w q) (n d) -> (b h w) n (p q) d"
     return F.scaled_dot_product_attention(*(rearrange(t, pattern, p=WINDOW, q=WINDOW, d=HEAD) for t in (q, k, v)))
 
 
 def grid_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every token over an 8×8 grid spread over the image (MaxViT)."""
+    """Every token attends to an 8×8 grid spread over the image (MaxViT)."""
     pattern = "b (p h) (q w) (n d) -> (b h w) n (p q) d"
     return F.scaled_dot_product_attention(*(rearrange(t, pattern, p=WINDOW, q=WINDOW, d=HEAD) for t in (q, k, v)))
 
 
 def pooled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every token over 7×7 averages of keys and values (PVTv2)."""
+    """Every token attends to 7×7 averages of keys and values (PVTv2)."""
     grid = q.shape[1:3]
     q = rearrange(q, "b h w (n d) -> b n (h w) d", d=HEAD)
     k, v = (rearrange(pool_tokens(t.flatten(1, 2), grid, (7, 7)), "b m (n d) -> b n m d", d=HEAD) for t in (k, v))
@@ -70,12 +70,12 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def atconv(mixer: ATConv, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """v by the kernels of k; the mixer's projections are left out."""
+    """Convolve v with the kernels made from k, without the mixer's projections."""
     return per_sample_depthwise_conv2d(v, mixer.kernels(k.flatten(1, 2), tuple(k.shape[1:3])))
 
 
 def released_atconv(mixer: ReleasedATConv, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same as the released code does it: channels first and back, torch's grouped convolution."""
+    """The same as in the released code: torch's grouped convolution, with transposes to channels first and back."""
     return mixer.mix(k.flatten(1, 2), v.flatten(1, 2), tuple(v.shape[1:3])).unflatten(1, v.shape[1:3])
 
 
@@ -89,7 +89,7 @@ ATTENTIONS: dict[str, Mixing] = {
 
 
 def all_mixings(channels: int, dtype: torch.dtype, device: torch.device) -> dict[str, Mixing]:
-    """All contenders; both ATConvs make kernels with the same weights."""
+    """All contenders; both ATConvs have the same weights."""
     ours, released = (kind(channels).requires_grad_(False).to(device, dtype) for kind in (ATConv, ReleasedATConv))
     released.load_state_dict(ours.state_dict())
     ours.kernel_proj = nn.Identity()
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def measure(shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device: torch.device, turns: int) -> dict:
-    """One size, all contenders in turns."""
+    """Measure all contenders in turns, for one size."""
     tokens = [torch.randn(shape, device=device, dtype=dtype, requires_grad=gradients) for _ in range(3)]
     runs = {name: call(mixing, tokens) for name, mixing in all_mixings(shape[-1], dtype, device).items()}
     return {
@@ -132,7 +132,7 @@ def measure(shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device:
 
 
 def call(mixing: Mixing, tokens: list[Tensor]) -> Run:
-    """The mixing of these tokens, with the gradients of those that it uses if they want one."""
+    """The mixing of these tokens, with gradients of those that it uses if they require gradients."""
     forward = partial(mixing, *tokens)
     if not tokens[0].requires_grad:
         return forward
@@ -141,7 +141,7 @@ def call(mixing: Mixing, tokens: list[Tensor]) -> Run:
 
 
 def report(rows: list[dict], device: torch.device) -> None:
-    print(f"{machine(device)}. Milliseconds; in brackets peak MiB beyond what was there before.\n")
+    print(f"{machine(device)}. Milliseconds; in brackets peak MiB beyond the memory in use before.\n")
     print(f"{'B, H, W, C':22} {'':15}" + "".join(f"{name:>18}" for name in rows[0]["milliseconds"]))
     for row in rows:
         cells = []

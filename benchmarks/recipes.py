@@ -1,8 +1,8 @@
-"""What the published recipes need: ``python -m benchmarks.recipes`` prints the tables of docs/recipes.md.
+"""Resources of the published recipes: ``python -m benchmarks.recipes`` prints the tables of docs/recipes.md.
 
-Parameters, operations and disk are counted from shapes. Activations are what autograd keeps of an image in bf16
-autocast (`benchmarks.memory`); compiling keeps less. Times are arithmetic, not measurements: operations over an
-assumed share of a GPU's peak.
+Parameters, operations and disk space are counted from shapes. Activations are what autograd saves per image in bf16
+autocast (`benchmarks.memory`); compiled programs save less. Times are estimates, not measurements: operations divided
+by an assumed share of a GPU's peak.
 """
 
 import argparse
@@ -26,13 +26,13 @@ RECIPES = {
     "ffhq512": {"images": 70_000, "side": 64, "pixels": 512, "classes": 0, "copies": 2},
     "imagenet256_repa": {"images": 1_281_167, "side": 32, "pixels": 256, "classes": 1000, "copies": 1},
 }
-# fp32 weights, gradients, Adam's two moments and the averaged weights, and the bf16 weights that autocast keeps.
+# fp32 weights, gradients, Adam's two moments and averaged weights, and the bf16 weights that autocast caches.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 4 + 2
-PEAK, SHARE = 312e12, 0.4  # an A100's bf16 FLOP/s, and what a well-compiled transformer is assumed to reach
+PEAK, SHARE = 312e12, 0.4  # bf16 FLOP/s of an A100, and the share that a well-compiled transformer is assumed to reach
 
 
 def teacher_flops(config: Config, pixels: int) -> int:
-    """Of all teachers for one picture, forward only."""
+    """Operations of the forward passes of all teachers for one picture."""
     total = 0
     for teacher in config.alignment.teachers if config.alignment else ():
         with torch.device("meta"):
@@ -45,7 +45,7 @@ def teacher_flops(config: Config, pixels: int) -> int:
 
 
 def teacher_bytes(config: Config) -> int:
-    """Weights of all teachers that run beside the training, in fp32."""
+    """Bytes of the fp32 weights of all teachers that run during training."""
     with torch.device("meta"):
         names = [teacher.name.split(".")[0] for teacher in config.alignment.teachers] if config.alignment else []
         models = [timm.create_model(name, num_classes=0, dynamic_img_size=True) for name in names]
@@ -53,7 +53,7 @@ def teacher_bytes(config: Config) -> int:
 
 
 def projector_activation_bytes(width: int, hidden: int, tokens: int) -> int:
-    """What the projector for DINOv2-B leaves for its backward pass, of an image."""
+    """Bytes per image that the projector for DINOv2-B saves for its backward pass."""
     with fake_gpu("bf16"):
         projector = Projector(width, 768, hidden)
         one, two = (kept_bytes(lambda n=n: projector(torch.randn(n, tokens, width)), projector) for n in (1, 2))
@@ -61,7 +61,7 @@ def projector_activation_bytes(width: int, hidden: int, tokens: int) -> int:
 
 
 def checkpoint_bytes(parameters: int, averaged: int) -> int:
-    """fp32 weights and Adam's moments of everything trained, and one average of the model."""
+    """Bytes of fp32 weights and Adam's moments of all trained parameters, and one average of the model."""
     return (4 + 8) * parameters + 4 * averaged
 
 
@@ -96,7 +96,7 @@ def row(recipe: str, name: str) -> dict[str, str | float]:
 
 
 def disk(recipe: str) -> dict[str, str | float]:
-    """GB of a prepared data set (latents, pictures at most, one teacher's tokens) and of 50,000 samples' pixels."""
+    """GB of a prepared data set (latents, pictures at most, one teacher's tokens) and of 50,000 raw samples."""
     facts = RECIPES[recipe]
     each = {"latents": 2 * 4 * facts["side"] ** 2 * 2, "tokens": (facts["pixels"] // 16) ** 2 * 768 * 2}
     gigabytes = {name: round(size * facts["images"] * facts["copies"] / 1e9, 1) for name, size in each.items()}

@@ -1,7 +1,7 @@
-"""Sampling beside the programs of SiT and REPA on the same weights: `python -m benchmarks.sampling [--model NAME]`.
+"""Compares sampling with the programs of SiT and REPA on the same weights: `python -m benchmarks.sampling`.
 
-Theirs are their loops around their network, both transcribed; or, to compare loops alone, around ours. The table has
-medians of several turns, and what each of our savings is worth: it is taken away alone.
+Their programs are their sampling loops with their network, both transcribed, or with our network, to compare only the
+loops. The table shows medians of several turns, and the effect of each of our optimisations, removed one at a time.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="SiT-ATConv-S/2")
     parser.add_argument("--input-size", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--labels", type=int, default=4, help="how many different ones a batch holds")
+    parser.add_argument("--labels", type=int, default=4, help="number of different labels in a batch")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("sampling.json"))
@@ -76,7 +76,6 @@ def build(options: argparse.Namespace, device: torch.device) -> dict[str, Callab
         "  REPA's loop, our network": repa(model),
         "ours, guided as REPA": partial(Drawing(model, interval).integrate, noise, labels, increments.__getitem__),
         "  a condition for every row": partial(plain, model, noise, on_device, steps, increments),
-        "  times embedded at every step": partial(unembedded, model, interval, noise, labels, increments),
         "  null half outside the interval too": partial(
             Drawing(model, SamplerSettings("sde", steps, SCALE)).integrate, noise, labels, increments.__getitem__
         ),
@@ -84,20 +83,15 @@ def build(options: argparse.Namespace, device: torch.device) -> dict[str, Callab
 
 
 def plain(model: SiT, noise: Tensor, labels: Tensor, steps: int, increments: Tensor) -> Tensor:
-    """Our solver on the model's plain forward, which embeds and modulates for each row."""
+    """Our solver with the model's plain forward, which computes embeddings and modulations for each row."""
     velocity = guided_velocity(
         lambda x, t, y: model(x, t.expand(len(x)).to(x), y), labels, SCALE, null_label=1000, interval=INTERVAL
     )
     return integrate_sde(velocity, noise, steps, noise=increments.__getitem__)
 
 
-def unembedded(model: SiT, settings: SamplerSettings, noise: Tensor, labels: Tensor, increments: Tensor) -> Tensor:
-    """Ours, as at the start of a run, when no time has been embedded."""
-    return Drawing(model, settings).integrate(noise, labels, increments.__getitem__)
-
-
 def report(options: argparse.Namespace, device: torch.device, medians: dict[str, float]) -> None:
-    """The table, and JSON of the same."""
+    """Print the table and write it as JSON."""
     print(
         f"{options.model}, latents {options.input_size}x{options.input_size}, batch {options.batch_size} of "
         f"{options.labels} labels, {options.steps} steps, {machine(device)}\n"
@@ -113,7 +107,7 @@ def report(options: argparse.Namespace, device: torch.device, medians: dict[str,
         rows.append(
             {"contender": contender.strip(), "milliseconds_per_image": round(each, 3), "ratio": round(ratio, 3)}
         )
-    print("\nThe last three lines are ours as REPA, each with one saving less.")
+    print("\nThe last two lines are ours guided as REPA, each without one optimisation.")
     write_json(options.json, command_line(), device, rows)
 
 

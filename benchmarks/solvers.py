@@ -1,7 +1,7 @@
-"""Every solver from the same noise: `python -m benchmarks.solvers --checkpoint MODEL [--png GRID.png]`.
+"""Compares all solvers from the same noise: `python -m benchmarks.solvers --checkpoint MODEL [--png GRID.png]`.
 
-Prints how often the network is asked for one image, counted, and the distance of each solver's images to those of 1,000
-Heun steps; the grid has a row for each solver.
+Prints the counted number of network evaluations per image, and the distance of each solver's images from those of 1,000
+Heun steps. The grid has a row for each solver.
 """
 
 import argparse
@@ -24,7 +24,7 @@ GUIDED = {
 
 
 class Counter:
-    """Counts the rows that a model is handed."""
+    """Counts the rows of a model's inputs."""
 
     def __init__(self, model: SiT) -> None:
         self.rows = 0
@@ -66,7 +66,7 @@ def main() -> None:
                 distance[solver] = (images.float() - exact).square().mean().sqrt().item()
 
     columns = list(next(iter(calls.values())))
-    print(f"{'network calls an image':24}" + "".join(f"{column:>20}" for column in columns) + f"{'to exact ODE':>16}")
+    print(f"{'evaluations per image':24}" + "".join(f"{column:>20}" for column in columns) + f"{'to exact ODE':>16}")
     for solver, counted in calls.items():
         far = f"{distance[solver]:16.2f}" if not SamplerSettings(solver).stochastic else f"{'(other images)':>16}"
         print(f"{solver:24}" + "".join(f"{counted[column]:20.1f}" for column in columns) + far)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders in turns, medians, peak memory, the machine, JSON."""
+"""Shared functions of the benchmarks: timing in turns, medians, peak memory, the machine, JSON."""
 
 import json
 import platform
@@ -20,7 +20,7 @@ Run = Callable[[], object]
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one; else the CPU, on which memory is kept from now on as training does."""
+    """The accelerator if there is one; else the CPU, where freed memory is kept from now on, as in training."""
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator()
     keep_freed_memory()
@@ -28,9 +28,9 @@ def default_device() -> torch.device:
 
 
 def seconds(run: Run, device: torch.device) -> float:
-    """How long one call takes: by the device's events on CUDA, else CPU seconds of all threads.
+    """Duration of one call: by the device's events on CUDA, else in CPU seconds of all threads.
 
-    CPU seconds are not inflated by other programs on the machine. With one thread they are wall time.
+    CPU seconds are not inflated by other programs on the machine. With one thread they equal wall time.
     """
     if device.type != "cuda":
         began = time.process_time()
@@ -47,7 +47,7 @@ def seconds(run: Run, device: torch.device) -> float:
 def in_turns(
     contenders: Mapping[str, Callable[[], object]], turns: int, measure: Callable[[Callable], object]
 ) -> dict[str, list]:
-    """`measure` of each contender once in every turn: what slows the machine for a while slows all of them."""
+    """`measure` each contender once in every turn, so that a temporary slowdown of the machine affects all of them."""
     found: dict[str, list] = {name: [] for name in contenders}
     for _ in range(turns):
         for name, contender in contenders.items():
@@ -56,7 +56,7 @@ def in_turns(
 
 
 def median_milliseconds(contenders: Mapping[str, Run], device: torch.device, turns: int) -> dict[str, float]:
-    """Each contender once in every turn, the median of its turns; two calls before that compile, tune and warm up."""
+    """The median over turns for each contender; two calls beforehand compile, tune and warm up."""
     for run in contenders.values():
         run()
         run()
@@ -65,10 +65,10 @@ def median_milliseconds(contenders: Mapping[str, Run], device: torch.device, tur
 
 
 def peak_mebibytes(run: Run, device: torch.device) -> float | None:
-    """The most memory one call holds beyond what was held before it.
+    """Peak memory of one call beyond the memory in use before it.
 
-    On a CPU what torch's allocator gives out, tensors within operations included; not what oneDNN takes for itself.
-    None on other devices that do not count.
+    On a CPU, memory of torch's allocator, including temporary tensors within operations, but not oneDNN's own memory.
+    None on other devices, which do not measure it.
     """
     if device.type == "cpu":
         return round(_peak_bytes_on_cpu(run) / 2**20, 2)
@@ -84,7 +84,7 @@ def peak_mebibytes(run: Run, device: torch.device) -> float | None:
 
 def _peak_bytes_on_cpu(run: Run) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        kept = run()  # what the call returns is let go of after the last event only
+        kept = run()  # the result is freed only after the last event
     del kept
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
@@ -99,7 +99,7 @@ def _peak_bytes_on_cpu(run: Run) -> int:
 
 
 def machine(device: torch.device) -> str:
-    """What the numbers were measured on."""
+    """Description of the machine on which the numbers were measured."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     threads = torch.get_num_threads()
@@ -108,14 +108,17 @@ def machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """Linux names it in a file; elsewhere its architecture must do."""
+    """The processor's name, family and model on Linux; elsewhere its architecture."""
     facts = Path("/proc/cpuinfo")
-    names = [line for line in facts.read_text().splitlines() if "model name" in line] if facts.is_file() else []
-    return names[0].partition(":")[2].strip() if names else platform.machine()
+    lines = (line.partition(":") for line in facts.read_text().splitlines()) if facts.is_file() else ()
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
 
 
 def command_line() -> str:
-    """How this program was started, but for where the JSON goes."""
+    """The command line of this program, without the option --json."""
     words = sys.orig_argv[1:]
     if "--json" in words:
         at = words.index("--json")
@@ -124,7 +127,7 @@ def command_line() -> str:
 
 
 def write_json(path: Path, command: str, device: torch.device, rows: list[dict], **facts: object) -> None:
-    """The rows with the command and the machine that made them, and further facts."""
+    """Write the rows with the command and the machine that produced them, and further facts."""
     body = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps({"command": command, "machine": machine(device), **facts}).removesuffix("}")
     make_folder_of(path)
@@ -134,5 +137,5 @@ def write_json(path: Path, command: str, device: torch.device, rows: list[dict],
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote."""
+    """Read a file of `write_json`."""
     return json.loads(path.read_text())

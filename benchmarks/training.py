@@ -1,10 +1,10 @@
-"""A training step beside those of SiT and REPA: `python -m benchmarks.training [--models NAME ...] [--json FILE]`.
+"""Compares a training step with those of SiT and REPA: `python -m benchmarks.training [--models NAME ...]`.
 
-Ours is the trainer's own: posterior sampling, teacher, forward and backward pass, clipping, fused AdamW, average, the
-check for numbers that are not finite. The originals are the transcriptions in `benchmarks.baselines`, with
-the same inputs, weights and teacher; SiT's for plain runs, REPA's for aligned ones. A teacher is live (run in every
-step) or cached (its tokens read with the data); its weights are random. Data are synthetic and in memory:
-`benchmarks.data` measures reading. All contenders of a setting run in turns.
+Ours is the step of the trainer: posterior sampling, teacher, forward and backward pass, clipping, fused AdamW, average
+and the check for non-finite numbers. The originals are the transcriptions in `benchmarks.baselines` with the same
+inputs, weights and teacher: SiT's for plain runs, REPA's for aligned ones. A teacher is live (run in every step) or
+cached (its tokens are read with the data); its weights are random. Data are synthetic and in memory; `benchmarks.data`
+measures reading. All contenders of a setting run in turns.
 """
 
 import argparse
@@ -51,7 +51,7 @@ DOWNSCALE = SPEC.downscale
 
 
 class Contender(NamedTuple):
-    """A step that returns its loss terms, what it trains, and the average of that by names."""
+    """A step that returns its loss terms, the trained modules, and their averaged parameters by name."""
 
     step: Callable[[], dict[str, float | Tensor]]
     trained: nn.Module
@@ -69,10 +69,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_data(Path(folder), options.batch_size, options.latent, options.teacher)
             found = measure(setting, Path(folder), options, device)
-        gc.collect()  # Accelerate's objects know one another, and hold a device's memory until they are collected
+        gc.collect()  # Accelerate's objects form cycles and hold device memory until they are collected
         print("\n".join(map(line, found)), flush=True)
         rows += found
-    print("\nMiB: the peak of a step beyond weights, Adam's moments and averages. Ours: how many times as fast.")
+    print("\nMiB: peak of a step beyond weights, Adam's moments and averages. Ours: how many times faster ours is.")
     write_json(options.json, command_line(), device, rows, precision=options.precision, compiled=options.compile)
 
 
@@ -86,15 +86,15 @@ def parse(defaults: dict) -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
     parser.add_argument("--teacher", default=defaults["teacher"], help="timm's name; its weights are random")
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16" if torch.cuda.is_available() else "no")
-    parser.add_argument("--compile", action="store_true", help="ours; the originals run as they are")
-    parser.add_argument("--ours", action="store_true", help="ours alone: large models fit in memory one at a time")
+    parser.add_argument("--compile", action="store_true", help="compile our step; the originals are not compiled")
+    parser.add_argument("--ours", action="store_true", help="only our step, for models that do not fit twice")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("training.json"))
     return parser.parse_args()
 
 
 def write_data(root: Path, count: int, latent: int, teacher: str) -> None:
-    """A prepared data set of noise: latents, pictures and a teacher's tokens."""
+    """Write a prepared data set of noise: latents, pictures and a teacher's tokens."""
     pixels, index = DOWNSCALE * latent, torch.arange(count)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (count, 3, pixels, pixels), generator=generator, dtype=torch.uint8)
@@ -112,7 +112,7 @@ def write_data(root: Path, count: int, latent: int, teacher: str) -> None:
 
 
 def configuration(model: str, setting: str, data: Path, options: argparse.Namespace) -> Config:
-    """The published settings: SiT's without clipping, REPA's with it and a teacher."""
+    """The published settings: SiT's without clipping, REPA's with clipping and a teacher."""
     teacher = TeacherConfig(options.teacher, "random", cached=setting == "cached")
     return Config(
         model=ModelConfig(model),
@@ -124,7 +124,7 @@ def configuration(model: str, setting: str, data: Path, options: argparse.Namesp
 
 
 def contenders(config: Config, ours_alone: bool = False) -> tuple[Session, dict[str, Contender]]:
-    """Our step and, unless it stays alone, the original one, on the same first batch and from the same weights."""
+    """Our step and, unless `ours_alone`, the original one, on the same first batch and from the same weights."""
     session = build_session(config, Path(config.data.path))
     batch = next(iter(session.loader(0)))
     found = {"ours": our_step(session, batch)}
@@ -134,7 +134,7 @@ def contenders(config: Config, ours_alone: bool = False) -> tuple[Session, dict[
 
 
 def our_step(session: Session, batch: dict[str, Tensor]) -> Contender:
-    """What `Trainer.step` does, but for counting."""
+    """The work of `Trainer.step`, except for counting."""
 
     def step() -> dict[str, Tensor]:
         terms = train_step(session, lambda: batch)
@@ -145,7 +145,7 @@ def our_step(session: Session, batch: dict[str, Tensor]) -> Contender:
 
 
 def original_step(session: Session, batch: dict[str, Tensor]) -> Contender:
-    """SiT's or REPA's, whose inputs are prepared as ours are."""
+    """The step of SiT or REPA, with inputs prepared like ours."""
     aligned = session.config.alignment.block if session.config.alignment else 0
     network = ReleasedSiT(session.model, session.bare.projectors, aligned)
     settings = session.config.training
@@ -161,7 +161,7 @@ def original_step(session: Session, batch: dict[str, Tensor]) -> Contender:
 
 
 def measure(setting: str, data: Path, options: argparse.Namespace, device: torch.device) -> list[dict]:
-    """All models and both steps of one setting, in turns."""
+    """Measure all models and both steps of one setting, in turns."""
     steps, flops = {}, {}
     for model in options.models:
         session, found = contenders(configuration(model, setting, data, options), options.ours)
@@ -173,7 +173,7 @@ def measure(setting: str, data: Path, options: argparse.Namespace, device: torch
     for (model, name), contender in steps.items():
         seconds = times[model, name] / 1000
         for parameter in contender.trained.parameters():
-            parameter.grad = None  # SiT keeps its gradients between steps: they are a step's, as ours are
+            parameter.grad = None  # SiT keeps gradients between steps; like ours, they count as part of a step
         row = {
             "model": model,
             "setting": setting,

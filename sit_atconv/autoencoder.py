@@ -1,6 +1,6 @@
 """Autoencoders between pictures and latents: diffusers' KL, tiny and deep-compression ones, and the identity.
 
-A `LatentSpec` says which autoencoder made some latents and how they are normalised. It travels with the data and with
+A `LatentSpec` describes which autoencoder made latents and how they are normalised. It is saved with the data and with
 every checkpoint, so that latents of one autoencoder are never decoded by another.
 """
 
@@ -25,16 +25,16 @@ Channels = Annotated[int, Meta(ge=1, le=65_536)]
 _Blocks = Annotated[list[Channels], Meta(min_length=1, max_length=32)]
 _Layers = Annotated[int, Meta(ge=0, le=256)]
 Scale = Annotated[float, Meta(gt=0, le=1e300)]
-# Luma of ITU-R BT.601, PIL's own conversion to grey.
+# Luma of ITU-R BT.601, as in PIL's conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Which latents these are. Normalised latents are (z - shift) · scale; both may be given per channel.
+    """Describes latents. Normalised latents are (z - shift) · scale; both may be given per channel.
 
-    `autoencoder` is "identity" (pixels), a hub id or a path; `weights_hash` the sha256 of its weights file, None for
-    the identity; `downscale` the number of pixels a latent stands for, along each side.
+    `autoencoder` is "identity" (pixels), a hub id or a path. `weights_hash` is the sha256 of its weights file, None for
+    the identity or if unknown. `downscale` is the number of pixels per latent along each side.
     """
 
     autoencoder: Text
@@ -49,16 +49,16 @@ class LatentSpec:
         return (z - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
 
     def denormalise(self, z: Tensor) -> Tensor:
-        """z / scale + shift: what the decoder expects, from what the model works on."""
+        """z / scale + shift: from the model's normalised latents to the decoder's input."""
         return z / _per_channel(self.scale, z) + _per_channel(self.shift, z)
 
     def to_dict(self) -> dict:
-        """A JSON-able dictionary; `from_dict` undoes it."""
+        """A JSON-serialisable dictionary; `from_dict` is the inverse."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping, what: str = "The description of latents", advice: str = "") -> "LatentSpec":
-        """Undo `to_dict`. Raises `InputError` for keys that are missing or unknown, and values that cannot be."""
+        """The inverse of `to_dict`. Raises `InputError` for missing or unknown keys and invalid values."""
         spec = understand(values, cls, what, advice)
         require_known_keys(values, cls, what)
         for name, value in (("scale", spec.scale), ("shift", spec.shift)):
@@ -68,10 +68,10 @@ class LatentSpec:
         return spec
 
     def require_same(self, other: "LatentSpec", mine: str, theirs: str) -> None:
-        """Raise `InputError` unless latents of both mean the same; `mine`, `theirs` name them ("the data", …).
+        """Raise `InputError` unless both describe the same latents; `mine`, `theirs` name them ("the data", …).
 
-        A different path to the same weights is no difference; unknown weights (data prepared elsewhere) are taken on
-        trust when channels and normalisation agree.
+        Different paths to the same weights are allowed. Unknown weights (data prepared elsewhere) are trusted if
+        channels and normalisation agree.
         """
         a, b = self.to_dict(), other.to_dict()
         keys = ["channels", "downscale", "scale", "shift"]
@@ -97,7 +97,7 @@ def sample_posterior(moments: Tensor, noise: Tensor, spec: LatentSpec) -> Tensor
 
 
 class Autoencoder(ABC):
-    """Pictures in [-1, 1], always RGB (B, 3, H, W), to moments of latents and back."""
+    """Encodes pictures in [-1, 1], always RGB (B, 3, H, W), to moments of latents, and decodes latents."""
 
     def __init__(self, spec: LatentSpec) -> None:
         self.spec = spec
@@ -109,7 +109,7 @@ class Autoencoder(ABC):
         return self._encode(images).float()
 
     def require_divisible(self, height: int, width: int) -> None:
-        """Raise `InputError` unless pictures of this size make whole latents."""
+        """Raise `InputError` unless height and width are multiples of `downscale`."""
         factor = self.spec.downscale
         if height % factor or width % factor:
             raise InputError(
@@ -119,7 +119,7 @@ class Autoencoder(ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Normalised latents (B, C, h, w) to pictures (B, 3, H, W) fp32 in [-1, 1], `chunk` at a time when given."""
+        """Decode normalised latents (B, C, h, w) to pictures (B, 3, H, W) fp32 in [-1, 1], in batches of `chunk`."""
         if latents.ndim != 4 or latents.shape[1] != self.spec.channels:
             raise InputError(
                 f"Autoencoder {self.spec.autoencoder} decodes latents of {self.spec.channels} channels (B, C, H, W), "
@@ -131,7 +131,7 @@ class Autoencoder(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where it computes; pictures and latents may come from anywhere."""
+        """The device of the computation; inputs may be on any device."""
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor: ...
@@ -141,7 +141,7 @@ class Autoencoder(ABC):
 
 
 class IdentityAutoencoder(Autoencoder):
-    """Pixels are the latents: 3 channels, or 1 (grey, repeated to RGB when decoded)."""
+    """The latents are the pixels: 3 channels, or 1 (grey, repeated to RGB when decoded)."""
 
     def __init__(self, channels: int = 3, device: str | torch.device = "cpu") -> None:
         if channels not in (1, 3):
@@ -164,11 +164,11 @@ class IdentityAutoencoder(Autoencoder):
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """A diffusers `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`, frozen: its `module`."""
+    """A frozen diffusers `AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC`, in `module`."""
 
     def __init__(self, spec: LatentSpec, module: torch.nn.Module) -> None:
         super().__init__(spec)
-        # Channels last: a quarter faster for TAESD on a CPU, and what GPUs' convolutions want.
+        # Channels last: a quarter faster for TAESD on a CPU, and the preferred layout of convolutions on GPUs.
         self.module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
@@ -188,7 +188,7 @@ class DiffusersAutoencoder(Autoencoder):
 
 @dataclass(frozen=True)
 class AutoencoderFile:
-    """What an autoencoder's config.json says about its size and latents; not every class has all of it."""
+    """The keys of an autoencoder's config.json about its size and latents; no class has all of them."""
 
     _class_name: str | None = None
     scaling_factor: Scale | None = None
@@ -218,9 +218,9 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Open an autoencoder by name ("identity", hub id, hub id/subfolder, or a local folder) or by specification.
 
-    `channels` chooses grey or RGB for the identity; `location` says where the weights of a specification are now, when
-    its own path is another machine's. Raises `InputError` when they are missing, of an unsupported kind, or not the
-    weights that the specification was made with.
+    `channels` chooses grey or RGB for the identity. `location` is the place of the weights if a specification's own
+    path belongs to another machine. Raises `InputError` when the weights are missing, of an unsupported kind, or not
+    those of the specification.
     """
     wanted = spec_or_name if isinstance(spec_or_name, LatentSpec) else None
     name = location or (wanted.autoencoder if wanted else str(spec_or_name))
@@ -244,15 +244,15 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
     kind = read_json(path, AutoencoderFile, "Fetch the autoencoder again.")._class_name
     if kind not in ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"):
         raise InputError(
-            f"{name} is a {kind or 'model without a _class_name'}, not an image autoencoder that is supported: "
-            "AutoencoderKL, AutoencoderTiny, AutoencoderDC (of diffusers)."
+            f"{name} is a {kind or 'model without a _class_name'}, not one of the supported image autoencoders of "
+            "diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC."
         )
-    # diffusers remarks on config keys of its own making (AutoencoderTiny's block_out_channels).
+    # diffusers warns about config keys that it wrote itself (AutoencoderTiny's block_out_channels).
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()
     try:
         module = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=_is_safe(weights))
-    except Exception as error:  # damaged values of its config.json lead diffusers into nearly any of them
+    except Exception as error:  # damaged values in config.json may raise almost any exception in diffusers
         raise InputError(f"Cannot load autoencoder {name} ({type(error).__name__}: {error}).") from error
     finally:
         diffusers.logging.set_verbosity(verbosity)
@@ -260,7 +260,7 @@ def _load_diffusers(name: str, device: str | torch.device, dtype: torch.dtype) -
 
 
 def _spec_from_config(name: str, weights_hash: str, config: Mapping) -> LatentSpec:
-    """The normalisation a diffusers config asks for: (z - shift_factor) · scaling_factor, or per channel.
+    """The specification from a diffusers config: (z - shift_factor) · scaling_factor, or normalised per channel.
 
     With `latents_mean` and `latents_std` it is (z - mean) · scaling_factor / std (playground-v2.5 and later).
     """
@@ -284,7 +284,7 @@ def _locate(name: str) -> tuple[Path, Path]:
 
 
 def _download(name: str) -> tuple[Path, Path]:
-    """Fetch config and weights of `owner/model[/subfolder]` into the hub's cache, safetensors first."""
+    """Download config and weights of `owner/model[/subfolder]` to the hub's cache, preferably as safetensors."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""Errors for the person at the keyboard, and the one place that turns them into an exit code."""
+"""Errors for the user, and their conversion to exit codes, which is done only here."""
 
 import contextlib
 import difflib
@@ -17,7 +17,7 @@ from sit_atconv.runtime.terminal import (
     say,
 )
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one is a limit on file sizes
 _REMEDIES = {
     errno.ENOSPC: "Make room",
     errno.EDQUOT: "Make room",
@@ -36,13 +36,13 @@ _OF_THE_USER = (
     errno.EPIPE,
 )
 
-_REASON = re.compile(r"\(os error (\d+)\)")  # in what safetensors says of a failed write
-# torch's message when a data loading process is gone, with its number and the signal.
+_REASON = re.compile(r"\(os error (\d+)\)")  # in safetensors' message about a failed write
+# torch's message when a data loading process is gone, with its process id and the signal.
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+))?")
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message says what was wrong, what was expected and what to do."""
+    """Input of the user that cannot be used. The message says what was wrong, what was expected and what to do."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
@@ -60,9 +60,9 @@ def require_one_of(value: str, allowed: Iterable[str], what: str) -> None:
 
 
 def describe(error: BaseException) -> tuple[int, str | None]:
-    """The exit code of a command that `error` ends, and what its user is told.
+    """The exit code of a command that ends with `error`, and the message for the user.
 
-    Nothing is told of a programming error, which keeps its traceback, nor of an exit with a bare code.
+    The message is None for a programming error, which keeps its traceback, and for an exit with only a code.
     """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, INTERRUPTED_TEXT
@@ -84,18 +84,18 @@ def describe(error: BaseException) -> tuple[int, str | None]:
 
 
 def remedy(error: BaseException) -> str:
-    """A sentence about what to do, for an `OSError` that another try can mend; else empty."""
+    """A sentence that says how to continue after an `OSError` that a retry can solve; otherwise empty."""
     what = _REMEDIES.get(getattr(error, "errno", None))
     return f" {what} and run the same command again." if what else ""
 
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Wrap a command's main function: a user's mistake ends it with one paragraph and exit code 2, no traceback.
+    """Wrap a command's main function: a user's mistake ends it with one paragraph and exit code 2, without traceback.
 
-    Programming errors keep their traceback. A file that cannot be read or written counts as the user's, and so does a
-    full disk. Ctrl-C ends it with code 130, and once more at once. A standard output that nobody reads any longer, as
-    after `| head`, is no mistake.
+    Programming errors keep their traceback. A file that cannot be read or written and a full disk count as mistakes of
+    the user. Ctrl-C ends the command with code 130, a second Ctrl-C at once. A closed standard output, as after
+    `| head`, is not an error.
     """
     open_standard_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -1,8 +1,8 @@
-"""Keyed randomness: every random number is a function of (seed, stream, index) and of nothing else.
+"""Keyed randomness: every random number is a function of (seed, stream, index) and nothing else.
 
-Neither batch size, nor the number of processes, nor the device, nor what was drawn before can change it. Numbers are
-drawn on the CPU from counter-based Philox generators (Salmon et al. 2011), one a key: torch's own CPU generator keeps
-only 32 bits of its seed, so that two of 50,000 keyed samples would coincide with probability ¼.
+It does not depend on the batch size, the number of processes, the device or earlier draws. Numbers are drawn on the CPU
+from counter-based Philox generators (Salmon et al. 2011), one per key. torch's CPU generator keeps only 32 bits of its
+seed, so that two of 50,000 keyed samples would coincide with probability ¼.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-MAX_SEED = 2**64 - 1  # of a run or of samples, as torch takes it
+MAX_SEED = 2**64 - 1  # of a run or of samples; torch's limit
 
 
 class Stream(IntEnum):
-    """What a number is for. Streams with the same seed and index are independent of one another."""
+    """The purpose of a random number. Streams with the same seed and index are independent of one another."""
 
     ORDER = 0  # the permutation of an epoch
     FLIP = 1  # whether a training image is mirrored
@@ -31,12 +31,12 @@ class Stream(IntEnum):
 
 
 def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:
-    """A generator whose output depends on its key alone. All parts of the key are integers >= 0."""
+    """A generator whose output depends only on its key. All parts of the key are integers >= 0."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(stream), *map(int, index)])))
 
 
 def keyed_normal(seed: int, stream: Stream, indices: Iterable[int], shape: tuple[int, ...], *key: int) -> torch.Tensor:
-    """Standard normal noise, one sample an index: float32 of shape (len(indices), *shape), on the CPU.
+    """Standard normal noise, one sample per index: float32 of shape (len(indices), *shape), on the CPU.
 
     `key` holds further integers, such as the number of a solver step.
     """
@@ -45,5 +45,5 @@ def keyed_normal(seed: int, stream: Stream, indices: Iterable[int], shape: tuple
 
 
 def keyed_uniform(seed: int, stream: Stream, indices: Iterable[int]) -> torch.Tensor:
-    """Uniform numbers in [0, 1), one an index: float64 of shape (len(indices),), on the CPU."""
+    """Uniform numbers in [0, 1), one per index: float64 of shape (len(indices),), on the CPU."""
     return torch.tensor([keyed_generator(seed, stream, i).random() for i in indices], dtype=torch.float64)

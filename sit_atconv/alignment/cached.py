@@ -1,4 +1,4 @@
-"""Teacher tokens that were computed once, when the data were prepared: training then never runs the teacher."""
+"""Teacher tokens that were computed when the data were prepared, so that training does not run the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +18,10 @@ _Size = Annotated[int, Meta(ge=1, le=65_536)]
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Which tokens these are: `grid` (h, w) of them a picture, in raster order, each `dim` wide.
+    """Describes cached tokens: a `grid` (h, w) of them per picture, in raster order, each of width `dim`.
 
-    `flip` says whether those of the mirrored pictures are there too. `weights` is "hub", "random" or a path, as it was
-    given; `weights_hash` the sha256 of a local file, else None.
+    `flip` says whether tokens of the mirrored pictures are included. `weights` is "hub", "random" or a path, as given;
+    `weights_hash` is the sha256 of a local file, else None.
     """
 
     name: Text
@@ -37,27 +37,27 @@ class TeacherSpec:
 
 
 def tokens_name(number: int) -> str:
-    """What tokens are called in shards and batches, by their place among those that the data hold."""
+    """The name in shards and batches of the data set's token set number `number`."""
     return f"tokens_{number}"
 
 
 class CachedTeacher:
-    """Stands where a `Teacher` stands, for tokens that are `number` of those the data hold."""
+    """Takes the place of a `Teacher`: returns the data set's token set number `number`."""
 
     def __init__(self, spec: TeacherSpec, number: int) -> None:
         self.dim, self.number, self._grid = spec.dim, number, spec.grid
         self.key = tokens_name(number)
 
     def targets(self, batch: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, h·w, dim) fp32 for `grid` (h, w) from batch[key] (B, N, dim), on the batch's device."""
+        """Tokens (B, h·w, dim) fp32 on `grid` (h, w), from batch[key] (B, N, dim), on the batch's device."""
         return resample_tokens(batch[self.key].float(), self._grid, grid)
 
 
 def find_tokens(name: str, weights: str, cached: Sequence[TeacherSpec], where: str) -> int:
-    """Which of the `cached` tokens of the data set `where` are this teacher's.
+    """The number of the token set of the data set `where` that belongs to this teacher.
 
-    A weights file that is here is compared by its contents, one that is not by its path. Raises `InputError` when the
-    data hold tokens of other teachers only, or of this one with other weights.
+    A weights file that exists is compared by its contents, otherwise by its path. Raises `InputError` when the data
+    hold tokens of other teachers only, or of this teacher with other weights.
     """
     held = ", ".join(spec.name for spec in cached) or "none"
     matches = [position for position, spec in enumerate(cached) if spec.name == name]

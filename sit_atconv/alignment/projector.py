@@ -1,4 +1,4 @@
-"""From hidden tokens of the diffusion model to the width of a teacher: trained with the model, but no part of it."""
+"""Projectors from hidden tokens to the width of a teacher: trained with the model, but not part of it."""
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ class Projector(nn.Module):
 
 
 class ConvProjector(nn.Module):
-    """One 3×3 convolution over the tokens' `grid` (h, w) (iREPA): tokens (B, h·w, dim) -> (B, h·w, teacher_dim)."""
+    """One 3×3 convolution over the token `grid` (h, w) (iREPA): tokens (B, h·w, dim) -> (B, h·w, teacher_dim)."""
 
     def __init__(self, dim: int, teacher_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen vision encoders from timm, whose patch tokens a diffusion model is aligned with (REPA)."""
+"""Frozen vision encoders from timm with whose patch tokens a diffusion model is aligned (REPA)."""
 
 from pathlib import Path
 
@@ -13,20 +13,20 @@ from sit_atconv.alignment.weights import load_into_timm
 from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.files import sha256_of_file
 
-# Of every 16 pixels' width, teachers see one patch: patch 14 means 224 px of 256, patch 16 the picture as it is.
+# Teachers get one patch for every 16 pixels: with patch 14 a picture of 256 px is resized to 224, with 16 it is kept.
 _PIXELS_PER_TOKEN = 16
 _RANDOM_SEED = 0
 
 
 class Teacher:
-    """A timm vision transformer that turns pictures into patch tokens, frozen; run in every training step.
+    """A frozen timm vision transformer that computes patch tokens of pictures in every training step.
 
-    `weights` is "hub" (downloaded by timm), "random" (the same everywhere; for trying things out) or a local file
-    (.safetensors, or a torch checkpoint holding tensors only). Runs in bf16 on CUDA. `dim` is the tokens' width.
+    `weights` is "hub" (downloaded by timm), "random" (the same on every machine; for trials) or a local file
+    (.safetensors, or a torch checkpoint that holds only tensors). Runs in bf16 on CUDA. `dim` is the tokens' width.
     Raises `InputError` for an unknown name, a model without patch tokens, or weights that do not fit.
     """
 
-    key = "image"  # what it needs of a batch
+    key = "image"  # the entry of a batch that it needs
 
     def __init__(self, name: str, weights: str, device: str | torch.device = "cpu") -> None:
         self.name, self.weights, self.device = name, weights, torch.device(device)
@@ -38,22 +38,22 @@ class Teacher:
         self._std = torch.tensor(config["std"], device=self.device).view(-1, 1, 1)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which the teacher sees a picture: one patch for every 16 pixels, 256 -> 224 for patch 14."""
+        """The size to which pictures are resized for the teacher: one patch per 16 pixels, 256 -> 224 for patch 14."""
         return tuple(self._patch * max(1, round(side / _PIXELS_PER_TOKEN)) for side in (height, width))
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> the teacher's input: scaled to [0, 1], normalised, then resized, in this order."""
+        """uint8 (B, 3, H, W) -> the teacher's input: scaled to [0, 1], then normalised, then resized."""
         x = (images.to(self.device).float() / 255 - self._mean) / self._std
         size = self.input_size(*images.shape[-2:])
         return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bicubic")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of its own tokens for pictures of this size."""
+        """Rows and columns of the teacher's own tokens for pictures of this size."""
         rows, columns = self.input_size(height, width)
         return rows // self._patch, columns // self._patch
 
     def spec(self, height: int, width: int, flip: bool) -> TeacherSpec:
-        """What is to be written beside its tokens of pictures of this size, of their mirror images too if `flip`."""
+        """The description saved with tokens of pictures of this size; with `flip`, of mirrored pictures as well."""
         is_file = self.weights not in ("hub", "random")
         digest = sha256_of_file(Path(self.weights)) if is_file else None
         return TeacherSpec(self.name, self.weights, digest, self.dim, self.grid(height, width), flip)
@@ -75,11 +75,11 @@ class Teacher:
         return tokens.float()
 
     def tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """`own_tokens`, resampled bilinearly for `grid` (h, w): (B, h·w, dim) fp32."""
+        """`own_tokens`, resampled bilinearly to `grid` (h, w): (B, h·w, dim) fp32."""
         return resample_tokens(self.own_tokens(images), self.grid(*images.shape[-2:]), grid)
 
     def targets(self, batch: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, h·w, dim) fp32 for `grid` (h, w) of batch[key], pictures (B, 3, H, W) uint8."""
+        """Tokens (B, h·w, dim) fp32 on `grid` (h, w), from pictures batch[key] (B, 3, H, W) uint8."""
         return self.tokens(batch[self.key], grid)
 
 
@@ -97,8 +97,8 @@ def _create(name: str, weights: str) -> nn.Module:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"Teacher '{name}' cannot be had from the hub ({reason}). Download its weights elsewhere and give the file "
-            "as the teacher's weights."
+            f"Teacher '{name}' cannot be loaded from the hub ({reason}). Download its weights elsewhere and give the "
+            "file as the teacher's weights."
         ) from error
     if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
         raise InputError(f"Teacher '{name}' has no patch tokens: give a vision transformer, such as those of DINOv2.")

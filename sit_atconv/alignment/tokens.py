@@ -1,11 +1,11 @@
-"""What is done to teacher tokens before they are compared."""
+"""Preprocessing of teacher tokens before the alignment loss."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def resample_tokens(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Tokens (B, h·w, D) of the grid `source` (h, w) for another grid, bilinearly; unchanged for the same one."""
+    """Resample tokens (B, h·w, D) from the grid `source` (h, w) to another, bilinearly; unchanged for the same grid."""
     if tuple(source) == tuple(target):
         return tokens
     maps = tokens.transpose(1, 2).unflatten(2, tuple(source))
@@ -13,10 +13,10 @@ def resample_tokens(tokens: Tensor, source: tuple[int, int], target: tuple[int, 
 
 
 def normalise_spatially(tokens: Tensor, eps: float = 1e-6) -> Tensor:
-    """Every channel of tokens (B, N, D) with mean 0 and variance 1 over the tokens of a picture, in fp32.
+    """Normalise every channel of tokens (B, N, D) to mean 0 and variance 1 over the tokens of an image, in fp32.
 
-    iREPA's (arXiv 2512.10794, with γ = 1: all of the mean goes): what all tokens of a picture have in common drowns how
-    they differ.
+    As in iREPA (arXiv 2512.10794, with γ = 1, which removes the whole mean): the component that all tokens of an image
+    share would hide their differences.
     """
     tokens = tokens.float()
     centred = tokens - tokens.mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Filling a timm encoder, a teacher or one that scores pictures, from a local file."""
+"""Loads a local weights file into a timm encoder: a teacher, or one whose features are compared."""
 
 import sys
 from pathlib import Path
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.weights import read_weights
 
-# Where checkpoints keep the weights of an encoder, best first: the averaged ones, as timm chooses.
+# The keys under which checkpoints keep an encoder's weights, best first: averaged ones, as timm chooses.
 _WEIGHTS = ("teacher", "state_dict_ema", "model_ema", "model", "state_dict")
 
 
 def load_into_timm(model: nn.Module, path: Path) -> list[str]:
-    """Fill a timm model from a file in timm's names, or in a release's that timm can translate.
+    """Load a file with timm's names, or with a release's names that timm can translate, into a timm model.
 
-    Returns the names in the file that the model has no place for, such as those of a head. Raises `InputError` where
-    the file cannot be read, holds another model's weights or lacks some of this model's.
+    Returns the names in the file that the model does not have, such as those of a head. Raises `InputError` when the
+    file cannot be read, holds another model's weights, or lacks some of this model's.
     """
     state = _state(path)
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

@@ -1,4 +1,4 @@
-"""Training configurations: the typed schema, and how files and command lines become one."""
+"""Training configurations: the typed schema, and the parser of files and command lines."""
 
 from sit_atconv.config.command_line import config_differences, load_config, parse_command_line
 from sit_atconv.config.schema import (

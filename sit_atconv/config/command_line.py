@@ -1,4 +1,4 @@
-"""How a configuration file and overrides on the command line become a `Config`."""
+"""Parses a configuration file and command-line overrides into a `Config`."""
 
 import re
 import sys
@@ -26,15 +26,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> tuple[Config, Path | None, str | None]:
-    """The configuration, the run directory and the checkpoint that train.py's command line (or `argv`) asks for.
+    """The configuration, the run directory and the checkpoint given on train.py's command line (or in `argv`).
 
-    `source` goes before the text of an error.
+    Error messages begin with `source`.
     """
     set_loader("strict yaml", load_strict_yaml, exceptions=(yaml.YAMLError,))
     parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False, parser_mode="strict yaml")
     parser.source = source
-    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other words override its keys")
-    parser.add_argument("--run", type=str, help="run directory, made or continued")
+    parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other options override its keys")
+    parser.add_argument("--run", type=str, help="run directory, created or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
     parser.add_class_arguments(Config)
     words = _files_first(sys.argv[1:] if argv is None else argv)
@@ -42,17 +42,17 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
     try:
         parsed = parser.parse_args(words)
     except UnicodeDecodeError as error:
-        parser.error(f"the configuration is no text file: {error}.")
-    except ValueError as error:  # a text with a null character, where jsonargparse looks for a file of that name
+        parser.error(f"the configuration is not a text file: {error}.")
+    except ValueError as error:  # a null character, where jsonargparse looks for a file of that name
         parser.error(f"the configuration cannot be used: {error}.")
     for f in fields(Config):
         section = parsed[f.name]
         if isinstance(section, list | str | int | float) or (section is None and f.name not in OPTIONAL_SECTIONS):
             found = "nothing" if section is None else repr(section)
-            parser.error(f"'{f.name}' is a section and holds keys, not {found}.")
+            parser.error(f"'{f.name}' is a section of keys and cannot be {found}.")
     try:
         namespace = parser.instantiate(parsed)
-        # jsonargparse takes null for any key, and knows no ranges.
+        # jsonargparse accepts null for any key and does not check ranges.
         values = asdict(Config(**{f.name: namespace[f.name] for f in fields(Config)}))
         config = understand(values, Config, "")
     except InputError as error:
@@ -61,7 +61,7 @@ def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> t
 
 
 def _refuse_too_large(words: Sequence[str], parser: "_Parser") -> None:
-    """jsonargparse reads a word again by other means when one fails, and would write out all of it."""
+    """Refuse oversized values first: jsonargparse would parse them again in other ways and print them in full."""
     for word in words:
         value = word.partition("=")[2] if word.startswith("--") else word
         try:
@@ -69,11 +69,11 @@ def _refuse_too_large(words: Sequence[str], parser: "_Parser") -> None:
         except TooLarge as error:
             parser.error(f"{word[:40]}…: {error.problem}.")
         except yaml.YAMLError:
-            pass  # such as a path, which need not be YAML
+            pass  # for example a path, which need not be YAML
 
 
 def _files_first(words: Sequence[str]) -> list[str]:
-    """--config FILE before all else: the last value of a key counts, and the file's must not replace one by hand."""
+    """Move --config FILE to the front: the last value of a key wins, and options must override the file."""
     files, others, rest = [], [], iter(words)
     for word in rest:
         if word == "--config":
@@ -96,9 +96,9 @@ def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "
 
 
 class _Parser(ArgumentParser):
-    """Errors are one paragraph that names the nearest key, not the usage of seventy options."""
+    """Reports errors as one paragraph that names the nearest key, without the usage of seventy options."""
 
-    source = ""  # what was read, for the beginning of that paragraph
+    source = ""  # the beginning of that paragraph: what was read
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.startswith("Unexpected config"):

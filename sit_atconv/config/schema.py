@@ -1,6 +1,6 @@
 """The typed schema of every training configuration.
 
-Each field stands in `configs/*.yaml` under its section and on the command line as ``--section.field value``.
+Each field is set in `configs/*.yaml` under its section, or on the command line by ``--section.field value``.
 """
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -13,7 +13,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.randomness import MAX_SEED
 from sit_atconv.runtime.reading import Text
 
-# Upper limits lie far above what anybody trains: a slip of the keyboard is refused before memory is asked for.
+# Upper limits are far above any real training run: a typing error is refused before memory is allocated.
 Steps = Annotated[int, Meta(ge=1, le=10**12)]
 Number = Annotated[int, Meta(ge=1, le=10_000_000)]
 Width = Annotated[int, Meta(ge=1, le=16_384)]
@@ -30,23 +30,23 @@ Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which SiT to build. What is null follows from the name, or from the data.
+    """Which SiT to build. Keys that are null follow from the name or from the data.
 
     Args:
         name: a registered name, {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}: size, patch and mixers.
-        hidden_size: width, instead of the named size's.
-        depth: number of blocks, instead of the named size's.
-        num_heads: attention heads, instead of the named size's.
+        hidden_size: width, if not that of the named size.
+        depth: number of blocks, if not that of the named size.
+        num_heads: attention heads, if not those of the named size.
         mlp_ratio: MLP width over hidden_size.
-        num_classes: null for as many as the data has, 0 for an unconditional model.
-        mixer_pattern: instead of the named family's: a mixer, "hybrid" (even blocks ATConv), or a list with an entry
-            for each block, or fewer, which are repeated. An entry is a mixer, or {name: …, option: …}.
+        num_classes: null for the number of classes of the data, 0 for an unconditional model.
+        mixer_pattern: if not that of the named family: a mixer, "hybrid" (even blocks ATConv), or a list with an entry
+            for each block; a shorter list is repeated. An entry is a mixer, or {name: …, option: …}.
         plugins: modules to import that register mixers of your own (docs/mixers.md).
-        kernel_size: K of every ATConv whose entry in the pattern does not say otherwise.
-        pool: what these pool: "grid" (the paper) or "raster" (the released code).
-        activation: their φ.
+        kernel_size: K of every ATConv whose entry in the pattern does not set it.
+        pool: the pooling of these ATConvs: "grid" (the paper) or "raster" (the released code).
+        activation: the activation φ of these ATConvs.
         position: "sincos", or "none" (the released code's FFHQ runs of pure ATConv).
-        init_from: fine-tune: begin with the weights of this `model/` directory, of a run or of sit_atconv.convert.
+        init_from: fine-tune from the weights of this `model/` directory, made by a run or by sit_atconv.convert.
     """
 
     name: Text = "SiT-ATConv-XL/2"
@@ -69,10 +69,10 @@ class DataConfig:
     """What to train on.
 
     Args:
-        path: a directory made by `python -m sit_atconv.data.prepare` or prepared for REPA, or "digits:train@16".
+        path: a directory written by `python -m sit_atconv.data.prepare` or prepared for REPA, or "digits:train@16".
         flip: mirror half of the images (the data must have been prepared with flips).
         workers: loader processes for each training process.
-        verify: compare every shard with its digest before the first step.
+        verify: check every shard against its digest before the first step.
     """
 
     path: Text = "data/imagenet256"
@@ -88,10 +88,10 @@ class FlowConfig:
     Args:
         interpolant: path between data and noise.
         prediction: what the network learns to predict; samplers turn it into a velocity.
-        weighting: of the errors of noise and score: "velocity" makes the loss that of the velocity they imply,
-            "likelihood" that of maximum likelihood; "none" for velocity and data.
+        weighting: of noise and score errors: "velocity" gives the loss of the implied velocity, "likelihood" that of
+            maximum likelihood. Velocity and data predictions allow only "none".
         times: distribution of training times.
-        shift: > 1 moves training times towards noise; 1 leaves them.
+        shift: > 1 moves training times towards noise; 1 leaves them unchanged.
         label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
     """
 
@@ -109,8 +109,8 @@ class TeacherConfig:
 
     Args:
         name: timm's name of a vision transformer.
-        weights: "hub" to let timm download them, a path to a local file, or "random" (for trying things out).
-        cached: read its tokens from the data, prepared with this --teacher, instead of running it in every step.
+        weights: "hub" to let timm download them, a path to a local file, or "random" (for trials).
+        cached: read its tokens from data that were prepared with this --teacher, instead of running it in every step.
     """
 
     name: Text = "vit_base_patch14_dinov2.lvd142m"
@@ -127,7 +127,7 @@ class AlignmentConfig:
         block: tokens after this block are aligned; blocks are counted from 1.
         variant: "repa", or "irepa": 3×3 convolutions as projectors, and teacher tokens normalised over each picture.
         projector_width: hidden width of REPA's projectors.
-        stop_after: steps after which the alignment ends and no teacher runs; null for never.
+        stop_after: number of steps after which the alignment ends and no teacher runs; null for never.
         teachers: one projector each; their losses are averaged.
     """
 
@@ -148,9 +148,9 @@ class OptimizerConfig:
         betas: decay of the first and second moment.
         weight_decay: 0 in all published runs.
         eps: added to the denominator.
-        clip_norm: gradients of a larger global norm are scaled down to it; null for none.
-        warmup_steps: linear warm-up from 0.
-        schedule: "constant" as in all published runs, or "linear": falling to 0 at the last step, for short runs.
+        clip_norm: gradients with a larger global norm are scaled down to it; null for no clipping.
+        warmup_steps: steps of linear warm-up from 0.
+        schedule: "constant", as in all published runs, or "linear" decay to 0 at the last step, for short runs.
     """
 
     lr: PositiveFloat = 1e-4
@@ -167,21 +167,21 @@ class TrainingConfig:
     """Length, size and precision of a run.
 
     Args:
-        steps: optimiser steps.
-        batch_size: images a step, over all processes and accumulation.
-        accumulation: micro-batches a step.
-        precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32. "fp16" does so with a
-            loss scaler, for GPUs without bf16.
-        ema_decay: decay a step of the averaged weights that checkpoints offer and samples come from.
-        more_ema_decays: of further averages, kept beside it in each checkpoint as model-DECAY/.
-        power_ema: relative widths of EDM2's power-function averages, such as [0.05, 0.1], kept as model-power-WIDTH/;
-            from their snapshots `python -m sit_atconv.training.power_ema` makes any other width afterwards.
+        steps: optimizer steps.
+        batch_size: images per step, over all processes and micro-batches.
+        accumulation: micro-batches per step.
+        precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32. "fp16" does the same with
+            a loss scaler, for GPUs without bf16. "no" is fp32.
+        ema_decay: decay per step of the averaged weights, which are saved as the model and used for sampling.
+        more_ema_decays: decays of further averages, saved in each checkpoint as model-DECAY/.
+        power_ema: relative widths of EDM2's power-function averages, such as [0.05, 0.1], saved as model-power-WIDTH/;
+            from their snapshots `python -m sit_atconv.training.power_ema` computes any other width afterwards.
         power_ema_every: steps between these snapshots, which stay in RUN/ema/.
-        max_bad_steps: a step whose loss or gradient is not finite is skipped; so many in a row stop the run.
-        gradient_checkpointing: what the backward pass computes again, for less memory: "mixers" the norm, modulation
-            and token mixer of each block, "blocks" whole blocks, about a third more time; "none" keeps everything.
+        max_bad_steps: a step whose loss or gradient is not finite is skipped; this many in a row stop the run.
+        gradient_checkpointing: what the backward pass recomputes to save memory: "mixers", the norm, modulation and
+            token mixer of each block; "blocks", whole blocks, for about a third more time; "none" keeps everything.
             True and false, as in earlier files, mean "blocks" and "none".
-        compile: torch.compile the repeated block.
+        compile: compile the repeated blocks with torch.compile.
         seed: of initial weights, data order and all noise.
     """
 
@@ -199,7 +199,7 @@ class TrainingConfig:
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        if self.seed > MAX_SEED:  # a number too large for msgspec's ranges
+        if self.seed > MAX_SEED:  # too large for msgspec's ranges
             raise InputError(f"training.seed: Expected `int` <= {MAX_SEED}.")
         if isinstance(self.gradient_checkpointing, bool):
             object.__setattr__(self, "gradient_checkpointing", "blocks" if self.gradient_checkpointing else "none")
@@ -207,14 +207,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a run leaves behind, and how often.
+    """What a run writes, and how often.
 
     Args:
         every: steps between lines of log.jsonl.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         keep: number of newest checkpoints to keep; null keeps all.
-        keep_every: checkpoints at multiples of so many steps are kept as well.
-        trackers: of Accelerate, such as tensorboard or wandb, beside log.jsonl.
+        keep_every: checkpoints at multiples of this many steps are kept as well.
+        trackers: Accelerate's trackers to use beside log.jsonl, such as tensorboard or wandb.
     """
 
     every: Steps = 100
@@ -230,7 +230,7 @@ class PreviewConfig:
 
     Args:
         every: steps between grids; null for none.
-        classes: rows of the grid, the first classes; an unconditional model draws one row.
+        classes: rows of the grid, one for each of the first classes; an unconditional model draws one row.
         per_class: columns of the grid.
         solver: see sample.py.
         steps: solver steps.
@@ -254,9 +254,9 @@ class EvaluationConfig:
     The checkpoint with the lowest Fréchet distance so far is marked as checkpoints/best and kept.
 
     Args:
-        reference: what to compare with, as of evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8".
+        reference: what to compare with, as for evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8".
         every: steps between evaluations.
-        samples: how many to draw.
+        samples: number of samples to draw.
         features: "inception", "pixels" or "timm:MODEL".
         weights: local file of the features' weights; null to download them.
         batch_size: for each process; does not change the scores.
@@ -280,7 +280,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A training run. `alignment: null` is a plain SiT run, `evaluation: null` one that is not scored on the way."""
+    """A training run; with `alignment: null` without REPA, with `evaluation: null` without scores during training."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,4 +1,4 @@
-"""YAML without what a configuration has no use for: keys that stand twice, tags, deep nesting, aliases of aliases."""
+"""YAML without what no configuration needs: duplicate keys, tags, deep nesting and aliases of aliases."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ _MAX_VALUES = 100_000  # with every alias written out
 
 
 class TooLarge(yaml.constructor.ConstructorError):
-    """Nested too deeply, too many values by aliases, or a number too long: no configuration, whoever reads it."""
+    """Nesting that is too deep, too many values through aliases, or a number that is too long."""
 
 
 def load_strict_yaml(text: str) -> Any:
-    """What YAML text says, read as jsonargparse reads it; a whole number may be written as 1e5.
+    """The value of YAML text, parsed as jsonargparse does; a whole number may be written as 1e5.
 
     Raises:
-        yaml.YAMLError: for what is not YAML, a key that stands twice (of two values, the first would be lost without a
-            word), a section or list that holds itself by an alias, tags, nesting deeper than 30, aliases that stand for
-            more than 100,000 values, and numbers that Python cannot read.
+        yaml.YAMLError: for text that is not YAML, a duplicate key (whose first value would be lost silently), a section
+            or list that contains itself through an alias, tags, nesting deeper than 30, aliases that stand for more
+            than 100,000 values, and numbers that Python cannot parse.
     """
     _require_plain(text)
     _Checker().values(yaml.compose(text), [])
@@ -30,7 +30,7 @@ def load_strict_yaml(text: str) -> Any:
 
 
 def _require_plain(text: str) -> None:
-    """Neither tags, which call for conversions that fail in ways of their own, nor deep nesting."""
+    """Refuse tags, whose conversions raise errors of many kinds, and deep nesting."""
     depth = 0
     for event in yaml.parse(text):
         if getattr(event, "tag", None) is not None:
@@ -41,19 +41,19 @@ def _require_plain(text: str) -> None:
 
 
 class _Checker:
-    """Looks at each section and list once, however many aliases stand for it."""
+    """Checks each section and list once, however many aliases refer to it."""
 
     def __init__(self) -> None:
         self._counted: dict[yaml.Node, int] = {}
 
     def values(self, node: yaml.Node | None, around: list[yaml.Node]) -> int:
-        """How many values a node stands for; `around` are the sections and lists it is in."""
+        """The number of values of a node; `around` are the sections and lists that contain it."""
         if not isinstance(node, yaml.CollectionNode):
             if node is not None and node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
                 raise TooLarge(None, None, f"this number has more than {_MAX_DIGITS} digits", node.start_mark)
             return 1
         if node in around:
-            raise _error("this section or list holds itself", node.start_mark)
+            raise _error("this section or list contains itself", node.start_mark)
         if node not in self._counted:
             is_list = isinstance(node, yaml.SequenceNode)
             inside = node.value if is_list else [value for _, value in node.value]
@@ -61,23 +61,23 @@ class _Checker:
                 _require_single_keys(node)
             self._counted[node] = sum(self.values(value, [*around, node]) for value in inside)
             if self._counted[node] > _MAX_VALUES:
-                raise TooLarge(None, None, f"aliases make more than {_MAX_VALUES:,} values of this", node.start_mark)
+                raise TooLarge(None, None, f"aliases expand this to more than {_MAX_VALUES:,} values", node.start_mark)
         return self._counted[node]
 
 
 def _require_single_keys(section: yaml.MappingNode) -> None:
-    """Neither twice, nor once in a section and once as section.key."""
+    """Refuse a key that is given twice, also once in a section and once as section.key."""
     seen: list[str] = []
     for key, _ in section.value:
         name = f"{key.value}."
         for other in seen:
             if name.startswith(other) or other.startswith(name):
-                raise _error(f"'{key.value}' stands twice, first as '{other[:-1]}'", key.start_mark)
+                raise _error(f"'{key.value}' is given twice, first as '{other[:-1]}'", key.start_mark)
         seen.append(name)
 
 
 def _whole_numbers(value: Any) -> Any:
-    """1e5 and 3.0 as integers, which stand for floats as well, recursively."""
+    """Convert floats such as 1e5 and 3.0 to integers, recursively; fields of type float accept integers as well."""
     if isinstance(value, dict):
         return {key: _whole_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Released checkpoints of SiT, REPA and ATConv as models of ours."""
+"""Converts released checkpoints of SiT, REPA and ATConv to our models."""
 
 from sit_atconv.convert.released import load_released
 

@@ -1,7 +1,7 @@
 """Convert a released checkpoint of SiT, REPA or ATConv: `python -m sit_atconv.convert RELEASED.pt OUT`.
 
-What the tensors say is read from them: size, mixers, classes, position embedding and, but for pruned checkpoints, which
-way time runs. The options are for the rest.
+Size, mixers, classes, position embedding and, except in pruned checkpoints, the direction of time are read from the
+tensors. The options are for everything else.
 """
 
 import logging
@@ -31,18 +31,18 @@ def _parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("released", type=Path, help=".pt (with or without 'ema' or 'model') or .safetensors")
-    add("out", type=Path, help="directory to make, for SiT.from_pretrained and sample.py")
+    add("out", type=Path, help="directory to create, for SiT.from_pretrained and sample.py")
     add("--num-heads", type=int, help="attention heads, for widths other than those of S, B, L and XL")
-    add("--weights", choices=("ema", "model"), help="of a checkpoint that holds both (default: ema)")
-    add("--layout", choices=LAYOUTS, help="sit: t = 1 is data; repa: t = 1 is noise; where the tensors do not tell")
+    add("--weights", choices=("ema", "model"), help="which weights of a checkpoint with both (default: ema)")
+    add("--layout", choices=LAYOUTS, help="sit: t = 1 is data; repa: t = 1 is noise; if the tensors leave it open")
     add("--input-size", type=int, help="side of the latents, for networks without a position embedding")
-    add("--num-classes", type=int, help="as many as the label table has rows, if it was trained without a null class")
-    add("--position", choices=POSITIONS, help="for checkpoints stripped of theirs; sincos: replace a table like it")
-    add("--pool", choices=POOLS, help="of ATConv (default: raster, as the released code)")
-    add("--activation", choices=tuple(ACTIVATIONS), help="of ATConv (default: that of the tree it comes from)")
-    add("--interpolant", choices=tuple(INTERPOLANTS), help="default: what the checkpoint's arguments say, or linear")
-    add("--prediction", choices=PREDICTIONS, help="default: what the checkpoint's arguments say, or velocity")
-    add("--vae", help="autoencoder of its latents (default: stabilityai/sd-vae-ft-ema at 0.18215, not opened here)")
+    add("--num-classes", type=int, help="number of rows of the label table, if it has no null class")
+    add("--position", choices=POSITIONS, help="for checkpoints without a table; sincos also replaces a rounded table")
+    add("--pool", choices=POOLS, help="of ATConv (default: raster, as in the released code)")
+    add("--activation", choices=tuple(ACTIVATIONS), help="of ATConv (default: that of the released code tree)")
+    add("--interpolant", choices=tuple(INTERPOLANTS), help="default: from the checkpoint's arguments, or linear")
+    add("--prediction", choices=PREDICTIONS, help="default: from the checkpoint's arguments, or velocity")
+    add("--vae", help="autoencoder of its latents (default: stabilityai/sd-vae-ft-ema at 0.18215, which is not opened)")
     return parser
 
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{model.num_parameters():,}",
         )
         if released.projectors:
-            log.info("REPA's projectors are kept in %s: model.init_from begins with them, too.", out / PROJECTORS_NAME)
+            log.info("REPA's projectors are kept in %s: model.init_from starts from them, too.", out / PROJECTORS_NAME)
         if config.latents is None:
             log.warning("Its latents have %d channels: sampling needs --vae.", config.in_channels)
 

@@ -1,4 +1,4 @@
-"""What is in a released checkpoint: the weights that count, under plain names, and its training arguments."""
+"""Reads the content of a released checkpoint: the weights to use, under plain names, and the training arguments."""
 
 import argparse
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.weights import read_weights
 
-# What a checkpoint calls its weights, best first: the averaged ones are what the releases are scored with.
+# Names of the weights in a checkpoint, best first: the releases are scored with the averaged ones.
 WEIGHTS = ("ema", "model", "state_dict")
 _PROJECTORS = "projectors."
 _ANCHORS = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "t_embedder.mlp.0.weight": 2}  # dimensions
@@ -21,11 +21,11 @@ _ANCHORS = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "t_embe
 
 @dataclass(frozen=True)
 class Released:
-    """A released network under its own names, before anything is changed.
+    """A released network under its own names, before any conversion.
 
-    `state` and `projectors` (REPA's, without the prefix "projectors.") are fp32 copies on the CPU; `arguments` is what
-    the training script was called with, empty when the file does not say. The projectors see the tokens after block
-    `aligned_block`, counted from 1; None when nothing says so.
+    `state` and `projectors` (REPA's, without the prefix "projectors.") are fp32 copies on the CPU. `arguments` are
+    those of the training script, empty if the file does not contain them. The projectors take the tokens after block
+    `aligned_block`, counted from 1; None if it is unknown.
     """
 
     state: dict[str, Tensor]
@@ -35,10 +35,10 @@ class Released:
 
 
 def read_released(source: str | Path | Mapping[str, Any], weights: str | None = None) -> Released:
-    """Read a .pt or .safetensors file, or take a state dict or checkpoint that is in memory already.
+    """Read a .pt or .safetensors file, or use a state dict or checkpoint that is already in memory.
 
-    `weights` chooses "ema" or "model" of a checkpoint that holds several; None takes the averaged ones where there are
-    any. Raises `InputError` for a file that is no checkpoint or damaged, and for tensors that cannot be weights.
+    `weights` chooses "ema" or "model" in a checkpoint with several sets; None prefers the averaged one. Raises
+    `InputError` for a file that is damaged or not a checkpoint, and for tensors that cannot be weights.
     """
     from_file = isinstance(source, str | Path)
     name = str(source) if from_file else "the checkpoint"
@@ -65,7 +65,7 @@ def _read(path: Path) -> Any:
 
 
 def _choose(content: Mapping[str, Any], weights: str | None, name: str) -> Mapping[str, Tensor]:
-    """The state dict within a checkpoint, which may be one itself."""
+    """The state dict in a checkpoint; the checkpoint may itself be the state dict."""
     there = [key for key in WEIGHTS if isinstance(content.get(key), Mapping)]
     if weights is not None and weights not in there:
         raise InputError(f"{name} has no '{weights}' weights; it has {' and '.join(there) or 'one unnamed set'}.")
@@ -81,10 +81,10 @@ def _choose(content: Mapping[str, Any], weights: str | None, name: str) -> Mappi
 
 
 def _plain_names(tensors: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], int | None]:
-    """The tensors without what DistributedDataParallel, torch.compile and Lightning put before their names.
+    """The tensors, without the name prefixes of DistributedDataParallel, torch.compile and Lightning.
 
-    REPA's first checkpoints count the blocks behind the aligned one from 0 again, as decoder_blocks: count on. The
-    second value is that block, for these.
+    REPA's first checkpoints count the blocks after the aligned one from 0 again, as decoder_blocks. They are
+    renumbered, and the second value is the number of the aligned block; None for other checkpoints.
     """
     parts = {key: [part for part in str(key).split(".") if part not in ("module", "_orig_mod")] for key in tensors}
     plain = {key: ".".join(words[1:] if words[:1] == ["model"] else words) for key, words in parts.items()}
@@ -106,12 +106,12 @@ def _require_sit(tensors: Mapping[str, Tensor], name: str) -> None:
         missing.append("blocks.0")
     if missing:
         raise InputError(
-            f"{name} is no SiT: there is no {', no '.join(missing)} among its {len(tensors)} tensors "
+            f"{name} is not a SiT: {', '.join(missing)} missing among its {len(tensors)} tensors "
             f"({', '.join(list(tensors)[:3])}, …). Expected a checkpoint of SiT, REPA or ATConv."
         )
     for key, dimensions in _ANCHORS.items():
         if tensors[key].ndim != dimensions:
-            raise InputError(f"{key} is of shape {tuple(tensors[key].shape)}: expected {dimensions} dimensions.")
+            raise InputError(f"{key} has the shape {tuple(tensors[key].shape)}: expected {dimensions} dimensions.")
     if any(".q_norm." in key or ".k_norm." in key for key in tensors):
         raise InputError(
             f"The network in {name} normalises queries and keys (attn.q_norm; REPA's --qk-norm). Our attention does "
@@ -126,7 +126,7 @@ def _usable(tensor: Tensor, key: str, name: str) -> Tensor:
     copy = torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach())
     if not copy.isfinite().all():
         count = int((~copy.isfinite()).sum())
-        raise InputError(f"{key} in {name} has {count} values that are NaN or infinite: these weights are of no use.")
+        raise InputError(f"{key} in {name} has {count} values that are NaN or infinite: these weights are unusable.")
     return copy
 
 

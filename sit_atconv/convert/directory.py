@@ -1,4 +1,4 @@
-"""Writing a converted model to a directory that `SiT.from_pretrained`, sample.py and evaluate_fid.py open."""
+"""Writes a converted model to a directory that `SiT.from_pretrained`, sample.py and evaluate_fid.py can open."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ PROJECTORS_NAME = "projectors.safetensors"
 
 
 def save_converted(model: SiT, released: Released, out: Path) -> None:
-    """Write config.json and weights, and REPA's projectors, where there are any, beside them; whole or not at all.
+    """Write config.json and the weights atomically, together with REPA's projectors if there are any.
 
-    projectors.safetensors goes by the names of `ModuleList([Projector, …])`, which is what training holds; its metadata
-    tell the aligned "block", counted from 1, and the "teachers" in REPA's words, as far as the release does.
+    projectors.safetensors uses the names of `ModuleList([Projector, …])`, as in training. Its metadata hold the aligned
+    "block", counted from 1, and the "teachers" under REPA's names, as far as the release states them.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as unfinished:

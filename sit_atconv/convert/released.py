@@ -1,4 +1,4 @@
-"""From a released checkpoint to a SiT of ours that computes the same function."""
+"""Converts a released checkpoint to a `SiT` that computes the same function."""
 
 import logging
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ from sit_atconv.models import SiT, create_model
 
 log = logging.getLogger(__name__)
 
-# Up to here a table may be replaced on request: another one differs by about 1, averaging in fp32 for long moves it by
-# up to 2e-4 (the scripts average it too), storing it in bf16 by up to 2e-3.
+# Up to this difference a table may be replaced on request. Long averaging in fp32 (the scripts average it too) moves it
+# by up to 2e-4, storing it in bf16 by up to 2e-3; an unrelated table differs by about 1.
 _POSITION_TOLERANCE = 5e-3
 
 
@@ -46,45 +46,46 @@ def load_released(
     layout: str | None = None,
     **config: Any,
 ) -> SiT:
-    """A released checkpoint of SiT, REPA or ATConv (both of its trees) as a SiT of ours: eval mode, fp32, on the CPU.
+    """Convert a released checkpoint of SiT, REPA or ATConv (both trees) to a `SiT` in eval mode, fp32, on the CPU.
 
-    It computes what the released code does, at our time (t = 0 is data). REPA's projectors are left out. A network with
-    a single label, as for FFHQ, becomes an unconditional one. DiT's checkpoints hold the same tensors, but predict
-    noise at 1000 discrete times: nothing tells them apart, do not give one.
+    It computes the same as the released code, with our time direction (t = 0 is data). REPA's projectors are left out.
+    A network with a single label, as for FFHQ, becomes unconditional. Do not give a checkpoint of DiT: it has the same
+    tensors and cannot be recognised, but predicts noise at 1000 discrete times.
 
     Args:
         source: a .pt or .safetensors file, a state dict, or a dict that holds one as "ema", "model" or "state_dict".
-        num_heads: attention heads; None takes those of S, B, L or XL, by the width.
-        weights: "ema" or "model" of a checkpoint that holds both; None prefers the averaged ones.
-        layout: "sit" (t = 1 is data) or "repa" (t = 1 is noise), where the tensors do not tell.
-        config: arguments of `SiT` that the tensors leave open: num_classes (as many as the table has rows: there is no
-            null class), pool and activation of ATConv, position, input_size, interpolant, prediction, latents,
-            class_names. The checkpoint's training arguments answer some of them.
+        num_heads: attention heads; None takes those of S, B, L or XL, according to the width.
+        weights: "ema" or "model" in a checkpoint with both; None prefers the averaged ones.
+        layout: "sit" (t = 1 is data) or "repa" (t = 1 is noise), if it cannot be read from the tensors.
+        config: arguments of `SiT` that the tensors do not determine: num_classes (the number of rows of the label table
+            if it has no null class), pool and activation of ATConv, position, input_size, interpolant, prediction,
+            latents, class_names. The checkpoint's training arguments set some of them.
 
     Raises:
-        InputError: for what is no such checkpoint, is damaged or incomplete, contradicts `config`, or is beyond ours.
+        InputError: for a file that is not such a checkpoint, is damaged or incomplete, contradicts `config`, or holds a
+            network that `SiT` cannot represent.
     """
     return convert(read_released(source, weights), num_heads, layout, **config)
 
 
 def convert(released: Released, num_heads: int | None = None, layout: str | None = None, **config: Any) -> SiT:
-    """`load_released` of what has been read."""
+    """Convert what `read_released` returned; the other arguments are those of `load_released`."""
     require_one_of(layout or "sit", LAYOUTS, "layout")
     given = config if num_heads is None else {**config, "num_heads": num_heads}
     read = read_config(released, given)
     require_one_of(read["prediction"], PREDICTIONS, "prediction")
     require_one_of(read["interpolant"], INTERPOLANTS, "interpolant")
     with init_empty_weights(include_buffers=False):
-        model = create_model("SiT-XL/2", **read)  # every argument of the size is given: the name decides nothing
+        model = create_model("SiT-XL/2", **read)  # all arguments are given: the name has no effect
 
-    # Everything is there and fits
+    # Check that all tensors are present and fit
     state = as_matrices(released.state)
     variance = predicts_variance(released.state)
     _require_label_rows(state, model.num_classes)
     _require_tensors(state, _expected_shapes(state, model, variance))
     _require_position(state, model)
 
-    # The same function in our parameters
+    # Convert to our parameters; the function stays the same
     if variance:
         state = drop_variance(state, model.in_channels)
     if (layout or detect_layout(released)) == "sit":
@@ -92,14 +93,14 @@ def convert(released: Released, num_heads: int | None = None, layout: str | None
     if LABELS in state and not model.num_classes:
         state = fold_single_label(state)
     elif LABELS in state and len(state[LABELS]) == model.num_classes:
-        log.warning("The label table has no null class: its mean stands in for one, guidance will mean little.")
+        log.warning("The label table has no null class: the mean of its rows replaces it, and guidance means little.")
         state = append_null_label(state)
     model.load_state_dict({key: state[released_name(key)] for key in model.state_dict()}, assign=True)
     return model.eval()
 
 
 def _expected_shapes(state: Mapping[str, Tensor], model: SiT, variance: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that the checkpoint must hold, with ATConv and patches as matrices."""
+    """Shapes of the tensors that the checkpoint must contain, with ATConv and patch projections as matrices."""
     shapes = {released_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if variance:
         shapes |= {key: (2 * shapes[key][0], *shapes[key][1:]) for key in FINAL}
@@ -130,13 +131,13 @@ def _require_label_rows(state: Mapping[str, Tensor], num_classes: int) -> None:
     rows = state[LABELS].shape[0] if LABELS in state and state[LABELS].ndim else None
     if rows is not None and rows not in (num_classes, num_classes + 1):
         raise InputError(
-            f"The label table has {rows} rows, which does not go with num_classes = {num_classes}: it is {rows - 1} "
-            f"with a null class, or {rows} without."
+            f"The label table has {rows} rows, which does not fit num_classes = {num_classes}: give {rows - 1} if one "
+            f"row is the null class, else {rows}."
         )
 
 
 def _require_position(state: dict[str, Tensor], model: SiT) -> None:
-    """The checkpoint's table goes into the model, or is as good as what the model computes instead."""
+    """Keep the checkpoint's table if the model has one; else check that it is close to the table the model computes."""
     if "pos_embed" not in state:
         return
     if model.position_table is None:
@@ -148,7 +149,7 @@ def _require_position(state: dict[str, Tensor], model: SiT) -> None:
     if difference > _POSITION_TOLERANCE:
         raise InputError(
             f"pos_embed is not the sine-cosine embedding of SiT, REPA and ATConv (it differs by up to "
-            f"{difference:.2g}): leave position to be read, and the table is kept as it is."
+            f"{difference:.2g}): without the option position, the table is kept as it is."
         )
     if difference > SAME_POSITION:
         log.info("pos_embed differs by up to %.1e; the sine-cosine embedding takes its place.", difference)

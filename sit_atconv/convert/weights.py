@@ -1,4 +1,4 @@
-"""Exact re-parametrisations that turn a released state dict into one of ours. No flag of them is left in the model."""
+"""Exact reparametrisations from a released state dict to ours. The model needs no flags for them."""
 
 import torch
 from torch import Tensor
@@ -26,19 +26,19 @@ _RENAMES = (
 
 
 def released_name(name: str) -> str:
-    """What the releases call the parameter that we call `name`."""
+    """The releases' name of our parameter `name`."""
     for ours, theirs in _RENAMES:
         name = name.replace(ours, theirs)
     return name
 
 
 def as_matrices(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The patches' p×p convolution and ATConv's 1×1 convolutions as the Linears that they are."""
+    """Reshape the p×p patch convolution and ATConv's 1×1 convolutions to the matrices of linear layers."""
     return {key: tensor.flatten(1) if tensor.ndim == 4 else tensor for key, tensor in state.items()}
 
 
 def drop_variance(state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
-    """Keep the first C of the 2·C channels that the final layer gives for each pixel of a patch."""
+    """Keep the first C of the final layer's 2·C channels for each pixel of a patch."""
     kept = {key: state[key].unflatten(0, (-1, 2 * in_channels))[:, :in_channels].flatten(0, 1) for key in FINAL}
     return state | kept
 
@@ -47,7 +47,7 @@ def reverse_time(state: dict[str, Tensor], prediction: str) -> dict[str, Tensor]
     """From SiT's direction of time to ours: v_ours(x, t) = −v_SiT(x, 1 − t). Noise and score keep their sign.
 
     The sign goes into the final layer. The time MLP reads cos ω(1−t) = cos ω·cos ωt + sin ω·sin ωt and
-    sin ω(1−t) = sin ω·cos ωt − cos ω·sin ωt, so its first weights (C, features) rotate by ω; in fp64.
+    sin ω(1−t) = sin ω·cos ωt − cos ω·sin ωt, so its first weights (C, features) are rotated by ω, in fp64.
     """
     cosines, sines = state[_TIME_IN].double().chunk(2, dim=1)
     cos, sin = time_features(torch.ones(1, dtype=torch.float64), state[_TIME_IN].shape[1])[0].chunk(2)
@@ -57,11 +57,11 @@ def reverse_time(state: dict[str, Tensor], prediction: str) -> dict[str, Tensor]
 
 
 def fold_single_label(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A label table of one row always adds the same vector: move it into the bias of the time embedding."""
+    """A label table with a single row always adds the same vector: move it into the bias of the time embedding."""
     bias = state[_TIME_OUT_BIAS].double() + state[LABELS][0].double()
     return {key: tensor for key, tensor in state.items() if key != LABELS} | {_TIME_OUT_BIAS: bias.float()}
 
 
 def append_null_label(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give a table that was trained without label dropout a null row, the mean of its classes."""
+    """Append a null row, the mean of all classes, to a table that was trained without label dropout."""
     return state | {LABELS: torch.cat([state[LABELS], state[LABELS].mean(dim=0, keepdim=True)])}

@@ -1,4 +1,4 @@
-"""`open_dataset`: one path or name -> latents for training, whoever prepared them."""
+"""`open_dataset`: one path or name -> latents for training, prepared by us or for REPA."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ __all__ = ["LatentDataset", "open_dataset"]
 def open_dataset(path: str, images: bool = False) -> LatentDataset:
     """Open latents: a directory prepared by us or for REPA, or `digits[:split][@resolution]`.
 
-    `images=True` asks for pictures beside the latents (a teacher needs them). Raises `InputError` when the data set is
-    missing, incomplete, or holds no pictures although they are asked for.
+    With `images=True` the data set must also hold pictures (for a teacher). Raises `InputError` when it is missing or
+    incomplete, or lacks pictures that are required.
     """
     path = str(path)
     dataset = _open(path)

@@ -1,7 +1,7 @@
 """The built-in data set: scikit-learn's 1,797 handwritten digits (8×8, ten classes), scaled up to RGB pictures.
 
-Needs no download and no account. The name is `digits[:train|:heldout][@resolution]`; the halves are disjoint,
-stratified by class and the same everywhere.
+They need no download and no account. The name is `digits[:train|:heldout][@resolution]`; the two halves are disjoint,
+stratified by class and the same on every machine.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _SPLIT_SEED = 0
 
 
 def is_digits(name: str) -> bool:
-    """Whether a data set name means the built-in digits."""
+    """Whether a data set's name refers to the built-in digits."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -45,7 +45,7 @@ def parse_digits(name: str) -> tuple[str, int]:
 
 
 def load_digits(split: str = "all", resolution: int = DEFAULT_RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (n, R, R) grey, ink white on black, and labels int64 (n,)."""
+    """Grey images uint8 (n, R, R), white ink on black, and labels int64 (n,)."""
     try:
         from sklearn.datasets import load_digits as sklearn_digits
     except ImportError as error:
@@ -59,7 +59,7 @@ def load_digits(split: str = "all", resolution: int = DEFAULT_RESOLUTION) -> tup
 
 
 def _split_indices(labels: np.ndarray, split: str) -> np.ndarray:
-    """Sorted positions of a split: a fixed random half of every class is `train`, the rest `heldout`."""
+    """Sorted indices of a split: a fixed random half of every class is `train`, the rest `heldout`."""
     if split == "all":
         return np.arange(len(labels))
     chosen = []

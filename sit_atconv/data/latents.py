@@ -1,4 +1,4 @@
-"""What a data set of latents is: rows of moments, labels and, on request, pictures."""
+"""The interface of a data set of latents: rows of moments, labels and, on request, pictures."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,10 +16,11 @@ from sit_atconv.images import to_uint8
 
 
 class LatentDataset(ABC):
-    """Rows of latents. Picklable; workers open files for themselves, when they first need them.
+    """Rows of latents. Picklable; every data loader worker opens files itself, when it first needs them.
 
-    `latents` says what the latents are; `latent_shape` is (C, h, w); `num_classes` 0 means unlabelled (labels are then
-    -1); `has_flip` and `has_images` say whether mirrored latents and pictures can be read; `teachers` whose tokens.
+    `latents` describes the autoencoder and its scale; `latent_shape` is (C, h, w); `num_classes` 0 means unlabelled
+    (labels are then -1); `has_flip` and `has_images` say whether mirrored latents and pictures can be read; `teachers`
+    lists the teachers whose tokens can be read.
     """
 
     latents: LatentSpec
@@ -34,17 +35,15 @@ class LatentDataset(ABC):
     def __len__(self) -> int: ...
 
     def damaged(self, process: int = 0, processes: int = 1) -> list[str]:
-        """What is wrong with this process's part of the files, a sentence for each that differs from its digest.
-
-        Data without digests have no such faults.
-        """
+        """One sentence for each file in this process's share that differs from its digest; none without digests."""
         return []
 
     @abstractmethod
     def fingerprint(self, teachers: Sequence[int] = ()) -> str:
-        """A SHA-256 of what the data are, wherever they lie: equal for a copy, another for data prepared otherwise.
+        """A SHA-256 of the data's contents, independent of their path: a copy has the same, other data another.
 
-        It covers the tokens of the `teachers` named by their places, so that others may be added to the data.
+        Of cached tokens it covers only those of `teachers` (indices into `self.teachers`), so that other teachers may
+        be added to the data.
         """
 
     @abstractmethod
@@ -61,7 +60,7 @@ class LatentDataset(ABC):
         """Samples by index, mirrored where `flips` says so.
 
         Returns "moments" (n, 2C, h, w) fp16 or fp32 (mean, standard deviation), "label" (n,) int64, "image"
-        (n, 3, H, W) uint8 if `images`, and "tokens_k" (n, N, D) fp16 for each k in `teachers`, a place in
+        (n, 3, H, W) uint8 if `images`, and "tokens_k" (n, N, D) fp16 for each k in `teachers`, an index into
         `self.teachers`. Raises `InputError` naming file and row for damaged samples.
         """
         if any(flips) and not self.has_flip:
@@ -99,7 +98,7 @@ class LatentDataset(ABC):
         return images
 
     def _check(self, batch: dict[str, Tensor], indices: Sequence[int]) -> None:
-        # NaN and infinity survive a sum, which is fifteen times as fast as asking every value.
+        # NaN and infinity survive a sum, which is fifteen times as fast as testing every value.
         finite = torch.isfinite(batch["moments"].flatten(1).sum(1, dtype=torch.float32))
         if not finite.all():
             raise InputError(f"{self.where(indices[int(finite.int().argmin())])}: the latent holds NaN or infinity.")
@@ -115,8 +114,8 @@ class LatentDataset(ABC):
 def empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor to be filled row by row.
 
-    In a loading process it lies in shared memory from the first, as DataLoader's own collation has it: sent to the
-    process that trains, it is not copied again.
+    In a data loader worker it is allocated in shared memory, as in DataLoader's own collation, so that sending it to
+    the training process needs no copy.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)

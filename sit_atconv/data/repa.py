@@ -1,4 +1,4 @@
-"""Directories prepared with REPA's own scripts, read as they are; `importing` makes shards of them.
+"""Directories prepared with REPA's own scripts, read as they are; `prepare.importing` converts them to shards.
 
 Layout: `vae-sd/00000/img-mean-std-00000000.npy`, float32 (8, h, w) = mean and standard deviation of the SD autoencoder;
 `vae-sd/dataset.json`, {"labels": [[name, class], …]} or null; `images/00000/img00000000.png`, the crops.
@@ -25,7 +25,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.runtime.reading import Text, read_json
 
 LATENTS, IMAGES = "vae-sd", "images"
-# What REPA's preprocessing encodes with. It records no hash of the weights.
+# The autoencoder of REPA's preprocessing, which records no hash of the weights.
 REPA_SPEC = LatentSpec("stabilityai/sd-vae-ft-mse", None, 4, 8, 0.18215, 0.0)
 _SAMPLED = 64  # latents that a fingerprint covers
 
@@ -65,10 +65,10 @@ class RepaSource:
 
 
 class RepaDataset(LatentDataset):
-    """The latents of a REPA directory: one file a sample, no mirrored ones.
+    """The latents of a REPA directory: one file per sample, none mirrored.
 
-    `spec` says which latents they are, since the directory does not. `labels` is int64 (len,) or None; `resolution`
-    (height, width) of the pictures.
+    `spec` names their autoencoder and scale, since the directory does not. `labels` is int64 (len,) or None;
+    `resolution` is the (height, width) of the pictures.
     """
 
     has_flip = False
@@ -85,7 +85,7 @@ class RepaDataset(LatentDataset):
         self.has_images = (self._root / IMAGES).is_dir()
 
     def _grid(self) -> tuple[int, int]:
-        """(h, w) of the first latent that can be read: a damaged one is named when its turn comes."""
+        """(h, w) of the first latent that can be read; damaged ones are named when a batch reads them."""
         failures = []
         for name in self.names:
             try:
@@ -104,11 +104,11 @@ class RepaDataset(LatentDataset):
         return len(self.names)
 
     def fingerprint(self, teachers: Sequence[int] = ()) -> str:
-        """Of all names and labels, and of some latents: there may be millions of files, and no list of digests."""
+        """Covers all names and labels but only some latents: there may be millions of files, and no list of digests."""
         digest = hashlib.sha256(json.dumps(self.names).encode())
         digest.update(np.ascontiguousarray(self._targets, dtype=np.int64))
         for index in np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=int):
-            with contextlib.suppress(OSError):  # it is named when its turn comes
+            with contextlib.suppress(OSError):  # named when a batch reads it
                 digest.update((self._root / LATENTS / self.names[index]).read_bytes())
         return digest.hexdigest()
 
@@ -152,7 +152,7 @@ def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
 
 
 def _latent_name(name: str) -> str:
-    """vae-sd/ name of a listed sample, which some releases list by its picture."""
+    """The name in vae-sd/ of a listed sample; some releases list the names of pictures instead."""
     return name if name.endswith(".npy") else name.replace("/img", "/img-mean-std-").replace(".png", ".npy")
 
 

@@ -1,7 +1,7 @@
-"""The order of training data: a pure function of (seed, position), so that a run's only data state is one integer.
+"""The order of training data: a pure function of (seed, position), so a run's only data state is one integer.
 
-Position p is sample permutation(seed, epoch)[p mod N] of epoch p // N. Global step s covers positions [s·G, (s + 1)·G)
-for G samples an optimizer step, whatever the number of processes and of micro-batches it is split into.
+Position p is sample permutation(seed, epoch)[p mod N] of epoch p // N. With G samples per optimizer step, global step s
+covers positions [s·G, (s + 1)·G), however many processes and micro-batches it is split into.
 """
 
 import functools
@@ -17,21 +17,21 @@ from sit_atconv.errors import InputError
 from sit_atconv.randomness import Stream, keyed_generator, keyed_uniform
 
 
-# Two, because a batch may reach from one epoch into the next.
+# Two permutations, because a batch may span two epochs.
 @functools.lru_cache(maxsize=2)
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return keyed_generator(seed, Stream.ORDER, epoch).permutation(length)
 
 
 def index_at(position: int, length: int, seed: int) -> int:
-    """The sample (0 … length - 1) that training sees at a position (0, 1, …)."""
+    """The sample (0 … length - 1) at a position (0, 1, …) of training."""
     return int(_permutation(length, seed, position // length)[position % length])
 
 
 def step_positions(
     step: int, micro_batch: int, rank: int, *, batch_size: int, micro_batches: int, world_size: int
 ) -> range:
-    """Positions that one process sees in one micro-batch of a global step: a contiguous range.
+    """Positions of one process in one micro-batch of a global step: a contiguous range.
 
     `batch_size` is global, over all micro-batches and processes.
     """
@@ -41,7 +41,7 @@ def step_positions(
 
 
 class PositionSampler(Sampler[list[int]]):
-    """Endless lists of positions, one a micro-batch of this process, from the first of `start_step` on."""
+    """An endless series of position lists, one per micro-batch of this process, starting with step `start_step`."""
 
     def __init__(self, start_step: int, batch_size: int, micro_batches: int, rank: int, world_size: int) -> None:
         self._start, self._rank = start_step, rank
@@ -56,7 +56,7 @@ class PositionSampler(Sampler[list[int]]):
 
 
 class _PositionDataset(Dataset):
-    """Whole micro-batches by their positions; from position `taught` on without images and tokens."""
+    """Whole micro-batches by their positions; without images and tokens from position `taught` on."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class _PositionDataset(Dataset):
             images, teachers = self._images and taught, self._teachers if taught else ()
             batch = self._dataset.read(indices, flips.tolist(), images, teachers)
         except InputError as error:
-            # Handed over as a value: raised in a worker, it would arrive wrapped in that worker's traceback.
+            # Returned, not raised: an error raised in a worker would arrive wrapped in that worker's traceback.
             return error
         extras = self._extras(positions) if self._extras else {}
         return {"position": torch.tensor(positions), "index": torch.tensor(indices), **batch, **extras}
 
 
 class _TrainingLoader(DataLoader):
-    """A DataLoader that raises the `InputError`s its workers hand over."""
+    """A DataLoader that raises the `InputError`s its workers return."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in super().__iter__():
@@ -114,15 +114,15 @@ def training_loader(
     pin_memory: bool = False,
     extras: Callable[[list[int]], dict[str, Tensor]] | None = None,
 ) -> DataLoader:
-    """Endless micro-batches of this process, from global step `start_step` on; `batch_size` is one optimizer step's.
+    """Endless micro-batches of this process from global step `start_step` on; `batch_size` is that of a whole step.
 
     A micro-batch of b = batch_size / (micro_batches · world_size) samples is a dictionary: "position" (b,) and "index"
     (b,) int64, "moments" (b, 2C, h, w), "label" (b,) int64, "image" (b, 3, H, W) uint8 if `images`, and the cached
-    tokens "tokens_k" (b, N, D) fp16 of each place k in `teachers`; no images and tokens after `taught_steps` steps.
-    Samples are mirrored with probability ½ if `flip`, keyed by their position. `extras` makes more tensors from the
-    positions, in the loading processes. Not to be handed to `accelerator.prepare`, which would shuffle and split again.
+    tokens "tokens_k" (b, N, D) fp16 for each index k in `teachers`; no images or tokens after `taught_steps` steps. If
+    `flip`, samples are mirrored with probability ½, keyed by their position. `extras` computes further tensors from the
+    positions, in the workers. Do not pass the loader to `accelerator.prepare`, which would shuffle and split it again.
 
-    Raises `InputError` when the batch does not divide, or the data do not hold what is asked for.
+    Raises `InputError` when the batch does not divide, or the data lack mirrored latents, pictures or tokens.
     """
     if batch_size < 1 or batch_size % (micro_batches * world_size):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The command line of evaluate_fid.py: arguments in, a table on the terminal and a JSON file out."""
+"""The command line of evaluate_fid.py, which prints a table and writes a JSON file."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ _SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[
 
 
 def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], list[str]]) -> Namespace:
-    """The options of `evaluate_fid.py` or, after the word "reference", of `evaluate_fid.py reference`.
+    """Parse the options of `evaluate_fid.py` or, if the first one is "reference", of `evaluate_fid.py reference`.
 
     `add_sampling` adds the options of --checkpoint, absent unless given, and returns their names.
     """
@@ -38,11 +38,11 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
     )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--samples", metavar="SOURCE", help=_SOURCES)
-    given.add_argument("--checkpoint", type=Path, help="draw the samples from this model while they are looked at")
+    given.add_argument("--checkpoint", type=Path, help="draw the samples from this model during the evaluation")
     parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {_SOURCES}")
     parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these: fid sfid is precision recall")
-    parser.add_argument("--kid", action="store_true", help="the kernel inception distance too")
+    parser.add_argument("--kid", action="store_true", help="also compute the kernel inception distance")
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="confidence intervals from N resamples")
     parser.add_argument("--classes", help="FID class by class: labels separated by commas, or per-class for all")
     _add_common(parser)
@@ -54,12 +54,12 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
 
 
 def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], SampleStream]) -> None:
-    """Do what was asked for. `open_stream` makes the samples of --checkpoint."""
+    """Run the command. `open_stream` draws the samples of --checkpoint."""
     _check(options)
     state = process_state(cpu=options.device == "cpu")
     device = _device(options.device, state)
     samples = None if options.command == "reference" else options.samples or open_stream(options, device)
-    with state.main_process_first():  # which may download the weights
+    with state.main_process_first():  # it may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
     reading = Reading(options.batch_size, _workers(options.workers, device), options.cache)
     if options.command == "reference":
@@ -72,7 +72,7 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         try:
             if options.json:
                 report.write_json(options.json)
-        finally:  # a full disk does not cost the numbers
+        finally:  # the numbers are shown even if the disk is full
             show("\n" + report.table())
 
 
@@ -87,7 +87,7 @@ def _reference_parser() -> ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
     parser.add_argument("out", metavar="OUT.npz", type=Path)
-    parser.add_argument("--images", type=int, default=10_000, help="how many go into arr_0, for precision and recall")
+    parser.add_argument("--images", type=int, default=10_000, help="images in arr_0, for precision and recall")
     parser.set_defaults(command="reference")
     _add_common(parser)
     return parser
@@ -98,19 +98,19 @@ def _add_common(parser: ArgumentParser) -> None:
     add("--features", default="inception", metavar="NAME", help="inception, pixels, or timm:MODEL")
     add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
     add("--batch-size", type=int, default=64, help="for each process; does not change the numbers")
-    add("--workers", type=int, help="processes that read pictures; by default as many as help")
+    add("--workers", type=int, help="processes that read pictures; chosen automatically if not given")
     add(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="keep features of stored pictures here, and go on from them",
+        help="cache features of stored pictures here, and continue from them",
     )
     add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
 
 
 def _device(name: str | None, state: PartialState) -> torch.device:
-    """The device asked for, or this process's own; statistics are float64, which Apple's GPUs do not have."""
+    """The requested device, or that of this process. Statistics are float64, which Apple's GPUs do not support."""
     try:
         device = torch.device(name or ("cpu" if state.device.type == "mps" else state.device))
         torch.empty(0, device=device)
@@ -135,18 +135,18 @@ def _classes(words: str | None) -> tuple[int, ...] | None:
 
 
 def _check(options: Namespace) -> None:
-    """Find out before the work, not after it, what cannot be done."""
+    """Raise `InputError` for impossible requests before the work begins."""
     if options.batch_size < 1:
         raise InputError(f"The batch size must be at least 1, not {options.batch_size}.")
     if (options.workers or 0) < 0:
         raise InputError(f"--workers must be at least 0, not {options.workers}.")
     if options.command == "evaluate" and options.samples and options.sampling:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
-        raise InputError(f"{flags}: only with --checkpoint, where samples are drawn; --samples are there already.")
+        raise InputError(f"{flags}: only with --checkpoint, which draws samples; those of --samples exist already.")
     out = options.out if options.command == "reference" else options.json
     if out is not None:
         make_folder_of(out)
     names = (options.source,) if options.command == "reference" else (options.samples, options.reference)
     for name in names:
-        if name is not None and not Path(name).exists():  # digits, hf:NAME, or a typo: it would cost a download
+        if name is not None and not Path(name).exists():  # digits, hf:NAME, or a typo, which would cost a download
             open_source(name)

@@ -1,8 +1,8 @@
-"""Do samples look like the digits they were asked for? `python -m sit_atconv.evaluation.digits SAMPLES.npz`
+"""Do samples look like the requested digits? `python -m sit_atconv.evaluation.digits SAMPLES.npz`
 
-Label agreement: the share of samples that a classifier fitted on all real digits puts into the class they were asked
-for. FD-pixels: the Fréchet distance between grey pixels of samples and of held-out digits, beside that of the real
-training digits to the same, at equal counts. Exit code 1 when a limit is missed.
+Label agreement: the share of samples for which a classifier, fitted on all real digits, predicts the requested class.
+FD-pixels: the Fréchet distance between grey pixels of samples and of held-out digits, compared with that between real
+training digits and held-out digits, at equal counts. The exit code is 1 when a limit is missed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class DigitsReport:
-    """Shares are in [0, 1]; distances are of grey pixels in [0, 1]; count is how many images each distance is of."""
+    """Shares are in [0, 1]; distances use grey pixels in [0, 1], on `equal_count` images per side; count: samples."""
 
     samples: str
     count: int
@@ -43,7 +43,7 @@ class DigitsReport:
 
 
 def score_digits(path: str, min_agreement: float = 0.95, max_ratio: float = 2.0) -> DigitsReport:
-    """Score generated digits in an npz: `arr_0` uint8 (n, R, R, 3), `arr_1` the labels asked for.
+    """Score generated digits in an npz: `arr_0` uint8 (n, R, R, 3), `arr_1` the requested labels.
 
     Raises `InputError` when they are not square labelled digits, or a class is missing.
     """
@@ -72,7 +72,7 @@ def score_digits(path: str, min_agreement: float = 0.95, max_ratio: float = 2.0)
 
 
 def describe(report: DigitsReport) -> str:
-    """The report for a person."""
+    """The report as text."""
     return (
         f"label agreement   {report.label_agreement:7.2%}   at least {report.min_agreement:.0%} of {report.count} "
         f"samples (the classifier is right about {report.classifier_accuracy:.1%} of real digits)\n"
@@ -85,7 +85,7 @@ def describe(report: DigitsReport) -> str:
 
 
 def _load_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Grey images uint8-valued (n, R, R) float64 and labels (n,)."""
+    """Grey images (n, R, R), float64 in [0, 255], and labels (n,)."""
     source = open_images(path)
     if source.labels is None:
         raise InputError(f"{path} has no labels. Expected an npz of sample.py: arr_0 (images) and arr_1 (labels).")
@@ -116,7 +116,7 @@ def _rows(images: np.ndarray) -> np.ndarray:
 
 
 def _balanced(images: np.ndarray, labels: np.ndarray, per_class: int) -> np.ndarray:
-    """`per_class` images of each class, drawn by key."""
+    """`per_class` images of each class, drawn with keyed generators."""
     chosen = []
     for digit in range(CLASSES):
         members = np.flatnonzero(labels == digit)

@@ -1,4 +1,4 @@
-"""`evaluate`: samples and a reference in, a report out, on as many processes as there are."""
+"""`evaluate`: compares samples with a reference, on all processes, and returns a report."""
 
 import logging
 import time
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Options:
     """What to compute.
 
-    metrics: names, or None for all that the features give. kid: the kernel distance too. bootstrap: how many
+    metrics: names, or None for all metrics of the features. kid: the kernel distance as well. bootstrap: number of
     resamples for confidence intervals, 0 for none. classes: labels to compare class by class; () for none, None for
     every class. reading: how images are read.
     """
@@ -48,10 +48,11 @@ class Options:
 
 @dataclass(frozen=True)
 class SampleStream:
-    """This process's contiguous share of samples that are made while they are looked at.
+    """This process's contiguous share of samples that are drawn during the evaluation.
 
     batches: uint8 tensors (b, 3, H, W), or objects with such `images` and `labels`. first: number of the share's first
-    sample. total: how many the share has. facts: what the report says about their origin, with "path" and "kind".
+    sample. total: number of samples of the share. facts: entries of the report about their origin, with "path" and
+    "kind".
     """
 
     batches: Iterable[Tensor | Batch]
@@ -68,13 +69,13 @@ def evaluate(
 ) -> Report | None:
     """Compare samples with a reference.
 
-    Every process calls it; the main process gets the report, the others None. Nothing of the images is kept; of their
-    features, what precision and recall need.
+    Every process calls it; the main process gets the report, the others None. Images are not kept in memory, and of
+    their features only those that the metrics need.
 
     Args:
-        samples: a source's path or name (every process reads its share), or images as they are made.
-        reference: ADM's npz, a file of statistics, or a source of images; or what `read_reference` made of one, with
-            all that these options need.
+        samples: a source's path or name (every process reads its share), or an iterable of images.
+        reference: ADM's npz, a file of statistics, or a source of images; or the result of `read_reference` for them,
+            with everything that these options need.
         features: see `create_features`; None is Inception on the CPU with the published weights.
 
     Raises:
@@ -86,7 +87,7 @@ def evaluate(
         raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
     metrics = choose_metrics(features, options.metrics, options.kid)
     wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
-    source = open_images(samples) if isinstance(samples, str) else None  # a typo is found before an hour's work
+    source = open_images(samples) if isinstance(samples, str) else None  # finds a typo before an hour's work
     if source is not None:
         require_two(len(source), "samples")
     by_class = source is not None and options.classes != ()
@@ -128,7 +129,7 @@ def _look_at_samples(
     wanted: Wanted,
     reading: Reading,
 ) -> tuple[Collected, dict[str, Any]]:
-    """What was collected of the samples, and what the report says about them."""
+    """What was collected from the samples, and their entries in the report."""
     if source is not None:
         collected = look_at(source, features, wanted, reading, "samples")
         return collected, source_facts(source, samples, collected)

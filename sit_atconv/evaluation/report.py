@@ -1,4 +1,4 @@
-"""What a person and a program get to read: a table, a JSON, and the warnings without which the numbers mislead."""
+"""The report of an evaluation: a table, JSON, and warnings about numbers that would mislead."""
 
 import platform
 from dataclasses import asdict, dataclass, field
@@ -28,10 +28,10 @@ _NAMED = ("sit-atconv", "torch", "torch-fidelity", "timm")  # versions that the 
 
 @dataclass
 class Report:
-    """One evaluation.
+    """The result of an evaluation.
 
-    metrics: name -> number. unsupported: name -> why it is not there. intervals: name -> std, low, high of a bootstrap.
-    per_class: class -> counts and distance. samples, reference, features, settings, versions: all that is needed to
+    metrics: name -> number. unsupported: name -> why it is missing. intervals: name -> std, low, high of a bootstrap.
+    per_class: class -> counts and distance. samples, reference, features, settings, versions: everything needed to
     repeat it. seconds: wall time.
     """
 
@@ -48,12 +48,12 @@ class Report:
     per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write_json(self, path: str | Path) -> None:
-        """Write everything as JSON, whole or not at all."""
+        """Write everything as JSON, atomically."""
         make_folder_of(path)
         write_json(path, asdict(self))
 
     def table(self) -> str:
-        """The numbers and what they are of, for a terminal."""
+        """The numbers and what was compared, as a table for the terminal."""
         sha256 = self.features["weights_sha256"]
         weights = f", weights {sha256[:8]}" if sha256 else ""
         lines = [
@@ -78,7 +78,7 @@ class Report:
 
 
 def title(name: str) -> str:
-    """A metric's name for a person: "fd_pixels" -> "FD-pixels", "precision_dinov2" -> "precision (DINOv2)"."""
+    """A metric's name as displayed: "fd_pixels" -> "FD-pixels", "precision_dinov2" -> "precision (DINOv2)"."""
     root, _, rest = name.partition("_")
     if rest in ("", "std"):
         return _TITLES[root] + (" std" if rest else "")
@@ -89,7 +89,7 @@ def title(name: str) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what the numbers pass through."""
+    """Versions of the libraries that influence the numbers."""
     versions = {"python": platform.python_version(), "sit-atconv": __version__}
     for package in ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "pillow", "accelerate"):
         try:
@@ -100,7 +100,7 @@ def library_versions() -> dict[str, str]:
 
 
 def features_facts(features: Features) -> dict[str, Any]:
-    """What the numbers were measured with."""
+    """Entries of the report about the features."""
     device = features.device
     return {
         "name": features.name,
@@ -120,7 +120,7 @@ def find_warnings(
     features: Features,
     labels: Tensor | None,
 ) -> list[str]:
-    """What a reader has to know before comparing these numbers with others."""
+    """Warnings that a reader needs before comparing these numbers with others."""
     warnings = _about_features(features, reference)
     if features.name != "pixels":
         warnings += _about_counts(metrics, samples, reference)
@@ -133,7 +133,7 @@ def find_warnings(
                 )
     if "is" in metrics and labels is not None and len(labels.unique()) > 1 and bool((labels.diff() >= 0).all()):
         harm = "its chunks lack classes, IS is too low" if samples["count"] > IS_CHUNK else "harmless in a single chunk"
-        warnings.append(f"The samples are sorted by class. The inception score is of chunks of {IS_CHUNK}: {harm}.")
+        warnings.append(f"The samples are sorted by class. The inception score uses chunks of {IS_CHUNK}: {harm}.")
     for what, facts in (("samples", samples), ("reference images", reference)):
         if facts["lossy"]:
             warnings.append(f"Some {what} are stored lossily (JPEG or WebP), which changes every number.")
@@ -152,7 +152,7 @@ def _about_features(features: Features, reference: dict[str, Any]) -> list[str]:
     if features.name == "inception" and not features.weights_sha256.startswith(PUBLISHED_WEIGHTS_PREFIX):
         warnings.append(
             f"The weights ({features.weights_sha256[:8]}) are not the file that torch-fidelity publishes "
-            f"({PUBLISHED_WEIGHTS_PREFIX}): compare these numbers with one another only, never with published ones."
+            f"({PUBLISHED_WEIGHTS_PREFIX}): do not compare these numbers with published ones."
         )
     if features.fast:
         warnings.append("Features were computed in bfloat16 (--fast): not for publication.")
@@ -160,7 +160,7 @@ def _about_features(features: Features, reference: dict[str, Any]) -> list[str]:
     if made_with and made_with != features.weights_sha256:
         warnings.append(f"The reference was made with other weights ({made_with[:8]}): the distances mean nothing.")
     if reference["kind"] == "statistics" and "images_in_arr_0" not in reference and not made_with:
-        warnings.append("The reference does not say which network its statistics are of; they must be the same.")
+        warnings.append("The reference does not name the network of its statistics; it must be the same network.")
     return warnings
 
 
@@ -168,13 +168,11 @@ def _about_counts(metrics: dict[str, float], samples: dict[str, Any], reference:
     warnings = []
     if samples["count"] < PUBLISHED_COUNT:
         warnings.append(
-            f"{samples['count']} samples: published numbers are of {PUBLISHED_COUNT}; distances are larger for fewer."
+            f"{samples['count']} samples: published numbers use {PUBLISHED_COUNT}; fewer give larger distances."
         )
     points = reference.get("images_in_arr_0", reference).get("count", 0)
     if any(name.startswith(("precision", "recall")) for name in metrics) and points < ENOUGH_NEIGHBOURS:
-        warnings.append(
-            f"Precision and recall against {points} reference images: published ones are against {ENOUGH_NEIGHBOURS}."
-        )
+        warnings.append(f"Precision and recall use {points} reference images: published ones use {ENOUGH_NEIGHBOURS}.")
     return warnings
 
 

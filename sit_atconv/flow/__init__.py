@@ -1,4 +1,4 @@
-"""Flow matching: interpolants, losses, guidance and solvers, all pure functions of a `velocity(x, t)` callable."""
+"""Flow matching: interpolants, losses, guidance and solvers, as pure functions of a `velocity(x, t)` callable."""
 
 from sit_atconv.flow.finite import NonFiniteError
 from sit_atconv.flow.guidance import guided_velocity

@@ -1,11 +1,11 @@
-"""Dormand and Prince's pair of orders 5 and 4 with a step size for each sample.
+"""The Dormand-Prince pair of orders 5 and 4, with a separate step size for each sample.
 
-In torchdiffeq one error norm over the whole batch chooses one step for all, so that a sample depends on what else is in
-its batch. Here every sample has its own error norm, step size and time: what becomes of it is a function of its own
-start alone, but for the rounding of a network that sees another batch. torchode (Lienen & Günnemann 2022) steps so too,
-but comes with a typeguard of 2021 that few environments can hold. For a batch of one, steps are chosen as torchdiffeq
-chooses them with `ifactor=5`, against which the tests hold this; only the last one differs: it ends at the end instead
-of beyond it.
+In torchdiffeq one error norm over the whole batch chooses one step for all samples, so that a sample depends on the
+rest of its batch. Here every sample has its own error norm, step size and time: its result depends only on its own
+start, up to rounding of the network in other batches. torchode (Lienen & Günnemann 2022) does the same, but requires a
+typeguard of 2021 that conflicts with most environments. For a batch of one, steps are chosen as in torchdiffeq with
+`ifactor=5`, with which the tests compare this solver; only the last step differs: it ends at the end time instead of
+beyond it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ from sit_atconv.flow.finite import NonFiniteError
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
-# Nodes and weights of Dormand & Prince (1980). The last row of A is also the solution of order 5, and its slope the
-# first of the next step. E is the difference to the solution of order 4, in the version of Shampine (1986).
+# Nodes and weights of Dormand & Prince (1980). The last row of A also gives the solution of order 5, whose slope is the
+# first one of the next step. E is the difference from the solution of order 4, in the version of Shampine (1986).
 _C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _A = (
     (1 / 5,),
@@ -44,22 +44,22 @@ def integrate_adaptive(
     dtype: torch.dtype,
     samples: Sequence[int] | None = None,
 ) -> Tensor:
-    """Solve dx/dt = v(x, t) from `start` to `end` for each sample by itself; returns the states at `end`.
+    """Solve dx/dt = v(x, t) from `start` to `end` for each sample independently; returns the states at `end`.
 
     A field that switches, such as one guided within an interval, is integrated piece by piece: no step crosses a jump.
     In each piece two evaluations choose the first steps, and every attempted step takes six. All samples are evaluated
-    together, those that have arrived too, until the last one arrives. The host waits for the device once an attempt,
-    to know whether any sample is still under way.
+    together until the last one has finished. The host waits for the device once per attempt, to check whether any
+    sample is unfinished.
 
     Args:
-        velocity: callable of (x, t) with t (B,) in `dtype`; x arrives in its own.
+        velocity: callable of (x, t) with t (B,) in `dtype`; x keeps its own dtype.
         x: the states at `start`, (B, ...).
         atol, rtol: a step is accepted when the root mean square of error / (atol + rtol·max(|x|, |x_next|)) is <= 1.
-        dtype: to integrate in, and of the returned states.
+        dtype: of the integration and of the returned states.
         samples: see `FiniteGuard`.
 
     Raises:
-        NonFiniteError: for samples whose field is not finite, or too rough for any step that moves time.
+        NonFiniteError: for samples whose field is not finite, or so rough that the step size vanishes.
     """
     state = x.to(dtype)
     between = [t for t in switch_times(velocity) if min(start, end) < t < max(start, end)]
@@ -73,23 +73,23 @@ def _integrate_piece(
     field: Field, x: Tensor, start: float, end: float, atol: float, rtol: float, samples: Sequence[int] | None
 ) -> Tensor:
     direction = 1.0 if end > start else -1.0
-    smallest = 16 * torch.finfo(x.dtype).eps  # a shorter step no longer moves time
+    smallest = 16 * torch.finfo(x.dtype).eps  # a shorter step would not change t
     t = torch.full((len(x),), start, dtype=x.dtype, device=x.device)
     slope = field(x, t)
     h = _first_step(field, x, slope, t, direction, abs(end - start), atol, rtol)
     failed = ~per_sample(x + slope).isfinite().all(1)
     attempts = 1
     while True:
-        # Who is still under way; the last step of each sample ends where it should
+        # Unfinished samples; each sample's last step ends exactly at the end time
         remaining = (end - t).abs()
-        failed = failed | ~((h >= smallest) | (h >= remaining))  # so does one that is not a number
+        failed = failed | ~((h >= smallest) | (h >= remaining))  # a step size that is NaN fails as well
         under_way = (remaining > 0) & ~failed
         if not under_way.any():
             break
         h = torch.where(under_way, torch.minimum(h, remaining), 0.0)
         t_next = torch.where(h < remaining, t + direction * h, end)
 
-        # A step of everyone's own size, accepted or not
+        # One step with each sample's own size, accepted or rejected
         x_next, slope_next, error = _step(field, x, slope, t, t_next)
         ratio = _norm(error / (atol + rtol * torch.maximum(x.abs(), x_next.abs())))
         accepted = under_way & (ratio <= 1)
@@ -121,11 +121,11 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _step_factor(ratio: Tensor) -> Tensor:
-    """By how much each step size changes, for its ratio of error to tolerance: 0.2 to 5, never shorter if accepted.
+    """Factor by which each step size changes, from its ratio of error to tolerance: 0.2 to 5, at least 1 if accepted.
 
-    Hairer, Nørsett & Wanner advise at most 5. With torchdiffeq's 10 the second step follows the error of the first,
-    which is so short that the error is the rounding of the network: another batch then gives another sample, by more
-    than the tolerance.
+    Hairer, Nørsett & Wanner recommend at most 5. With torchdiffeq's 10, the second step size depends on the error of
+    the first step, which is so short that its error is mostly rounding of the network: the same sample in another batch
+    would then differ by more than the tolerance.
     """
     factor = 0.9 * ratio.nan_to_num(nan=torch.inf) ** -0.2
     return torch.where(ratio < 1, factor.clamp(1, 5), factor.clamp(0.2, 5))

@@ -1,4 +1,4 @@
-"""A guard against NaN and infinity that does not make the host wait for the device at every step."""
+"""A check for NaN and infinity that does not make the host wait for the device at every step."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ class NonFiniteError(InputError):
     """States became NaN or infinite.
 
     Attributes:
-        step: the first step after which one was, counted from 1.
-        time: where that step began.
-        rows: the samples that are not finite at the end, by their place in the batch.
+        step: the first step after which a state was not finite, counted from 1.
+        time: the time at the start of that step.
+        rows: batch indices of all samples that became non-finite.
     """
 
     def __init__(self, step: int, time: float, rows: Sequence[int], samples: Sequence[int] | None = None) -> None:
@@ -29,11 +29,11 @@ class NonFiniteError(InputError):
 
 
 class FiniteGuard:
-    """Remembers on the device after which step each sample was first not finite, and asks the device once, at the end.
+    """Records on the device the step after which each sample was first not finite, and reads it once, at the end.
 
     Args:
         x: the starting state, (B, ...).
-        samples: numbers of the samples for the message; their places in the batch when not given.
+        samples: numbers of the samples for the error message; their batch indices when not given.
     """
 
     def __init__(self, x: Tensor, samples: Sequence[int] | None = None) -> None:
@@ -42,12 +42,12 @@ class FiniteGuard:
         self.first_bad = torch.full((len(x),), self.never, device=x.device)
 
     def watch(self, step: int, state: Tensor) -> None:
-        """Note which samples of the state (B, ...) after step number `step`, counted from 0, are not finite."""
+        """Record which samples of the state (B, ...) after step `step`, counted from 0, are not finite."""
         finite = per_sample(state).isfinite().all(1)
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
 
     def check(self, times: Sequence[float]) -> None:
-        """Raise `NonFiniteError` if a sample was not finite after any step; `times` are the steps' starts."""
+        """Raise `NonFiniteError` if a sample was not finite after any step; `times` are the steps' start times."""
         first_bad = self.first_bad.tolist()
         rows = [row for row, step in enumerate(first_bad) if step != self.never]
         if rows:
@@ -56,7 +56,7 @@ class FiniteGuard:
 
 
 def _listed(numbers: Sequence[int], most: int = 8) -> str:
-    """ "sample 4", "samples 4 to 9" or "samples 4, 7, 9"; of many, the first ones and how many more."""
+    """ "sample 4", "samples 4 to 9" or "samples 4, 7, 9"; a long list is cut, with the number of the rest."""
     if len(numbers) == 1:
         return f"sample {numbers[0]}"
     if list(numbers) == list(range(numbers[0], numbers[-1] + 1)):

@@ -1,6 +1,6 @@
 """Guidance by the null class (Ho & Salimans 2022) or by a weaker model (Karras et al. 2024, arXiv 2406.02507).
 
-Either acts within an interval of times (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+Both may be limited to an interval of times (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 """
 
 import math
@@ -18,7 +18,7 @@ from sit_atconv.flow.field import Velocity
 class GuidedVelocity:
     """v = v_base + s·(v_model − v_base) within an interval, v_model outside. See `guided_velocity`.
 
-    `both` computes (v_model, v_base) where guidance acts, `alone` v_model where it does not.
+    `both` computes (v_model, v_base) within the interval, `alone` computes v_model outside it.
     """
 
     both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -28,7 +28,7 @@ class GuidedVelocity:
     channels: int | None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """At a scalar t; the solvers decide by `at_step`."""
+        """The velocity at a scalar t; solvers call `at_step` instead, once per step."""
         return self.at_step(float(t))(x, t)
 
     def at_step(self, t: float) -> Velocity:
@@ -42,7 +42,7 @@ class GuidedVelocity:
         return self.interval
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
-        # In the state's precision: the difference of two half-precision numbers, times s, would be coarse.
+        # In the state's precision: s times the difference of two half-precision numbers would be coarse.
         model, base = (prediction.to(x.dtype) for prediction in self.both(x, t))
         if base.shape != model.shape:
             raise InputError(f"The weak model predicts {tuple(base.shape)} where the model gives {tuple(model.shape)}.")
@@ -66,16 +66,16 @@ def guided_velocity(
 ) -> Velocity:
     """The field v = v_null + s·(v_cond − v_null), or v_weak + s·(v − v_weak), as a callable of (x, t).
 
-    Outside `interval` (low <= t <= high, at the start of a solver's step) the model alone is computed, without the
-    null half or the weak model. What the models predict need not be the velocity: see `velocity_from_prediction`.
+    Outside `interval` (low <= t <= high, at the start of a solver step) only the model is evaluated, without the null
+    half or the weak model. The models may predict something other than the velocity: see `velocity_from_prediction`.
 
     Args:
         model: callable of (x, t, y), or of (x, t) when `labels` is None.
         labels: (B,) int64, or None for an unconditional model.
-        scale: s >= 0; 1 means no guidance: neither a second half nor the weak model runs.
+        scale: s >= 0; 1 means no guidance: neither the null half nor the weak model is evaluated.
         null_label: the class that stands for no label; None when the model has none. Unused with `weak`.
-        channels: guide only the first so many channels (3 reproduces the original DiT and SiT); None guides all.
-        weak: autoguidance: a worse model of the same data, called as `model` is, instead of the null class.
+        channels: guide only this many leading channels (3 reproduces the original DiT and SiT); None guides all.
+        weak: for autoguidance, a worse model of the same data, used instead of the null class and called like `model`.
 
     Raises:
         InputError: for guidance with neither a null class nor a weak model, a scale that is negative or not finite, an
@@ -106,7 +106,7 @@ def guided_velocity(
     halves = torch.cat([labels, torch.full_like(labels, null_label)])
 
     def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        # One batch: labels differ, noise does not.
+        # Both halves in one batch: the same states with different labels.
         conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, halves).chunk(2)
         return conditional, unconditional
 

@@ -14,7 +14,7 @@ PREDICTIONS = ("velocity", "noise", "score", "data")
 
 
 class Interpolant(ABC):
-    """α, σ and their derivatives as functions of a tensor of times, and what follows from them.
+    """α, σ and their derivatives as functions of a tensor of times, and the conversions that follow from them.
 
     In all methods x, noise and velocities are (B, ...) and t is a scalar tensor or (B,).
     """
@@ -36,10 +36,10 @@ class Interpolant(ABC):
         """σ'(t), of t's shape."""
 
     def time_range(self, prediction: str = "velocity") -> tuple[float, float]:
-        """Times (low, high) within which a network that predicts this is trained and asked.
+        """Times (low, high) within which a network with this prediction is trained and evaluated.
 
-        All of [0, 1] for the velocity. The others turn into a velocity by a division that is singular at t = 0 (data)
-        or t = 1 (noise, score): they keep 1e-3 off both ends, as SiT does.
+        [0, 1] for the velocity. Converting the others to a velocity is singular at t = 0 (data) or t = 1 (noise,
+        score), so their range ends 1e-3 before both ends, as in SiT.
         """
         require_one_of(prediction, PREDICTIONS, "prediction")
         return (0.0, 1.0) if prediction == "velocity" else (1e-3, 1 - 1e-3)
@@ -59,7 +59,7 @@ class Interpolant(ABC):
         return self.alpha(t) * x + self.sigma(t) * noise
 
     def velocity(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """v = α' x + σ' ε, what the network learns to predict."""
+        """v = α' x + σ' ε."""
         t = match_dims(t, x)
         return self.d_alpha(t) * x + self.d_sigma(t) * noise
 
@@ -135,7 +135,7 @@ class Cosine(Interpolant):
 class VP(Interpolant):
     """α = exp(−¼(β₁−β₀)t² − ½β₀t), σ = √(1−α²): the variance-preserving diffusion of Song et al. 2021.
 
-    σ' is infinite at t = 0; α stays positive up to t = 1, so that nothing is singular there.
+    σ' is infinite at t = 0. α stays positive up to t = 1, so nothing is singular there.
     """
 
     beta_min: float = 0.1

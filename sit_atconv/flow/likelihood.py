@@ -1,4 +1,4 @@
-"""Likelihood of data under the ODE's flow, by the instantaneous change of variables (Chen et al. 2018)."""
+"""Likelihood of data under the flow of the ODE, by the instantaneous change of variables (Chen et al. 2018)."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from sit_atconv.flow.ode import integrate_ode, solver_dtype
 
 @dataclass(frozen=True)
 class VelocityAndTrace:
-    """The field of states (B, 2, ...): beside x, each of its elements carries its share of the integrated divergence.
+    """The field of states (B, 2, ...): x, and for each element of x its share of the integrated divergence.
 
-    Hutchinson's estimate of the divergence, eᵀ(∂v/∂x)e, is a sum over elements. Carrying its terms instead of the sum
-    gives the divergence the same weight as x in the error norm of dopri5, whatever the number of elements.
+    Hutchinson's estimate of the divergence, eᵀ(∂v/∂x)e, is a sum over elements. Integrating its terms instead of the
+    sum gives the divergence the same weight as x in the error norm of dopri5, whatever the number of elements.
     """
 
     velocity: Velocity
@@ -56,28 +56,29 @@ def bits_per_dimension(
     end: float = 1.0,
     **options: Any,
 ) -> Tensor:
-    """−log₂ p(x) / D for each sample, bits per dimension (B,): lower is likelier.
+    """−log₂ p(x) / D for each sample, in bits per dimension (B,): lower is more likely.
 
     log p(x) = log N(x₁; 0, I) + ∫ div v dt along the ODE from x to the noise x₁ (Song et al. 2021, arXiv 2011.13456,
-    §D.2). div v = E[eᵀ(∂v/∂x)e], with one e of random signs for a sample's whole trajectory (Grathwohl et al. 2019):
-    the result is unbiased in nats, and exact where ∂v/∂x is diagonal. One evaluation costs a forward and a backward
-    pass.
+    §D.2). div v = E[eᵀ(∂v/∂x)e], with one vector e of random signs for a sample's whole trajectory (Grathwohl et al.
+    2019). The estimate of log p(x) is unbiased, and exact where ∂v/∂x is diagonal. One evaluation costs a forward and a
+    backward pass.
 
-    These are bits of the density of x as it is given, on its own scale. For a latent z = (posterior sample − shift)·s
-    the density of the sample itself has −log₂ s more. For pixels in [−1, 1] made from 8-bit ones, to which uniform
-    noise of one grey level was added (dequantisation), log₂ 127.5 ≈ 6.994 more bound the bits of the 8-bit picture.
-    Bits of latents say nothing of pixels: the autoencoder's own term is missing.
+    These are bits of the density of x on the scale on which it is given. For a latent z = (posterior sample − shift)·s,
+    add −log₂ s for the density of the posterior sample. For pixels in [−1, 1] made from 8-bit ones plus uniform noise
+    of one grey level (dequantisation), add log₂ 127.5 ≈ 6.994 for an upper bound on the bits of the 8-bit image. Bits
+    of latents say nothing about pixels: the autoencoder's own term is missing.
 
     Args:
-        velocity: as for `integrate_ode`; an unguided one, since a guided field belongs to no density that was learnt.
-            Its tensors, such as labels, must not have been made under `torch.inference_mode`.
+        velocity: as for `integrate_ode`, without guidance: a guided field does not describe a learnt density. Its
+            tensors, such as labels, must not have been made under `torch.inference_mode`.
         x: data, (B, ...).
-        steps, method, options: of `integrate_ode`, which also raises its errors. Fixed steps of `heun` cost 2N.
-        probe: e, of x's shape, ±1 with even chances; the caller keys it. torch's global generator when not given.
-        start, end: singular ends are left out as in `integrate_ode`: the density is then that of x_t at `start`.
+        steps, method, options: see `integrate_ode`, whose errors are raised as well. N steps of heun cost 2N
+            evaluations.
+        probe: e, of x's shape, ±1 with equal probability; drawn from torch's global generator when not given.
+        start, end: exclude singular ends as for `integrate_ode`; the density is then that of x_t at `start`.
 
     Raises:
-        InputError: for a probe of another shape, and what `integrate_ode` refuses.
+        InputError: for a probe of another shape, and as `integrate_ode` does.
     """
     if probe is None:
         probe = torch.randint(0, 2, x.shape, device=x.device) * 2 - 1

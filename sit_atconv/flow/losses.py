@@ -22,7 +22,7 @@ def flow_matching_loss(
     prediction: str = "velocity",
     weighting: str = "none",
 ) -> Tensor:
-    """Mean squared error of the prediction for each sample, compared in fp32: (B,).
+    """Mean squared error of the prediction for each sample, computed in fp32: (B,).
 
     The errors are ‖v̂ − v‖² for the velocity, ‖ε̂ − ε‖² for noise, ‖σŝ + ε‖² for the score (denoising score matching,
     in units of noise) and ‖x̂ − x‖² for data, each averaged over the elements (SiT, §2.2 and §3.2).
@@ -32,12 +32,12 @@ def flow_matching_loss(
         x, noise: data and standard normal noise, (B, ...).
         t: times within `interpolant.time_range(prediction)`, (B,).
         interpolant: `Linear()` when not given.
-        weighting: of noise and score errors, with g the drift variance: "none"; "velocity", (g/σ)², which makes the
-            loss that of the velocity they imply; or "likelihood", g/σ², which makes it the weighting g of the score's
-            error, as maximum likelihood has it (Song et al. 2021).
+        weighting: of noise and score errors, where g is the drift variance: "none"; "velocity", (g/σ)², which gives the
+            loss of the implied velocity; or "likelihood", g/σ², which weights the score's error by g, as in maximum
+            likelihood (Song et al. 2021).
 
     Raises:
-        InputError: for unknown names, or a weighting of velocity or data.
+        InputError: for unknown names, or a weighting with a velocity or data prediction.
     """
     interpolant = interpolant or Linear()
     require_loss(prediction, weighting)
@@ -52,7 +52,7 @@ def flow_matching_loss(
 
 
 def require_loss(prediction: str, weighting: str) -> None:
-    """Raise `InputError` unless there is a loss of this prediction with this weighting."""
+    """Raise `InputError` unless this prediction and this weighting go together."""
     require_one_of(prediction, PREDICTIONS, "prediction")
     require_one_of(weighting, WEIGHTINGS, "weighting")
     if weighting != "none" and prediction not in ("noise", "score"):
@@ -74,7 +74,7 @@ def _error(predicted: Tensor, prediction: str, x: Tensor, noise: Tensor, t: Tens
 def alignment_loss(projected: Tensor, teacher_tokens: Tensor) -> Tensor:
     """−cos(projected, teacher) averaged over the tokens of each sample (REPA, Eq. 8): (B, N, D) twice -> (B,).
 
-    Both sides are normalised in fp32: half precision has been the cause of NaNs.
+    Both sides are normalised in fp32, since half precision has caused NaNs.
     """
     return -F.cosine_similarity(projected.float(), teacher_tokens.float(), dim=-1).mean(1)
 
@@ -86,12 +86,12 @@ def times_from_uniform(
     shift: float = 1.0,
     prediction: str = "velocity",
 ) -> Tensor:
-    """Training times from uniform numbers u in [0, 1), by inverting the distribution's cumulative function.
+    """Training times from uniform numbers u in [0, 1), by the inverse cumulative distribution function.
 
     Args:
         distribution: "uniform", or "logit-normal": with σ = exp(normal), t = σ/(1+σ) for the linear interpolant and
             (2/π)·atan(σ) for the cosine one.
-        shift: s > 0 moves times towards noise, t ← s·t / (1 + (s−1)·t); 1 leaves them.
+        shift: t ← s·t / (1 + (s−1)·t): s > 1 moves times towards noise, 1 leaves them unchanged.
         prediction: what the network predicts: [0, 1] is mapped onto `interpolant.time_range(prediction)`.
 
     Raises:
@@ -110,14 +110,14 @@ def times_from_uniform(
 
 
 def require_times(distribution: str, interpolant: Interpolant) -> None:
-    """Raise `InputError` unless training times have this distribution with this interpolant."""
+    """Raise `InputError` unless this time distribution is defined for this interpolant."""
     require_one_of(distribution, ("uniform", "logit-normal"), "time distribution")
     if distribution == "logit-normal" and not isinstance(interpolant, Linear | Cosine):
         raise InputError("Logit-normal times are defined for the linear and cosine interpolants: use uniform ones.")
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:
-    """t ← s·t / (1 + (s−1)·t) (Esser et al. 2024, Eq. 23): 0 and 1 stay, s > 1 spends more time near noise."""
+    """t ← s·t / (1 + (s−1)·t) (Esser et al. 2024, Eq. 23): 0 and 1 stay fixed, s > 1 moves times towards noise."""
     if shift <= 0:
         raise InputError(f"The timestep shift must be positive, not {shift}; 1 leaves times as they are.")
     return shift * t / (1 + (shift - 1) * t)

@@ -17,7 +17,7 @@ ODE_METHODS = (*FIXED_STEP_METHODS, "dopri5")
 
 
 def solver_dtype(device: torch.device) -> torch.dtype:
-    """fp64 for time grids and states, where the device has it."""
+    """The dtype of time grids and states: fp64 where the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -44,21 +44,21 @@ def integrate_ode(
 ) -> Tensor:
     """Solve the ODE from time `start` to `end`; returns the state there, of x's shape and dtype.
 
-    A network that predicts something else than the velocity, or VP, is singular at ends of [0, 1]: start and end
-    within `interpolant.time_range(prediction)`, which leaves 0.1 % of noise in the data.
+    With the VP interpolant, or a network that does not predict the velocity, the field is singular at ends of [0, 1]:
+    start and end within `interpolant.time_range(prediction)`. At t = 1e-3 the data keep 0.1 % of noise.
 
     Args:
-        velocity: callable of (x, t), t a scalar tensor of the host, or (B,) beside x for dopri5; x has its own dtype.
+        velocity: callable of (x, t), where t is a scalar tensor on the CPU, or (B,) on x's device for dopri5.
         x: the state at `start`, (B, ...).
-        steps: N intervals, `ode_times`. dopri5 chooses its own.
-        method: "euler" (N evaluations); "heun" (2N−1 towards data, where the last step is Euler's: near data the
-            velocity need not exist, and its error is largest; 2N towards noise); "midpoint" (2N); or "dopri5", which
-            chooses steps for each sample by itself, see `integrate_adaptive`.
+        steps: N intervals, see `ode_times`. dopri5 chooses its own.
+        method: "euler" (N evaluations); "heun" (2N towards noise, 2N−1 towards data, where the last step is an Euler
+            step since the velocity may not exist at t = 0 and its error is largest near it); "midpoint" (2N); or
+            "dopri5", which chooses steps for each sample separately, see `integrate_adaptive`.
         shift: see `shift_times`.
         atol, rtol: of dopri5; the defaults are SiT's.
-        dtype: of state and time grid; fp64 where the device has it.
+        dtype: of state and time grid; fp64 where the device supports it.
         samples: numbers of the samples, for the message of `NonFiniteError`.
-        on_step: called after every step, may change the state; not with dopri5, where samples have their own steps.
+        on_step: called after every step, may change the state; not with dopri5, where each sample has its own steps.
 
     Raises:
         InputError: for an unknown method, steps < 1, on_step with dopri5, or times that are equal or not in [0, 1].
@@ -67,11 +67,11 @@ def integrate_ode(
     require_one_of(method, ODE_METHODS, "ODE solver")
     require_steps(steps)
     if start == end or not (0 <= start <= 1 and 0 <= end <= 1):
-        raise InputError(f"Times lie in [0, 1], and a solver goes from one to another: not from {start} to {end}.")
+        raise InputError(f"A solver needs two different times in [0, 1], not {start} and {end}.")
     dtype = dtype or solver_dtype(x.device)
     if method == "dopri5":
         if on_step is not None:
-            raise InputError("dopri5 steps each sample by itself: nothing can be called after a step of all.")
+            raise InputError("dopri5 has separate steps for each sample and takes no on_step: choose another solver.")
         return integrate_adaptive(velocity, x, start, end, atol=atol, rtol=rtol, dtype=dtype, samples=samples).to(x)
 
     times = ode_times(steps, start, end, shift)
@@ -95,9 +95,9 @@ def invert(
     end: float = 1.0,
     **options: Any,
 ) -> Tensor:
-    """The noise that the ODE maps to data x: `integrate_ode` the other way, with its options.
+    """The noise that the ODE maps to data x: `integrate_ode` in reverse, with its options.
 
-    Sampling on the same grid returns x up to the solver's error. Where t = 0 or t = 1 is singular, start and end are
+    Sampling on the same grid returns x up to the solver's error. Where t = 0 or t = 1 is singular, let start and end be
     `interpolant.time_range(prediction)`.
     """
     return integrate_ode(velocity, x, steps, method, start=start, end=end, **options)
@@ -113,7 +113,7 @@ def _integrate_steps(
     on_step: OnStep | None,
 ) -> Tensor:
     state, starts = x.to(dtype), times[:-1].tolist()
-    on_host = times.to(dtype)  # arithmetic with scalars of the host does not make it wait for the device
+    on_host = times.to(dtype)  # arithmetic with CPU scalars does not wait for the device
     towards_data = times[-1] < times[0]
     for i, t in enumerate(starts):
         field = widened(at_step(velocity, t), x.dtype, dtype)

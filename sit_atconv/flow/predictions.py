@@ -1,4 +1,4 @@
-"""Networks that predict noise, score or data instead of the velocity, seen by the solvers as velocity fields."""
+"""Velocity fields from networks that predict noise, score or data instead of the velocity."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class PredictedVelocity:
 
     def __call__(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         predicted = self.network(x, t, *labels)
-        # In the solver's precision, which t has: near the singular ends the two terms nearly cancel.
+        # In the solver's precision, which is that of t: near the singular ends the two terms nearly cancel.
         return _CONVERSIONS[self.prediction](self.interpolant, x.to(t.dtype), predicted.to(t.dtype), t)
 
     def at_step(self, t: float) -> "PredictedVelocity":
@@ -44,18 +44,19 @@ def velocity_from_prediction(
 ) -> Callable[..., Tensor]:
     """The velocity field of a network that predicts `prediction`, one of `PREDICTIONS`.
 
-    Guide first and convert then: `velocity_from_prediction(guided_velocity(model, …), …)`. At fixed (x, t) a conversion
-    is affine in what is predicted and the weights of guidance add up to 1, so either order gives the same field; this
-    one converts once. Only models that predict different things must be converted before they guide one another;
-    hence labels after (x, t) are handed on.
+    Guide first, then convert: `velocity_from_prediction(guided_velocity(model, …), …)`. At fixed (x, t) the conversion
+    is affine in the prediction and the guidance weights add up to 1, so either order gives the same field; this one
+    converts once. Only models that predict different things must be converted before one guides the other, which is
+    why labels after (x, t) are passed on.
 
-    The conversions are singular at ends of [0, 1]: integrate within `interpolant.time_range(prediction)`. They also
-    amplify errors of the network: where α is small, those of noise and of the score by σ' − (α'/α)σ, for the linear
-    interpolant 1/(1 − t), up to 1000 where sampling starts. Such a network must have learnt the times near noise well,
-    which logit-normal times hardly visit. Data are harmless there, and near t = 0 errors have no time left to grow.
+    The conversions are singular at the ends of [0, 1]: integrate within `interpolant.time_range(prediction)`. They also
+    amplify errors of the network. Near noise, where α is small, errors of predicted noise and score grow by
+    σ' − (α'/α)σ; for the linear interpolant this is 1/(1 − t), up to 1000 where sampling starts. Such a network must be
+    trained well at times near noise, which logit-normal times rarely sample. Data predictions are not amplified there,
+    and near t = 0 errors have no time left to grow.
 
     Args:
-        network: callable of (x, t) or (x, t, labels), which may decide at a solver's step (`at_step`).
+        network: callable of (x, t) or (x, t, labels), with an optional method `at_step`.
     """
     require_one_of(prediction, PREDICTIONS, "prediction")
     return network if prediction == "velocity" else PredictedVelocity(network, prediction, interpolant)

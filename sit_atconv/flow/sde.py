@@ -1,6 +1,6 @@
-"""Stochastic solvers: dx = (v − D(t)·score) dt + √(2D(t)) dW, run from noise (t = 1) to data (SiT, §2.4 and §3.3).
+"""Stochastic solvers: dx = (v − D(t)·score) dt + √(2D(t)) dW, from noise (t = 1) to data (SiT, §2.4 and §3.3).
 
-Every D gives the same marginals; velocity and score come from one network call.
+Every D gives the same marginals. Velocity and score come from one network evaluation.
 """
 
 import math
@@ -37,8 +37,8 @@ def sde_times(steps: int, start: float, last_step: str, last_step_size: float) -
     require_steps(steps)
     if not 0 < last_step_size < start <= 1:
         raise InputError(
-            "The last step's size must lie between 0 and the start, which is at most 1: not "
-            f"{last_step_size} with a start of {start}."
+            f"The last step's size must lie between 0 and the start time, which is at most 1: {last_step_size} was "
+            f"given, with a start time of {start}."
         )
     if last_step == "none":
         return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
@@ -78,19 +78,21 @@ def integrate_sde(
     """Solve the SDE from t = 1 to t = 0 in N steps; returns samples of x's shape and dtype.
 
     Args:
-        velocity: callable of (x, t) with t a scalar tensor of the host; x arrives in its own dtype.
+        velocity: callable of (x, t), where t is a scalar tensor on the CPU and x has its own dtype.
         x: noise at t = 1, (B, ...).
-        method: "euler-maruyama" (N network calls, weak order 1) or "heun" (2N−1, its last step the other's; order 2).
-        interpolant: what the network was trained with, `Linear()` when not given.
-        start: below 1 where a prediction is singular there, `interpolant.time_range(prediction)[1]`. It is lowered to
-            that of the score, 1 − 1e-3 for linear and cosine, for sbdm and for Tweedie's estimate from pure noise.
+        method: "euler-maruyama" (N network evaluations, weak order 1) or "heun" (2N−1, weak order 2).
+        interpolant: of the network's training, `Linear()` when not given.
+        start: `interpolant.time_range(prediction)[1]`, which is below 1 where a prediction is singular there. For sbdm,
+            and for Tweedie's estimate from pure noise, it is lowered to that of the score (1 − 1e-3 for linear and
+            cosine).
         diffusion: D(t), a name in `DIFFUSIONS`, times `diffusion_scale`.
-        last_step: over [0, last_step_size]: "mean" (no noise: too narrow where D is still large, as the constant one),
-            "tweedie" (the estimate of the data), "euler" (the ODE's step), or "none" (N equal steps, all with noise).
+        last_step: over [0, last_step_size]: "mean" (without noise; samples vary too little if D is still large there,
+            as with "constant"), "tweedie" (the estimate of the data), "euler" (an ODE step), or "none" (no special last
+            step: N equal steps, all with noise).
         noise: step number -> standard normal tensor of x's shape; torch's global generator when not given.
-        dtype: of state and time grid; fp64 where the device has it.
+        dtype: of state and time grid; fp64 where the device supports it.
         samples: numbers of the samples, for the message of `NonFiniteError`.
-        on_step: called after every step, may change the state.
+        on_step: called after every step; it may change the state.
 
     Raises:
         InputError: for unknown names, steps < 1, a negative scale, or unless 0 < last_step_size < start <= 1.
@@ -124,7 +126,7 @@ def integrate_sde(
 class _DiscreteSde:
     """The solvers' steps on a grid of N+1 times, for fields of (x, t).
 
-    `times` and D are the host's: scalars from there never make it wait for the device.
+    `times` and D are on the CPU, so that scalars taken from them never wait for the device.
     """
 
     interpolant: Interpolant
@@ -134,8 +136,8 @@ class _DiscreteSde:
     def step(self, field: Velocity, x: Tensor, i: int, normal: Tensor, heun: bool) -> Tensor:
         """Euler-Maruyama's step, or Heun's for additive noise (Kloeden & Platen 1992, §15.1), of weak order 2.
 
-        The noise of Heun's step has the mean of D at its two ends. SiT's Heun adds its noise first, by D at the start,
-        which leaves an error of first order.
+        The noise of Heun's step uses the mean of D at both ends of the step. SiT's Heun adds the noise first, with D at
+        the start, which leaves an error of first order.
         """
         h = (self.times[i] - self.times[i + 1]).item()
         drift = self._drift(field, x, i)
@@ -152,6 +154,6 @@ class _DiscreteSde:
         return x - h * v if how == "euler" else self.interpolant.data_from_velocity(x, v, self.times[-2])
 
     def _drift(self, field: Velocity, x: Tensor, i: int) -> Tensor:
-        """v − D·score, by one evaluation of the field."""
+        """v − D·score, from one evaluation of the field."""
         v = field(x, self.times[i])
         return v - self.D[i] * self.interpolant.score_from_velocity(x, v, self.times[i])

@@ -11,24 +11,24 @@ from sit_atconv.ops.precision import autocast_inputs
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale tokens x (B, N, C) by one vector (B, C) a sample, computed in x's precision, in one pass.
+    """Shift and scale tokens x (B, N, C) by one vector (B, C) per sample, in one pass and in x's precision.
 
-    The result is the input of matrix products, and has autocast's dtype where it is on: one copy serves them all.
+    The result has autocast's dtype where autocast is on, so that the matrix products that follow share one cast.
     """
-    scale = 1 + scale.to(x.dtype).unsqueeze(1)  # in bf16 the sum would lose a scale below 1/256
+    scale = 1 + scale.to(x.dtype).unsqueeze(1)  # in bf16, 1 + scale would round away a scale below 1/256
     return autocast_inputs(torch.addcmul(shift.to(x.dtype).unsqueeze(1), x, scale))[0]
 
 
 def add_gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate · y for tokens x, y (B, N, C) and one gate (B, C) a sample, in x's dtype."""
+    """x + gate · y for tokens x, y (B, N, C) and one gate (B, C) per sample, in x's dtype."""
     gate = gate.unsqueeze(1)
     if x.dtype == y.dtype:
         return torch.addcmul(x, gate, y)
-    return x + gate * y  # under autocast addcmul would copy y to fp32, and keep the copy for the backward pass
+    return x + gate * y  # under autocast addcmul would keep an fp32 copy of y for the backward pass
 
 
 def take_rows(table: Tensor, rows: Tensor | None) -> Tensor:
-    """Rows (B,) of a table (U, C): (B, C); the table itself when no rows are named."""
+    """Rows (B,) of a table (U, C): (B, C); the table itself if `rows` is None."""
     return table if rows is None else table[rows]
 
 
@@ -46,8 +46,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """adaLN-Zero transformer block: mixer and MLP, each modulated and gated by the condition c.
 
-    c is (B, C), or (1, C) for all samples alike, or (U, C) with `rows` (B,) naming each sample's condition. Where
-    `recompute_mixer` is set, the backward pass runs norm, modulation and mixer again instead of keeping what they made.
+    c is (B, C), or (1, C) shared by all samples, or (U, C) with `rows` (B,) as the index of each sample's condition. If
+    `recompute_mixer` is set, the backward pass recomputes norm, modulation and mixer instead of storing activations.
     """
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and projection of tokens (B, N, C) to patches (B, N, p²·C_out)."""
+    """Modulated norm, then the projection of tokens (B, N, C) to patches (B, N, p²·C_out)."""
 
     def __init__(self, dim: int, patch_channels: int) -> None:
         super().__init__()

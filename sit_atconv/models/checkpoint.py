@@ -1,4 +1,4 @@
-"""Opening a saved model, with errors that say what is wrong with it."""
+"""Opens a saved model; errors say what is wrong with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ Number = Annotated[int, Meta(ge=1, le=65_536)]
 
 @dataclass(frozen=True)
 class ClassName:
-    """Which class of models a config.json is of."""
+    """The model class that a config.json names."""
 
     _class_name: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelFile(ClassName):
-    """config.json of a model: arguments of `SiT`, see there; those that are absent have its defaults."""
+    """config.json of a model: the arguments of `SiT`, with its defaults for absent ones."""
 
-    # A list, since msgspec 0.23 crashes on a union of tuples of fixed length and numbers with a range.
+    # A list, since msgspec 0.23 crashes on a union of a fixed-length tuple and a number with a range.
     input_size: Size | Annotated[list[Size], Meta(min_length=2, max_length=2)] = 32
     patch_size: Size = 2
     in_channels: Number = 4
@@ -52,13 +52,13 @@ class ModelFile(ClassName):
 
 @dataclass(frozen=True)
 class WeightIndex:
-    """Which file of weights that are split over several holds a tensor."""
+    """The index of weights that are split over several files: which file holds each tensor."""
 
     weight_map: dict[str, str]
 
 
 def model_directory(path: Path) -> Path:
-    """Where in `path` the model is: in model/ of a checkpoint, in transformer/ of a saved pipeline, or there itself."""
+    """The model's directory: model/ in a checkpoint, transformer/ in a saved pipeline, or `path` itself."""
     return next((path / name for name in ("model", "transformer") if (path / name / "config.json").exists()), path)
 
 

@@ -1,6 +1,6 @@
-"""How many floating-point operations training takes, counted from the shapes: a multiply-add is two.
+"""Floating-point operations of training, counted from the shapes; a multiply-add counts as two.
 
-Only products are counted (matrices, convolutions), as torch's own counter does.
+Only matrix products and convolutions are counted, as in torch's own counter.
 """
 
 from torch import nn
@@ -10,16 +10,16 @@ from sit_atconv.models.sit import SiT
 
 
 def training_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
-    """Of one training step for one image (C, H, W): three forward passes, since the backward pass is worth two.
+    """Operations of a training step per image (C, H, W): three forward passes, since a backward pass costs two.
 
-    What gradient checkpointing computes again is not counted, nor are teachers and projectors: these are the
-    operations that the model needs, as in PaLM's definition of MFU (Chowdhery et al. 2022).
+    Recomputation by gradient checkpointing, teachers and projectors are not counted: as in PaLM's definition of MFU
+    (Chowdhery et al. 2022), these are the operations that the model needs.
     """
     return 3 * forward_flops(model, latent_shape)
 
 
 def forward_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
-    """Of one forward pass for one image of shape (C, H, W)."""
+    """Operations of one forward pass for one image (C, H, W)."""
     channels, height, width = latent_shape
     p, C = model.patch_size, model.config.hidden_size
     grid = height // p, width // p

@@ -41,8 +41,8 @@ def create_model(
 ) -> SiT:
     """Build the model called `name` with fresh weights; `overrides` are further arguments of `SiT`.
 
-    ATConv's options (kernel_size, pool, activation) may be given as well: they go to every ATConv whose entry in the
-    pattern does not say otherwise. Raises `InputError` for an unknown name, argument, mixer or option.
+    ATConv's options (kernel_size, pool, activation) may be given as well: they apply to every ATConv whose entry in the
+    pattern does not set them. Raises `InputError` for an unknown name, argument, mixer or option.
     """
     if name not in _CONFIGS:
         raise InputError(f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` names all.")

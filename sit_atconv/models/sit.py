@@ -1,4 +1,4 @@
-"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740), whatever mixes its tokens."""
+"""SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740) and any token mixer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from sit_atconv.runtime.whole_files import apply_umask
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
-_FOR_AUTO_MODEL = "sit_atconv.py"  # where diffusers looks for a component of the library sit_atconv, too
+_FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
 from sit_atconv import SiT  # pip install sit-atconv
@@ -38,27 +38,29 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the velocity of a noisy latent (B, C, H, W) at time t in [0, 1] (0 = data, 1 = noise).
 
     Deterministic: train and eval mode compute the same function. Label dropout belongs to the training step, which
-    replaces labels by the null class `num_classes`. Any height and width that the patch divides are taken.
+    replaces labels by the null class `num_classes`. Height and width may be any multiples of the patch size.
 
     Args:
-        input_size: latent height and width at training, an int or a pair; sizes the position table that is kept ready.
+        input_size: latent height and width in training, an int or a pair; the position table is kept for this size.
         patch_size: side p of a patch.
         in_channels: latent channels.
-        hidden_size, depth, num_heads, mlp_ratio: width C (a multiple of 4), blocks, attention heads, MLP width over C.
+        hidden_size: width C, a multiple of 4.
+        depth, num_heads: number of blocks and of attention heads.
+        mlp_ratio: MLP width over C.
         num_classes: 0 for an unconditional model, which has no label table.
         mixer_pattern: the name of a registered mixer, "hybrid" (even blocks ATConv), or a list with an entry for each
-            block, or fewer, which are repeated; an entry is a name or {"name": …, option: …}.
-        position: "sincos", computed for any size; "table", a table that is kept with the weights, for the training size
-            alone (converted models whose table is not quite the sine-cosine one); or "none".
-        interpolant, prediction, latents, class_names: what generation needs to know, carried with the weights: the
-            interpolant trained with, what is predicted ("velocity", "noise", "score" or "data"), how the latents were
-            made (`sit_atconv.autoencoder.LatentSpec` as a dict), names of classes.
+            block; a shorter list is repeated. An entry is a name or {"name": …, option: …}.
+        position: "sincos", computed for any size; "table", a table stored with the weights, for the training size only
+            (for converted models whose table differs from the sine-cosine one); or "none".
+        interpolant, prediction, latents, class_names: saved with the model because generation needs them: the
+            interpolant of training, the predicted quantity ("velocity", "noise", "score" or "data"), the description of
+            the latents (`sit_atconv.autoencoder.LatentSpec` as a dict), and the names of the classes.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Block"]
-    # What `compile_repeated_blocks` compiles, once for all of a kind. Training has one batch size; where sizes vary, as
-    # in sampling, `dynamic=True` makes one program for all of them.
+    # `compile_repeated_blocks` compiles these, once for all blocks of a kind. Training has one batch size; where batch
+    # sizes vary, as in sampling, `dynamic=True` makes one program for all of them.
     _repeated_blocks: ClassVar[list[str]] = ["Block"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["time_embed"]  # Fourier features need its precision
 
@@ -107,7 +109,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio) for mixer in mixers)
         self.register_to_config(auto_map={"AutoModel": f"{Path(_FOR_AUTO_MODEL).stem}.SiT"})
         if foreign := origins({name for name, _ in entries}):
-            self.register_to_config(mixer_origins=foreign)  # for whoever opens the model without them
+            self.register_to_config(mixer_origins=foreign)  # for the error when a user opens the model without them
         self.final = FinalLayer(hidden_size, patch_channels)
         table = None if position == "none" else sincos_position(hidden_size, self.grid)
         self.register_buffer("position_table", table, persistent=position == "table")
@@ -116,7 +118,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self._initialise()
 
     def _initialise(self) -> None:
-        """DiT's initialisation: every block starts as the identity and the velocity as zero. Then each mixer's own."""
+        """DiT's initialisation (blocks start as the identity, the velocity as zero), then that of each mixer."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -132,24 +134,24 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 block.mixer.initialise()
 
     def save_config(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """diffusers' own, and beside config.json what lets its AutoModel open the directory."""
+        """diffusers' `save_config`, and beside config.json a module through which its AutoModel opens the directory."""
         super().save_config(save_directory, *arguments, **options)
         Path(save_directory, _FOR_AUTO_MODEL).write_text(_OPENS_A_SIT)
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """diffusers' own; the files have the mode that the umask gives, which safetensors does not look at."""
+        """diffusers' `save_pretrained`; files get the mode of the umask, which safetensors ignores."""
         super().save_pretrained(save_directory, *arguments, **options)
         apply_umask(Path(save_directory), "*.safetensors")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """diffusers' `from_config`, which `from_pretrained` calls; takes the files of earlier versions, too.
+        """diffusers' `from_config`, which `from_pretrained` calls; it also reads the files of earlier versions.
 
-        Raises `InputError` when the model has a mixer that nobody has registered: nothing is imported for it.
+        Raises `InputError` when the model has a mixer that is not registered: config.json never causes an import.
         """
         if isinstance(config, Mapping):
             config = dict(config)
-            # Before mixers had options of their own, ATConv's stood beside the pattern.
+            # In earlier versions ATConv's options stood beside the pattern.
             atconv = {key: config.pop(key) for key in mixer_options("atconv") if key in config}
             pattern = config.get("mixer_pattern", "attention")
             config["mixer_pattern"] = with_atconv_options(pattern, atconv)
@@ -158,16 +160,16 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return super().from_config(config, **options)
 
     def _make_position_table(self, _: object = None) -> None:
-        """Beside loaded weights, where a model made without memory (on torch's device "meta") has none."""
+        """Compute the table on the device of the loaded weights: a model built on the "meta" device has none."""
         if self.config.position == "sincos":
             table = sincos_position(self.config.hidden_size, self.grid, self.patch_embed.weight.device)
             self.position_table = table.to(self.position_table.dtype)
 
     def recompute(self, what: str) -> None:
-        """Less memory for more time in training: what the backward pass computes again instead of keeping it.
+        """Choose what the backward pass recomputes (gradient checkpointing), to save memory at the cost of time.
 
-        "mixers" is norm, modulation and token mixer of every block; "blocks" is whole blocks, as diffusers'
-        `enable_gradient_checkpointing`; "none" keeps everything. Loss and gradients are the same.
+        "mixers": norm, modulation and token mixer of every block; "blocks": whole blocks, as diffusers'
+        `enable_gradient_checkpointing`; "none": nothing. Loss and gradients are the same.
         """
         require_one_of(what, RECOMPUTED, "gradient checkpointing")
         if what == "blocks":
@@ -178,7 +180,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             block.recompute_mixer = what == "mixers"
 
     def set_attention_backend(self, backend: str) -> None:
-        """Let attention run on another of diffusers' backends, such as "flash" or "_native_math"."""
+        """Run attention on one of diffusers' backends, such as "flash" or "_native_math"."""
         super().set_attention_backend(backend)  # checks the name, and that its package is installed
         self._choose_attention(AttentionBackendName(backend.lower()))
 
@@ -193,9 +195,9 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 module.backend = backend
 
     def compile_repeated_blocks(self, *arguments: Any, **options: Any) -> None:
-        """diffusers' own: every kind of block is compiled once, and again for sizes of a new kind.
+        """diffusers' `compile_repeated_blocks`: each kind of block is compiled once, and again for new sizes.
 
-        The compiler counts the programs of all kinds together; its limit is raised to what it allows one kind.
+        The compiler limits the number of programs of all kinds together; the limit is raised to its default per kind.
         """
         kinds = {str(entry) for entry in expand_pattern(self.config.mixer_pattern, len(self.blocks))}
         settings = torch._dynamo.config
@@ -212,12 +214,12 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> Tensor | tuple[Tensor] | Transformer2DModelOutput:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
 
-        What depends on time and label alone is computed once where it is shared: for one scalar t without labels, and
-        for U labels y (and U times, or one) of which `rows` (B,) int64 names each sample's.
+        Whatever depends only on time and label is computed once if samples share it: for one scalar t without labels,
+        or for U labels y (with U times, or one), with `rows` (B,) int64 as the index of each sample's label.
 
         `return_dict` is for diffusers' clients: True wraps the velocity as `.sample`, False puts it into a tuple.
 
-        Raises `InputError` when the patch does not divide H and W, or labels are missing or not wanted.
+        Raises `InputError` when the patch does not divide H and W, or when labels are missing or not accepted.
         """
         velocity = self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
         if return_dict is None:
@@ -235,8 +237,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> tuple[Tensor, dict[int, Any]]:
         """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1.
 
-        Or what `read` makes of them, which is called right after the block: the backward pass then comes to it when the
-        later blocks have let go of their memory.
+        If `read` is given, its result is returned instead of the tokens. It is called right after the block, so that
+        its backward pass runs when the later blocks have freed their memory.
         """
         wanted = set(blocks)
         if not wanted <= set(range(1, len(self.blocks) + 1)):
@@ -258,7 +260,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels.
 
-        `dtype` is that of the activations: quantised weights have dtypes of their own.
+        `dtype` is that of the activations: it cannot be read from quantised weights.
         """
         if (y is None) != (self.label_embed is None):
             raise InputError(
@@ -270,7 +272,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return embedding if y is None else embedding + self.label_embed(y)
 
     def embed_patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Latents (B, C_in, H, W) to tokens (B, N, C) with their position added."""
+        """Latents (B, C_in, H, W) to tokens (B, N, C) with the position embedding added."""
         p = self.patch_size
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
         tokens = self.patch_embed(patches).to(x.dtype)  # under autocast the residual stream stays in fp32
@@ -280,8 +282,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if grid != self.grid:
             if self.config.position == "table":
                 raise InputError(
-                    f"This model holds a position table for {self.grid} tokens and takes no other size, not {grid}. "
-                    "If it was converted from a sine-cosine table that is only rounded, convert with --position sincos."
+                    f"This model has a position table for {self.grid} tokens and does not work with {grid}. If it was "
+                    "converted from a rounded sine-cosine table, convert it again with --position sincos."
                 )
             table = sincos_position(tokens.shape[-1], grid, tokens.device).to(table.dtype)
         return tokens + table.to(tokens.dtype)
@@ -303,7 +305,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 
 def _require_registered(entries: Sequence[Entry], origins: Mapping[str, str]) -> None:
-    """Raise `InputError` for a mixer of a config.json that nobody has registered, saying where it comes from."""
+    """Raise `InputError`, naming its origin, for a mixer of a config.json that is not registered."""
     names = {name for name, _ in entries}
     find_plugins(names)
     for name in sorted(names - set(list_mixers())):

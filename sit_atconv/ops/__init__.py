@@ -1,4 +1,4 @@
-"""Hot functions, pure and with backends."""
+"""The operations that take most of the time: pure functions, each with several backends."""
 
 from sit_atconv.ops.depthwise import BACKENDS, per_sample_depthwise_conv2d
 from sit_atconv.ops.pooling import pool_tokens

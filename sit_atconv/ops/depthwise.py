@@ -25,22 +25,22 @@ BACKENDS = {
 def per_sample_depthwise_conv2d(x: Tensor, kernels: Tensor, backend: str = "auto") -> Tensor:
     """Convolve every channel of every sample with its own K×K kernel, zero padding ⌊K/2⌋, stride 1.
 
-    As in all deep-learning libraries this is a cross-correlation: y[h, w] = Σ_uv kernel[u, v] · x[h+u−p, w+v−p].
-    Sums are kept in fp32 (fp64 for fp64). Every backend is differentiable twice. Autocast casts both arguments.
+    As in all deep-learning libraries, this is a cross-correlation: y[h, w] = Σ_uv kernel[u, v] · x[h+u−p, w+v−p].
+    Sums are accumulated in fp32 (fp64 for fp64). Every backend is differentiable twice. Autocast casts both arguments.
 
     Args:
         x: (B, H, W, C), any floating dtype.
         kernels: (B, C, K, K), K odd, of x's dtype.
         backend: "grouped" (torch's grouped convolution, the reference), "folded" (the same, channels last), "separate"
-            (a call for each sample), "shifted" (multiply-adds for torch.compile to fuse), "triton" (CUDA), or "auto":
-            what was measured to be fastest (`sit_atconv.ops.selection`).
+            (one call per sample), "shifted" (multiply-adds for torch.compile to fuse), "triton" (CUDA), or "auto", the
+            backend that was measured to be the fastest (`sit_atconv.ops.selection`).
 
     Returns:
         (B, H, W, C) of x's dtype.
 
     Raises:
-        InputError: for shapes or dtypes that do not belong together, an even K, an unknown backend, or Triton where
-            it does not run.
+        InputError: for shapes or dtypes that do not match, an even K, an unknown backend, or Triton where it does not
+            run.
     """
     require_one_of(backend, ["auto", *BACKENDS], "backend")
     if x.ndim != 4 or kernels.ndim != 4:
@@ -48,7 +48,7 @@ def per_sample_depthwise_conv2d(x: Tensor, kernels: Tensor, backend: str = "auto
     B, C, K = x.shape[0], x.shape[-1], kernels.shape[-1]
     if kernels.shape != (B, C, K, K) or K % 2 == 0:
         raise InputError(
-            f"x of shape {tuple(x.shape)} and kernels of shape {tuple(kernels.shape)} do not belong together: "
+            f"x of shape {tuple(x.shape)} and kernels of shape {tuple(kernels.shape)} do not match: "
             "expected (B, H, W, C) and (B, C, K, K) with K odd."
         )
     x, kernels = autocast_inputs(x, kernels)
@@ -59,7 +59,7 @@ def per_sample_depthwise_conv2d(x: Tensor, kernels: Tensor, backend: str = "auto
         require_one_of(backend, BACKENDS, "backend in SIT_ATCONV_DEPTHWISE")
     if backend == "triton":
         _require_triton(x)
-    if B == 0:  # convolutions of no groups are refused
+    if B == 0:  # torch refuses a convolution with zero groups
         backend = "shifted"
     return BACKENDS[backend](x, kernels)
 
@@ -70,5 +70,5 @@ def _require_triton(x: Tensor) -> None:
     if x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError(
             "The backend 'triton' runs on a GPU, and x is on the CPU: choose another backend, "
-            "or set TRITON_INTERPRET=1 before Python starts to try it slowly."
+            "or set TRITON_INTERPRET=1 before Python starts to run it, slowly, on the CPU."
         )

@@ -1,7 +1,7 @@
-"""The portable backend: samples folded into channels, so that torch's convolution reads tokens as they lie.
+"""The portable backend: samples folded into channels, so that torch's convolution needs no transposed tokens.
 
-(H, W, B·C) contiguous is the channels-last form of one image with B·C channels: rows of C numbers move, no token is
-transposed, and with one sample nothing moves at all.
+A contiguous (H, W, B·C) tensor is one image with B·C channels in channels-last format. Folding copies rows of C numbers
+and transposes no token; a single sample is not copied at all.
 """
 
 import torch
@@ -13,21 +13,21 @@ from sit_atconv.ops.registration import closed_to_compiler, register_operator
 
 
 def _fold(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (1, B·C, H, W) with channels last in memory, in the dtype of sums."""
+    """(B, H, W, C) -> (1, B·C, H, W) with channels last in memory, in the accumulation dtype."""
     image = x.to(accumulation_dtype(x.dtype)).permute(1, 2, 0, 3).flatten(2)
-    # Torch tells channels last by strides, that of the axis of length one included: unsqueeze(0) at the end loses it.
+    # Torch recognises channels last by all strides, even that of an axis of length one: unsqueeze(0) must come first.
     return image.unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def _unfold(image: Tensor, like: Tensor) -> Tensor:
-    """What `_fold` made of a tensor of the shape and dtype of `like`, back and contiguous."""
+    """The inverse of `_fold`: a contiguous tensor with the shape and dtype of `like`."""
     B, _, _, C = like.shape
     rows = image.permute(0, 2, 3, 1).squeeze(0).unflatten(2, (B, C))
     return rows.permute(2, 0, 1, 3).to(like.dtype).contiguous()
 
 
 def _weight(kernels: Tensor) -> Tensor:
-    """(B, C, K, K) -> (B·C, 1, K, K), in the dtype of sums."""
+    """(B, C, K, K) -> (B·C, 1, K, K), in the accumulation dtype."""
     return kernels.to(accumulation_dtype(kernels.dtype)).flatten(0, 1).unsqueeze(1)
 
 
@@ -37,7 +37,7 @@ def _forward(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def convolution_gradients(dy: Tensor, image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of image (1, C, H, W) and weight (C, 1, K, K) of a depthwise convolution."""
+    """Gradients of a depthwise convolution with respect to its image (1, C, H, W) and weight (C, 1, K, K)."""
     padding = weight.shape[-1] // 2
     dimage, dweight, _ = torch.ops.aten.convolution_backward(
         dy,
@@ -64,7 +64,7 @@ _operator = register_operator("depthwise_folded", _forward, _backward)
 
 
 def folded_convolution(x: Tensor, kernels: Tensor) -> Tensor:
-    """One image with a group for every sample and channel of x (B, H, W, C)."""
-    if closed_to_compiler():  # it would lay the image out anew
+    """One convolution with a group for every sample and channel of x (B, H, W, C)."""
+    if closed_to_compiler():  # a compiler would change the memory layout
         return _operator(x, kernels)
     return _forward(x, kernels)

@@ -1,4 +1,4 @@
-"""The CUDA backend: one Triton kernel forward, one backward that gives both gradients in a single pass."""
+"""The CUDA backend: one Triton kernel for the forward pass, and one that computes both gradients in a single pass."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ from sit_atconv.ops.precision import accumulation_dtype
 from sit_atconv.ops.registration import is_transformed, register_operator
 from sit_atconv.ops.shifted import shifted_sums
 
-MAX_COLUMNS = 16  # a program's; wider images are cut
+MAX_COLUMNS = 16  # of one Triton program; wider images are split
 
 
 def _shared_arguments(x: Tensor, taps: Tensor, K: int) -> dict:
-    """What both kernels are told about tokens (B, H, W, C) and taps (B, C, K²) of any strides."""
-    import triton  # here and below: Triton is asked for only where it runs
+    """The arguments of both kernels for tokens (B, H, W, C) and taps (B, C, K²) of any strides."""
+    import triton  # here and below: Triton is imported only where it runs
 
     _, H, W, C = x.shape
     dtype = triton.language.float64 if x.dtype == torch.float64 else triton.language.float32
@@ -39,7 +39,7 @@ def _forward(x: Tensor, kernels: Tensor) -> Tensor:
 
     x = x.contiguous()
     B, H, W, C = x.shape
-    taps = kernels.flatten(2)  # a copy only where it is no view
+    taps = kernels.flatten(2)  # copies only where a view is impossible
     arguments, y = _shared_arguments(x, taps, kernels.shape[-1]), torch.empty_like(x)
     columns = _cdiv(W, arguments["BLOCK_W"])
     with torch.cuda.device_of(x):

@@ -1,16 +1,16 @@
-"""In what precision the hot functions compute, written once for all backends."""
+"""The precision in which all backends compute."""
 
 import torch
 from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums over many products are kept in: fp64 for fp64, fp32 for everything shorter."""
+    """The dtype in which products are summed: fp64 for fp64, fp32 for everything narrower."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype where it is on, as torch does it for its convolutions: fp64 stays."""
+    """Cast tensors to autocast's dtype where autocast is on, as torch's convolutions do; fp64 stays fp64."""
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors

@@ -1,4 +1,4 @@
-"""A forward and a backward function made one operator of torch: autograd twice, compilation, fake tensors."""
+"""A torch operator from a forward and a backward function, with second derivatives, compilation and fake tensors."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,15 @@ Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def is_transformed() -> bool:
-    """Whether functions are transformed by torch.func or differentiated forwards.
+    """Whether a torch.func transform or forward-mode differentiation is active.
 
-    Of that a custom operator knows nothing: forward derivatives would silently be zero or missing, others fail.
+    Custom operators support neither: forward derivatives would silently be zero or missing, other transforms fail.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def closed_to_compiler() -> bool:
-    """Whether a compiler is to be given a closed operator."""
+    """Whether the custom operator is to be used, which a compiler cannot look into."""
     return torch.compiler.is_compiling() and not is_transformed()
 
 
@@ -30,7 +30,7 @@ def register_operator(name: str, forward: Forward, backward: Backward) -> Forwar
 
     Args:
         forward: y(x, kernels), linear in each; x and y (B, H, W, C), kernels (B, C, K, K).
-            What both return is contiguous: compilers rely on it.
+            Both functions return contiguous tensors: compilers rely on it.
         backward: (gradient of y, x, kernels) -> the gradients of x and of the kernels.
     """
     operator = torch.library.custom_op(f"sit_atconv::{name}", forward, mutates_args=())

@@ -1,7 +1,7 @@
-"""The portable backend for large images: every sample goes through torch's convolution by itself.
+"""The portable backend for large images: one call of torch's convolution per sample.
 
-(H, W, C) contiguous is the channels-last form of one image, so tokens are read as they lie; results are moved once, to
-stand side by side. Each sample costs a call, which small images are not worth.
+A contiguous (H, W, C) tensor is an image in channels-last format, so tokens are read without a copy; results are copied
+once, into one batch. For small images the cost of a call per sample outweighs the gain.
 """
 
 import torch
@@ -14,13 +14,13 @@ from sit_atconv.ops.registration import closed_to_compiler, register_operator
 
 
 def _split(tensor: Tensor) -> list[Tensor]:
-    """Samples (1, …) in the dtype of sums; one alone is not split, whose gradient would be copied."""
+    """Samples (1, …) in the accumulation dtype. A single sample is not split, since that would copy its gradient."""
     tensor = tensor.to(accumulation_dtype(tensor.dtype))
     return [tensor] if len(tensor) == 1 else list(tensor.split(1))
 
 
 def _join(samples: list[Tensor], like: Tensor) -> Tensor:
-    """Samples (1, …) side by side and contiguous, in the dtype of `like`."""
+    """Samples (1, …) concatenated to one contiguous batch, in the dtype of `like`."""
     return (samples[0] if len(samples) == 1 else torch.cat(samples)).to(like.dtype).contiguous()
 
 
@@ -52,7 +52,7 @@ _operator = register_operator("depthwise_separate", _forward, _backward)
 
 
 def separate_convolution(x: Tensor, kernels: Tensor) -> Tensor:
-    """As many images as samples, each with a group for every channel of x (B, H, W, C)."""
-    if closed_to_compiler():  # it would make a program of every batch size
+    """One convolution for every sample of x (B, H, W, C), with a group for every channel."""
+    if closed_to_compiler():  # a compiler would make a program for every batch size
         return _operator(x, kernels)
     return _forward(x, kernels)

@@ -7,7 +7,7 @@ from sit_atconv.ops.precision import accumulation_dtype
 
 
 def shifted_sums(x: Tensor, kernels: Tensor) -> Tensor:
-    """Channels last throughout. In eager mode every multiply-add makes its own pass over x (B, H, W, C)."""
+    """Convolve x (B, H, W, C), channels last throughout. In eager mode every multiply-add is a separate pass over x."""
     _, H, W, _ = x.shape
     K = kernels.shape[-1]
     p = K // 2

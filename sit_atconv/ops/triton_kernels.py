@@ -1,25 +1,25 @@
 # ruff: noqa: RUF005 (Triton does not unpack tuples)
 """Triton kernels of the per-sample depthwise convolution and of its gradients, for CUDA.
 
-The operator is bound by memory, so both kernels read each row of their input once a strip and hand it to all the rows
-of the result that it touches. Strips are unrolled. Sums are fp32 (fp64 for fp64), no program adds to another's result:
-the same input gives the same bits. `sit_atconv.ops.fused` launches them; imported only where Triton is wanted.
+The operator is memory-bound, so both kernels read each input row once per strip and add it to every output row that it
+contributes to. Loops over a strip are unrolled. Sums are fp32 (fp64 for fp64). There are no atomic additions, so the
+same input gives the same bits. `sit_atconv.ops.fused` launches them and imports this module only where Triton runs.
 """
 
 import triton
 import triton.language as tl
 
-# Four or eight sums a thread and tap: with eight the backward kernel's registers spill a little, with more a lot.
+# Four or eight sums per thread and tap: with eight the backward kernel spills a few registers, with more many.
 _TILES = ((32, 2), (32, 4), (64, 4), (64, 8))  # channels, warps
 FORWARD_CONFIGURATIONS = [triton.Config({"ROWS": r, "BLOCK_C": c}, num_warps=w) for r in (4, 8, 16) for c, w in _TILES]
 BACKWARD_CONFIGURATIONS = [triton.Config({"ROWS": r, "BLOCK_C": c}, num_warps=w) for r in (4, 8) for c, w in _TILES]
-SHAPE = ["H", "W", "C", "K", "BLOCK_W"]  # tuned once for each, whatever the batch
+SHAPE = ["H", "W", "C", "K", "BLOCK_W"]  # tuned once for each shape, whatever the batch size
 
 
 def _that_fit(
     configurations: list[triton.Config], tensors: dict, *, H: int, C: int, **others: object
 ) -> list[triton.Config]:
-    """Those without idle rows or channels: each takes seconds to compile."""
+    """The configurations without idle rows or channels: each one tried takes seconds to compile."""
     rows, channels = 2 * max(H, 4), 2 * max(C, 32)
     return [each for each in configurations if each.kwargs["ROWS"] < rows and each.kwargs["BLOCK_C"] < channels]
 
@@ -37,7 +37,7 @@ def _load_row(x, row, columns, channels, H, W, C, dtype: tl.constexpr):
 
 @triton.jit
 def _store_row(y, values, row, columns, channels, H, W, C):
-    """The opposite of `_load_row`."""
+    """Write tokens (BLOCK_W, BLOCK_C) to one row of an image y (H, W, C), except those outside."""
     mask = ((row < H) & (columns < W))[:, None] & (channels < C)[None, :]
     tl.store(y + (row * W + columns)[:, None] * C + channels[None, :], values.to(y.dtype.element_ty), mask=mask)
 
@@ -78,7 +78,7 @@ def forward_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: ROWS rows of BLOCK_W columns, BLOCK_C channels of one sample; channels vary fastest."""
+    """One program computes ROWS rows of BLOCK_W columns and BLOCK_C channels of one sample; channels vary fastest."""
     program = tl.program_id(0)
     channel_blocks, column_blocks, strips = tl.cdiv(C, BLOCK_C), tl.cdiv(W, BLOCK_W), tl.cdiv(H, ROWS)
     channels = program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -88,14 +88,14 @@ def forward_kernel(
     x += sample * H * W * C
     y += sample * H * W * C
 
-    # Row i of x, shifted by v columns, belongs to the K rows i - K//2 … i + K//2 of y, whose sums roll along.
+    # Row i of x, shifted by v columns, contributes to the K rows i - K//2 … i + K//2 of y: a rolling window of sums.
     taps = _load_taps(kernels + sample * sample_stride, channels, C, tap_stride, channel_stride, K, dtype)
     sums = _zeros(K, BLOCK_W, BLOCK_C, dtype)
     for step in tl.static_range(ROWS + K - 1):
         for v in tl.static_range(K):
             tokens = _load_row(x, first + step - K // 2, columns + (v - K // 2), channels, H, W, C, dtype)
             added = ()
-            for u in tl.static_range(K):  # sums[K - 1 - u] is the row that sees this one through its tap row u
+            for u in tl.static_range(K):  # sums[K - 1 - u] is the output row that reads this row through tap row u
                 added = (sums[K - 1 - u] + tokens * taps[u * K + v],) + added
             sums = added
         if step >= K - 1:
@@ -123,9 +123,9 @@ def backward_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: BLOCK_W columns and BLOCK_C channels of one sample, from the first row to the last.
+    """One program computes BLOCK_W columns and BLOCK_C channels of one sample, from the first row to the last.
 
-    It owns the kernel gradient of its columns: dkernels (B, column blocks, K², C), to be summed over the second axis.
+    It writes the kernel gradient of its columns: dkernels (B, column blocks, K², C), to be summed over the second axis.
     """
     program = tl.program_id(0)
     channel_blocks, column_blocks = tl.cdiv(C, BLOCK_C), tl.cdiv(W, BLOCK_W)
@@ -140,7 +140,7 @@ def backward_kernel(
     taps = _load_taps(kernels + sample * sample_stride, channels, C, tap_stride, channel_stride, K, dtype)
     dtaps = _zeros(K * K, BLOCK_W, BLOCK_C, dtype)
     for first in range(0, H, ROWS):
-        # Row i of dy, shifted, meets the K rows i - K//2 … i + K//2 of x, once for their gradient, once for the taps'.
+        # Row i of dy, shifted, meets the K rows i - K//2 … i + K//2 of x: for their gradient and for that of the taps.
         rows = _zeros(K, BLOCK_W, BLOCK_C, dtype)
         sums = _zeros(K, BLOCK_W, BLOCK_C, dtype)
         for step in tl.static_range(ROWS + K - 1):
@@ -152,7 +152,7 @@ def backward_kernel(
             for v in tl.static_range(K):
                 gradient = _load_row(dy, first + step - K // 2, columns - (v - K // 2), channels, H, W, C, dtype)
                 for u in tl.static_range(K):
-                    if (step + u >= K - 1) and (step + u < ROWS + K - 1):  # rows of this strip alone
+                    if (step + u >= K - 1) and (step + u < ROWS + K - 1):  # only rows of this strip
                         sums = sums[:u] + (sums[u] + gradient * taps[u * K + v],) + sums[u + 1 :]
                         one_more = (dtaps[u * K + v] + gradient * rows[u],)
                         dtaps = dtaps[: u * K + v] + one_more + dtaps[u * K + v + 1 :]

@@ -1,1 +1,1 @@
-"""What the machine and the launcher give: processes, locks, threads, memory, and files that are whole or not there."""
+"""The machine and the launcher: processes, locks, threads, memory, and files that are written atomically."""

@@ -1,7 +1,7 @@
-"""The other processes of a command: meeting them at its start, and leaving with them when one of them fails.
+"""The processes of a command: they wait for one another at the start, and all end when one of them fails.
 
-They speak through the key-value store of torch.distributed, which the launcher or process 0 keeps, each on a connection
-of its own: the store answers even while exchanges hang.
+They communicate through the key-value store of torch.distributed, which the launcher or process 0 hosts. Each process
+has its own connection, so the store answers even while collective operations hang.
 """
 
 import json
@@ -20,34 +20,34 @@ log = logging.getLogger(__name__)
 
 MINUTES = "SITATCONV_MEETING_MINUTES"  # environment variable: how long processes wait for one another at the start
 _DEFAULT_MINUTES = 10.0
-_FIRST_WORD = 0.1  # the part of that time after which it is said who is missing
+_FIRST_WORD = 0.1  # the fraction of that time after which missing processes are reported
 _KEY = "sit_atconv"
-_INTERVAL = 0.5  # seconds between two looks at the store
-_PATIENCE = 10.0  # seconds for others to hear of a failure, and for this process to leave after it has
+_INTERVAL = 0.5  # seconds between two queries of the store
+_PATIENCE = 10.0  # seconds for the others to learn of a failure, and for this process to end after it has
 _LOST = (
-    "error: Another process of this command is gone without a word. It was killed, perhaps by the system because "
-    "memory was short, or its machine is lost. What is written stays; run the same command again."
+    "error: Another process of this command ended without an error message. It was killed, perhaps by the system "
+    "because memory was short, or its machine is lost. What is written stays; run the same command again."
 )
 
 
 class Fellows:
-    """All processes of a command, of which this is number `rank`.
+    """All processes of a command; this one is number `rank`.
 
-    A thread looks for failures of the others. A process that works on, or waits in an exchange that never ends, is
-    ended some seconds after the failure, as if killed.
+    A thread watches for failures of the others. A process that keeps working, or hangs in a collective operation, is
+    killed a few seconds after the failure.
     """
 
     def __init__(self, store: dist.TCPStore, rank: int, world: int, keeps_store: bool) -> None:
         self._store, self._rank, self._world, self._keeps_store = store, rank, world, keeps_store
         self._store_is_gone = False  # with the process that kept it
         self._failed: int | None = None  # the exit code of the process that failed first
-        self._word = b""  # what it said of itself
+        self._word = b""  # its message in the store
         self._lock, self._left = threading.Lock(), threading.Event()
         self._watch = threading.Thread(target=self._look_for_failures, daemon=True)
         self._watch.start()
 
     def meet(self, limit: float) -> None:
-        """Wait until all are there; say who is missing after a while. Raises `InputError` after `limit` seconds."""
+        """Wait for all processes; report missing ones after a while. Raises `InputError` after `limit` seconds."""
         self._store.set(f"{_KEY}/here/{self._rank}", "")
         begun, keys, said = time.monotonic(), [f"{_KEY}/here/{rank}" for rank in range(self._world)], False
         while not self._store.check(keys):
@@ -64,19 +64,19 @@ class Fellows:
             time.sleep(0.05)
 
     def _missing(self) -> str:
-        """Those who have not come: "process 1, 3 of 4"."""
+        """The processes that have not arrived: "process 1, 3 of 4"."""
         missing = [str(rank) for rank in range(self._world) if not self._store.check([f"{_KEY}/here/{rank}"])]
         return f"process {', '.join(missing)} of {self._world}"
 
     def leave_after(self, error: BaseException) -> int | None:
-        """The exit code for all when `error` ends this process; None if it keeps its traceback.
+        """The exit code for all processes when `error` ends this one; None if it keeps its traceback.
 
-        Of several errors the first one is told, by the process that it happened on. A failed exchange, which follows
-        from another process's end, waits for that one's word.
+        Only the first of several errors is reported, by the process in which it occurred. A failed collective operation
+        is a consequence of another process's end, so this process waits for the message of that one.
         """
         code, text = describe(error)
         if isinstance(error, SystemExit) and text is None:
-            return code  # all have agreed on it
+            return code  # all processes exit with it
         if _is_lost_connection(error):
             self._await_word()
             code, text = 1, _LOST
@@ -88,7 +88,7 @@ class Fellows:
         return code
 
     def leave(self) -> None:
-        """Stop looking. The process that keeps the store stays until the others have heard of a failure."""
+        """Stop watching. The process that hosts the store stays until the others have learnt of a failure."""
         self._left.set()
         self._watch.join(_PATIENCE)
         end = time.monotonic() + _PATIENCE
@@ -98,7 +98,7 @@ class Fellows:
             time.sleep(0.02)
 
     def _is_first_to_fail(self, code: int) -> bool:
-        """Whether no other process failed before this one, which ends with `code`; the others are told then."""
+        """Whether this process, which ends with `code`, is the first to fail. If so, the others are told."""
         mine = json.dumps({"rank": self._rank, "code": code}).encode()
         if self._failed is None and not self._store_is_gone:
             try:
@@ -117,14 +117,14 @@ class Fellows:
             try:
                 if self._store.check([f"{_KEY}/failed"]):
                     self._hear(self._store.get(f"{_KEY}/failed"))
-            except dist.DistError:  # perhaps because all is done
+            except dist.DistError:  # perhaps because the command has finished
                 self._store_is_gone = True
                 return
         if self._failed is not None and not self._left.wait(_PATIENCE):
             os._exit(self._failed)
 
     def _hear(self, word: bytes) -> None:
-        """Take note of the first failure, and let the keeper of the store know that it was heard."""
+        """Record the first failure, and confirm it to the process that hosts the store."""
         with self._lock:
             if self._failed is None:
                 self._word, self._failed = word, json.loads(word)["code"]
@@ -132,12 +132,12 @@ class Fellows:
 
 
 def join_fellows() -> Fellows | None:
-    """The processes that a launcher started, this one among them; None for one alone.
+    """All processes that a launcher started, including this one; None for a single process.
 
-    Raises `InputError` when process 0, or the launcher, is not found within the time for meeting, or the port is taken.
+    Raises `InputError` when process 0 or the launcher is not found within the time limit, or when the port is taken.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    told = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()  # else Accelerate stays alone, or asks MPI
+    told = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()  # else Accelerate uses one process, or MPI
     if world == 1 or not told or dist.is_initialized():
         return None
     keeps_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -155,7 +155,7 @@ def join_fellows() -> Fellows | None:
 
 
 def meeting_seconds() -> float:
-    """How long processes wait for one another at the start. Raises `InputError` for what is no number above 0."""
+    """How long processes wait for one another at the start. Raises `InputError` unless it is a number above 0."""
     text = os.environ.get(MINUTES, str(_DEFAULT_MINUTES))
     try:
         minutes = float(text)
@@ -170,7 +170,7 @@ def _open_store(keeps_store: bool, limit: float) -> dist.TCPStore:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     begun, said = time.monotonic(), False
     while True:
-        attempt = timedelta(seconds=min(5.0, max(_FIRST_WORD * limit, 0.1)))  # between two, Ctrl-C is heard
+        attempt = timedelta(seconds=min(5.0, max(_FIRST_WORD * limit, 0.1)))  # Ctrl-C is handled between attempts
         try:
             store = dist.TCPStore(
                 host, port, None, keeps_store, timeout=attempt, wait_for_workers=False, multi_tenant=True
@@ -194,8 +194,8 @@ def _minutes(seconds: float) -> str:
 
 def _advice() -> str:
     return (
-        "Look at whether all processes were started, at --main_process_ip and --main_process_port (MASTER_ADDR and "
-        f"MASTER_PORT), and at firewalls; {MINUTES} sets the time."
+        "Check that all processes were started, --main_process_ip and --main_process_port (MASTER_ADDR and "
+        f"MASTER_PORT), and firewalls; {MINUTES} sets the time limit."
     )
 
 
@@ -204,5 +204,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether an exchange failed because another process is gone."""
+    """Whether a collective operation failed because another process is gone."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -1,4 +1,4 @@
-"""Facts about files."""
+"""Digests of files, and errors that name the file."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sha256_of_file(path: str | Path) -> str:
-    """The sha256 of a file's contents, in hexadecimal; read in blocks, so that size does not matter."""
+    """The sha256 of a file's contents, in hexadecimal; the file is read in blocks, so it may be large."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 22):
@@ -17,7 +17,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Give an `OSError` that names no file, as a full disk's does not, the name of what was being written."""
+    """Add `path` to an `OSError` that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:

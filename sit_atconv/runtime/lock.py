@@ -1,4 +1,4 @@
-"""One directory, one program at a time that writes into it."""
+"""A lock that lets only one program at a time write into a directory."""
 
 import contextlib
 import errno
@@ -13,19 +13,20 @@ from accelerate.utils import broadcast_object_list
 
 from sit_atconv.errors import InputError
 
-LOCK = ".lock"  # in the directory, while it is written into
+LOCK = ".lock"  # in the directory while a program writes into it
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 @contextlib.contextmanager
 def locked(directory: Path, state: PartialState | Accelerator, doing: str, choose: str) -> Iterator[None]:
-    """Make the directory if need be, and keep other programs from it until the end of the context.
+    """Create the directory if necessary, and lock it against other programs until the end of the context.
 
-    The main process holds the lock for all. It is the operating system's and ends with the process, however that ends.
-    Directories made here that are still empty at the end are removed. A file system without locks is used without.
+    The main process holds the lock for all. It is a lock of the operating system, which is released however the process
+    ends. Directories created here that are still empty at the end are removed. Where the file system has no locks, none
+    is taken.
 
-    Raises `InputError` on all processes when another program holds it: the directory is being, say, "trained into"
-    (`doing`), and the option `choose` names another.
+    Raises `InputError` on all processes when another program holds the lock. Its text says what that program does with
+    the directory (`doing`, such as "trained into") and which option (`choose`) names another directory.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
@@ -51,9 +52,9 @@ def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        there = _is_at(path, descriptor)  # else the directory was moved, and another's may be in its place
+        there = _is_at(path, descriptor)  # else the directory was moved, and another may be in its place
         if there:
-            path.unlink()  # before it is let go: who opened it meanwhile sees that it is no longer there
+            path.unlink()  # before the release: a program that has opened it meanwhile sees that it is gone
         os.close(descriptor)
         for folder in made if there else []:
             with contextlib.suppress(OSError):  # it is not empty
@@ -65,7 +66,7 @@ def _acquire(path: Path, doing: str, choose: str) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # The lock is this process's alone: data workers, which inherit the descriptor, do not hold it.
+            # The lock belongs to this process only: data workers, which inherit the descriptor, do not hold it.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _HELD:
@@ -78,11 +79,11 @@ def _acquire(path: Path, doing: str, choose: str) -> int:
             ) from None
         if _is_at(path, descriptor):
             return descriptor
-        os.close(descriptor)  # its last holder has removed it since it was opened
+        os.close(descriptor)  # its last holder removed it after it was opened here
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file still is the one at `path`."""
+    """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:

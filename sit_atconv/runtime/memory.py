@@ -1,4 +1,4 @@
-"""Memory on a CPU: what a program frees and takes again all the time should stay with it."""
+"""CPU memory: keeps freed memory in the process for the next allocation."""
 
 import ctypes
 import platform
@@ -8,10 +8,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """From now on large tensors that are freed stay in the process, for the next ones; for a run on a CPU.
+    """Keep the memory of large freed tensors in the process for the next ones; for runs on a CPU.
 
-    By default glibc hands large blocks back to the system, and every new one costs page faults: a training step of a
-    small model then takes 40 to 50 % longer (docs/performance.md). Without glibc (other systems) nothing changes.
+    By default glibc returns large blocks to the system, and every new one costs page faults: a training step of a small
+    model then takes 40 to 50 % longer (docs/performance.md). On systems without glibc nothing changes.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

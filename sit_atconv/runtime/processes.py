@@ -1,4 +1,4 @@
-"""The processes that a launcher has started, this one among them."""
+"""The processes that a launcher has started."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from accelerate import PartialState
 from sit_atconv.runtime.fellows import join_fellows
 from sit_atconv.runtime.memory import keep_freed_memory
 
-# How long processes wait for one another's work: after a restart one may have hours more to do than the others. A dead
-# one is noticed by the launcher.
+# How long processes wait for one another's work: after a restart one may have hours more to do than the others. The
+# launcher detects dead processes.
 WAIT_FOR_WORK = timedelta(days=7)
 
 
 def process_state(cpu: bool = False) -> PartialState:
-    """This process among those of the launcher, on its accelerator, or on the CPU if `cpu` or where there is none.
+    """The state of this process: on its accelerator, or on the CPU if `cpu` is set or there is no accelerator.
 
-    Without an accelerator, Accelerate joins processes only if told so.
+    Without an accelerator, Accelerate connects processes only if it is told to use the CPU.
     """
     cpu = cpu or not torch.accelerator.is_available()
     if cpu:
@@ -28,13 +28,14 @@ def process_state(cpu: bool = False) -> PartialState:
 
 @contextmanager
 def leaving_in_order() -> Iterator[None]:
-    """Wrap what a command does: its processes meet before it, and leave together after it.
+    """Wrap a command's work: its processes wait for one another before it, and end together after it.
 
-    When one fails, it alone tells why, and all leave with its exit code (`Fellows`). When all is done, each leaves the
-    group before Python ends: else one of Gloo's threads may still hold a tensor then, which aborts the process now and
-    then (pytorch/pytorch#179291). After an error the group is left as it is: an exchange may be under way.
+    When one fails, only that one reports why, and all exit with its code (`Fellows`). After success, each process
+    destroys the process group before Python ends: otherwise a thread of Gloo may still hold a tensor at exit, which
+    sometimes aborts the process (pytorch/pytorch#179291). After an error the group is kept, since a collective
+    operation may be running.
 
-    Raises `InputError` when the others do not come (`join_fellows`).
+    Raises `InputError` when other processes do not arrive (`join_fellows`).
     """
     fellows = join_fellows()
     try:

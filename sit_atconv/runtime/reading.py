@@ -1,7 +1,7 @@
-"""The one reader of JSON: text or plain values become a typed object, or one paragraph that names what is wrong.
+"""The reader of all JSON files: it returns a typed object, or raises an error of one paragraph that names the fault.
 
-Types are dataclasses, typed dictionaries and plain containers, with ranges in their annotations: `msgspec.Meta`.
-Nothing is converted: "3" is no number.
+Types are dataclasses, typed dictionaries and plain containers, with ranges in their annotations (`msgspec.Meta`).
+Nothing is converted: "3" is not a number.
 """
 
 import json
@@ -20,15 +20,15 @@ T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]  # neither NaN nor infinite
-Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]  # as names of files and models are
+Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]  # for names of files and models
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 def read_json(path: str | Path, kind: type[T], advice: str = "") -> T:
-    """The JSON file at `path` as a `kind`; `advice` ends the text of an error and says what to do.
+    """Read the JSON file at `path` as a `kind`; `advice` is appended to error messages and says what to do.
 
-    Raises `InputError` that names the file, and the key where there is one, when it cannot be read, is not JSON, nested
-    too deeply, or holds something else than `kind` says.
+    Raises `InputError`, which names the file and the key, when the file cannot be read, is not JSON, is nested too
+    deeply, or does not match `kind`.
     """
     try:
         text = Path(path).read_bytes()
@@ -38,18 +38,18 @@ def read_json(path: str | Path, kind: type[T], advice: str = "") -> T:
 
 
 def parse_json(text: str | bytes, kind: type[T], what: str, advice: str = "") -> T:
-    """JSON text as a `kind`, as `read_json` does; `what` is what the text is called."""
+    """Parse JSON text as a `kind`, like `read_json`; `what` names the text in errors."""
     try:
         value = json.loads(text)
     except RecursionError:
-        raise InputError(f"{what} is nested too deeply to be one of ours. {advice}".rstrip()) from None
+        raise InputError(f"{what} is nested too deeply to be a file of this program. {advice}".rstrip()) from None
     except ValueError as error:
         raise InputError(f"{what} is not valid JSON ({error}). {advice}".rstrip()) from error
     return understand(value, kind, what, advice)
 
 
 def understand(value: Any, kind: type[T], what: str, advice: str = "") -> T:
-    """Plain values (what JSON or YAML hold) as a `kind`, as `read_json` does. Keys that `kind` lacks are ignored."""
+    """Convert plain values of JSON or YAML to a `kind`, like `read_json`. Keys that `kind` lacks are ignored."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -61,7 +61,7 @@ def understand(value: Any, kind: type[T], what: str, advice: str = "") -> T:
 
 
 def require_known_keys(values: Mapping[str, Any], kind: type, what: str) -> None:
-    """Raise `InputError` for a key that the dataclass `kind` lacks: ignored, it would change what the others mean."""
+    """Raise `InputError` for a key that the dataclass `kind` lacks, where ignoring it would change the meaning."""
     known = [field.name for field in fields(kind)]
     for key in values:
         if key not in known:

@@ -1,4 +1,4 @@
-"""The terminal of a command: its standard streams, which may be closed, and Ctrl-C, at any moment of its life."""
+"""The terminal of a command: its standard streams, which may be closed, and Ctrl-C, which may come at any time."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ INTERRUPTED_TEXT = "\nInterrupted. What is written stays; run the same command a
 
 
 def say(text: str) -> None:
-    """Write a paragraph to the terminal, if anybody reads it."""
+    """Write a paragraph to standard error, and ignore a closed pipe."""
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 def leave_when_interrupted() -> None:
-    """From now on Ctrl-C ends the process at once with one line: for commands, while their modules are imported."""
+    """Let Ctrl-C end the process at once with one line, while a command imports its modules."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
@@ -36,9 +36,9 @@ def _leave_silently(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt once, so that what is open is closed; a second one ends the process at once.
+    """Let the first Ctrl-C raise KeyboardInterrupt, so that files are closed; a second one ends the process at once.
 
-    Processes forked meanwhile, such as data workers, leave it to this one.
+    Processes forked meanwhile, such as data workers, ignore it.
     """
     before, process = signal.getsignal(signal.SIGINT), os.getpid()
     if before not in (signal.default_int_handler, _leave) or threading.current_thread() is not threading.main_thread():
@@ -59,9 +59,9 @@ def interruptible() -> Iterator[None]:
 
 
 def open_standard_streams() -> None:
-    """Give a process that was started without standard streams (`>&-`) some that lead nowhere.
+    """Open /dev/null for the standard streams that a process was started without (`>&-`).
 
-    Else the first file that it opens would take their place, and hold what libraries print.
+    Otherwise the first file that it opens would take their place and receive what libraries print.
     """
     for descriptor in range(3):
         try:
@@ -70,11 +70,11 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, as long as the process lives
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open as long as the process lives
 
 
 def flush_output() -> None:
-    """Flush the standard output; when nobody reads it, drop what is left, which would fail once more at exit."""
+    """Flush standard output; if the pipe is closed, discard the rest, which would raise an error again at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -9,14 +9,14 @@ import torch
 
 @contextlib.contextmanager
 def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch computes with one thread alone.
+    """A pool of threads in each of which torch uses a single thread.
 
-    CPU kernels choose their order of summation by the number of threads, which a launcher sets. What runs here gives
-    the same bits under every launcher, as many pieces at a time as there are threads.
+    CPU kernels choose their order of summation by the number of threads, which a launcher sets. Work in this pool gives
+    the same bits under every launcher, and still runs on several cores.
     """
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(before)  # what threads started later will use
+        torch.set_num_threads(before)  # for threads started later

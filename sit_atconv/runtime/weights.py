@@ -1,7 +1,7 @@
-"""Reading a weights file of somebody else's without ever running code that is in it.
+"""Reads a weights file from elsewhere without running code from it.
 
-torch's restricted unpickler builds tensors and plain containers, and beside them one class, argparse.Namespace, in
-which training programs store their arguments.
+torch's restricted unpickler builds only tensors, plain containers and argparse.Namespace, in which training programs
+store their arguments.
 """
 
 import argparse
@@ -18,25 +18,25 @@ from sit_atconv.errors import InputError
 
 
 def read_weights(path: Path) -> Any:
-    """The content of a safetensors or torch file, whatever its name.
+    """The content of a safetensors or torch file, whatever its suffix.
 
-    Raises `InputError` where it is damaged, or would have to run code to be read.
+    Raises `InputError` when the file is damaged, or when reading it would run code.
     """
     if _is_safetensors(path):
         try:
             return load_file(path)
         except SafetensorError as error:
             raise InputError(f"{path} is damaged ({error}): fetch it again.") from None
-    mapped = zipfile.is_zipfile(path)  # then the optimiser's state, twice the weights, is never read
+    mapped = zipfile.is_zipfile(path)  # then the optimizer state, twice the size of the weights, is never read
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # damaged bytes lead the unpickler into nearly any of them
+    except Exception as error:  # damaged bytes may raise almost any exception in the unpickler
         raise _unreadable(path, error) from None
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a JSON header follows the eight bytes of its length, as it does in no file of torch's."""
+    """Whether a JSON header follows the eight bytes of its length, which no torch file has."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 

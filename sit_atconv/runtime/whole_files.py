@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all: the one way in which anything is written that is read again.
+"""Atomic writing of files and folders, used for everything that is read again.
 
-They are filled beside their place, forced to disk and renamed, so that readers see all of it or what was there before,
-after a kill or a power cut too.
+Contents are written to a temporary name in the same folder, synced to disk and renamed, so that readers see either the
+complete new version or the old one, even after a kill or a power cut.
 """
 
 import contextlib
@@ -19,25 +19,25 @@ from safetensors import SafetensorError
 
 from sit_atconv.errors import FULL_DISK, InputError
 
-UNFINISHED = ".unfinished-"  # how the names of files and folders begin that are not whole yet
-_LEFTOVERS = (f"{UNFINISHED}*", ".*.partial", "settings.unfinished")  # the last two of earlier versions
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # what some file systems, or modes, say of a directory
+UNFINISHED = ".unfinished-"  # the prefix of incomplete files and folders
+_LEFTOVERS = (f"{UNFINISHED}*", ".*.partial", "settings.unfinished")  # the last two are from earlier versions
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # errors of some file systems or modes for a directory
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write a JSON file, whole or not at all. What JSON does not know, such as a path, is written as text."""
+    """Write a JSON file atomically. Values that JSON cannot hold, such as paths, are written as text."""
     text = json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n"
     with whole_file(path) as file:
-        # What is no UTF-8 in a file's name becomes an escape that JSON undoes.
+        # Bytes of a file name that are not UTF-8 become an escape that JSON parsers undo.
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to fill, which becomes `path` at the end of the context; after a failure, `path` is as it was.
+    """Open a file that becomes `path` at the end of the context; after a failure, `path` is unchanged.
 
-    The target of a link is replaced, the link stays. A device, a pipe or this program's own output (/dev/stdout) is
-    written into. An `OSError`, also that of a full disk, names `path`.
+    If `path` is a link, its target is replaced. A device, a pipe or this program's own output (/dev/stdout) is written
+    to directly. An `OSError`, even for a full disk, names `path`.
     """
     try:
         with _open_stream(path) if _is_stream(path) else _replacement(path) as file:
@@ -50,10 +50,10 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `path` at the end of the context; after a failure, there is none.
+    """Create an empty folder that becomes `path` at the end of the context; after a failure, it is removed.
 
-    Files get the mode that the umask gives, whatever the library chose that wrote them: safetensors makes them 0600.
-    The folder around it is there. Raises `InputError` when something is at `path` already, but for an empty folder.
+    Files get the mode of the umask, whatever the writing library chose: safetensors writes them as 0600. The parent
+    folder must exist. Raises `InputError` when `path` exists already, unless it is an empty folder.
     """
     require_free(path)
     final = Path(os.path.realpath(path))
@@ -75,14 +75,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def apply_umask(folder: Path, pattern: str = "*") -> None:
-    """Give the files in and below a folder the mode of new files: what the umask has left of their folders' mode."""
+    """Give all files below a folder the mode of new files, taken from their folder's mode, to which umask applied."""
     for path in folder.rglob(pattern):
         if path.is_file():
             path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def point_link(link: Path, target: str) -> None:
-    """Let a symbolic link, new or old, name `target`; at no moment is there none."""
+    """Point a new or existing symbolic link to `target`, atomically."""
     unfinished = link.with_name(UNFINISHED + link.name)
     unfinished.unlink(missing_ok=True)
     unfinished.symlink_to(target)
@@ -91,27 +91,27 @@ def point_link(link: Path, target: str) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a killed program, of this or an earlier version, did not finish writing in a folder and those in it."""
+    """Incomplete files of killed programs, of this or an earlier version, in a folder and its subfolders."""
     return [path for pattern in _LEFTOVERS for at in (pattern, f"*/{pattern}") for path in folder.glob(at)]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the `leftovers` of a folder that nobody writes into."""
+    """Remove the `leftovers` of a folder that no program is writing into."""
     for path in leftovers(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)  # two patterns, or a folder that went before, may name it
+            path.unlink(missing_ok=True)  # it may match twice, or be gone with its folder
 
 
 def require_free(path: Path) -> None:
-    """Raise `InputError` when something is at `path` already, but for an empty folder."""
+    """Raise `InputError` when `path` exists already, unless it is an empty folder."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already: choose another directory, or remove it first.")
 
 
 def make_folder_of(path: str | Path) -> None:
-    """Make the folder that the file `path` is to be written to. Raises `InputError` where there can be no such file."""
+    """Create the folder of the file `path`. Raises `InputError` when the file could not be written there."""
     expected = "give the name of a file in a folder that you may write to."
     final = Path(path if _is_stream(path) else os.path.realpath(path))
     try:
@@ -125,7 +125,7 @@ def make_folder_of(path: str | Path) -> None:
 @contextlib.contextmanager
 def _replacement(path: str | Path) -> Iterator[IO[bytes]]:
     final = Path(os.path.realpath(path))
-    unfinished = final.with_name(f"{UNFINISHED}{final.name}.partial")  # no search for *.safetensors or *.png finds it
+    unfinished = final.with_name(f"{UNFINISHED}{final.name}.partial")  # not matched by *.safetensors or *.png
     try:
         with unfinished.open("wb") as file:
             yield file
@@ -139,7 +139,7 @@ def _replacement(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def _is_stream(path: str | Path) -> bool:
-    """Whether there is something at `path` that is written into, not replaced."""
+    """Whether `path` is written to directly instead of being replaced."""
     with contextlib.suppress(OSError):
         there = os.stat(path)
         return not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)) or _own_output(there) is not None
@@ -148,11 +148,11 @@ def _is_stream(path: str | Path) -> bool:
 
 def _open_stream(path: str | Path) -> IO[bytes]:
     own = _own_output(os.stat(path))
-    return open(path, "wb") if own is None else os.fdopen(os.dup(own), "wb")  # opened anew, it would be truncated
+    return open(path, "wb") if own is None else os.fdopen(os.dup(own), "wb")  # opening it again would truncate it
 
 
 def _own_output(there: os.stat_result) -> int | None:
-    """The descriptor of this program's standard output or error, if that is where they go."""
+    """The descriptor of this program's standard output or error, if that is the file `there`."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # it is closed
             if os.path.samestat(there, os.fstat(descriptor)):

@@ -1,4 +1,4 @@
-"""Generation: batches as an iterable, and what is done with them."""
+"""Sampling: an iterable of finished batches, and the commands and writers that consume it."""
 
 from sit_atconv.sampling.generate import SampleBatch, generate
 from sit_atconv.sampling.run import open_generator, sample_to_directory

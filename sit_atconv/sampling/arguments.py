@@ -1,4 +1,4 @@
-"""The command-line options that say how to draw, shared by sample.py and evaluate_fid.py --checkpoint."""
+"""The command-line options of sampling, shared by sample.py and evaluate_fid.py --checkpoint."""
 
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from dataclasses import fields
@@ -14,7 +14,7 @@ _MOST = 10**12
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
-    """Add the options of drawing to `parser`, absent from its result unless given; returns their names."""
+    """Add the sampling options to `parser`, absent from its result unless given; returns their names."""
     add = parser.add_argument_group("drawing", argument_default=SUPPRESS).add_argument
     added = [
         add("--num-samples", type=count, help=f"{NUM_SAMPLES} unless given"),
@@ -26,7 +26,7 @@ def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
         add("--guidance", type=float, help="guidance scale; 1 is none, " + _default("guidance")),
         add("--weak-checkpoint", type=Path, help="guide away from this model (autoguidance), not from the null class"),
         add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with guidance"),
-        add("--guidance-channels", type=int, help="guide the first so many latent channels only (3: as DiT and SiT)"),
+        add("--guidance-channels", type=int, help="guide only this many leading latent channels (3: as DiT and SiT)"),
         add("--shift", type=float, help="timestep shift of euler, heun and midpoint, " + _default("shift")),
         add("--atol", type=float, help="of dopri5, " + _default("atol")),
         add("--rtol", type=float, help="of dopri5, " + _default("rtol")),
@@ -35,15 +35,16 @@ def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
         add("--last-step", choices=LAST_STEPS, help="of the SDE, " + _default("last_step")),
         add("--last-step-size", type=float, help="of the SDE, " + _default("last_step_size")),
         add("--precision", choices=PRECISIONS, help="bf16 runs the network in autocast"),
-        add("--compile", action="store_true", help="torch.compile: worth its minute in long runs on a GPU"),
+        add("--compile", action="store_true", help="use torch.compile, which pays off in long runs on a GPU"),
     ]
     return [action.dest for action in added]
 
 
 def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, dict[str, Any]]:
-    """What was given -> how to draw, and the rest.
+    """Split the given options into sampler settings and the rest.
 
-    The rest holds `num_samples` always; `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's own where given.
+    The rest always contains `num_samples`; `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's other options
+    only if given.
 
     Raises `InputError` for options that do not go together.
     """
@@ -54,16 +55,16 @@ def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, di
 
 
 def seed(word: str) -> int:
-    """A seed, from the word of the command line. Raises `ArgumentTypeError`, which argparse reports, for any other."""
+    """Parse a seed on the command line. Raises `ArgumentTypeError`, which argparse reports, for anything else."""
     if not word.isdecimal() or len(word) > len(str(MAX_SEED)) or int(word) > MAX_SEED:
-        raise ArgumentTypeError(f"{word} is no seed: give a whole number from 0 to {MAX_SEED}")
+        raise ArgumentTypeError(f"{word} is not a seed: give a whole number from 0 to {MAX_SEED}")
     return int(word)
 
 
 def count(word: str) -> int:
-    """How many, from the word of the command line; at least one. Raises `ArgumentTypeError` for any other word."""
+    """Parse a number >= 1 on the command line. Raises `ArgumentTypeError` for anything else."""
     if not word.isdecimal() or not 1 <= int(word) <= _MOST:
-        raise ArgumentTypeError(f"{word} is no count: give a whole number from 1 to {_MOST}")
+        raise ArgumentTypeError(f"{word} is not a valid number: give a whole number from 1 to {_MOST}")
     return int(word)
 
 

@@ -1,4 +1,4 @@
-"""Decoding of one batch while the next one is drawn."""
+"""Decodes one batch while the next one is being drawn."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ from sit_atconv.images import to_uint8
 
 @dataclass(frozen=True)
 class Decoding:
-    """Images that are on their way to the CPU; `ready` is None when they are there."""
+    """Images that are being copied to the CPU; `ready` is None if the copy is complete."""
 
     images: Tensor
     ready: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
-        """The images (b, 3, H, W) uint8, once they are there."""
+        """Wait for the images (b, 3, H, W) uint8 and return them."""
         if self.ready is not None:
             self.ready.synchronize()
         return self.images
 
 
 class Decoder:
-    """Starts decodings: on CUDA in a stream of their own, beside whatever is enqueued next; elsewhere at once."""
+    """Decodes batches: on CUDA in a separate stream, concurrently with later work; elsewhere synchronously."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder = autoencoder
@@ -37,11 +37,11 @@ class Decoder:
         return self._stream is not None
 
     def start(self, latents: Tensor) -> Decoding:
-        """Decode normalised latents (b, C, h, w)."""
+        """Start decoding normalised latents (b, C, h, w)."""
         if self._stream is None:
             return Decoding(to_uint8(self.autoencoder.decode(latents)).cpu(), None)
         self._stream.wait_stream(torch.cuda.current_stream(latents.device))
-        latents.record_stream(self._stream)  # its memory is not reused before this stream has read it
+        latents.record_stream(self._stream)  # so that its memory is not reused before this stream has read it
         with torch.cuda.stream(self._stream):
             images = to_uint8(self.autoencoder.decode(latents))
             host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)

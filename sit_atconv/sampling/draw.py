@@ -1,4 +1,4 @@
-"""From keyed noise to latents: the model, guided, under a solver."""
+"""Draws latents from keyed noise with a guided model and a solver."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,9 +23,9 @@ from sit_atconv.sampling.settings import SDE_SOLVERS, SamplerSettings
 
 
 class Drawing:
-    """Draws latents of one model with one set of settings; what batches share is computed once.
+    """Draws latents of one model with one set of settings, batch by batch.
 
-    Raises `InputError` when the model cannot be guided as the settings ask, or by this weak one.
+    Raises `InputError` when the settings ask for guidance that the model, or the weak model, does not allow.
     """
 
     def __init__(self, model: SiT, settings: SamplerSettings, weak: SiT | None = None) -> None:
@@ -48,9 +48,9 @@ class Drawing:
         self._weak = None if weak is None else StepNetwork(weak, settings.precision, settings.compile)
 
     def latents(self, indices: list[int], labels: Tensor | None, seed: int) -> Tensor:
-        """Normalised latents (b, C, h, w) fp32 of the samples numbered `indices`, with their labels (b,) on the CPU.
+        """Normalised latents (b, C, h, w) fp32 of the samples numbered `indices`, for labels (b,) on the CPU.
 
-        Raises `NonFiniteError`, which names them, when samples become NaN or infinite.
+        Raises `NonFiniteError`, which names the samples, when some become NaN or infinite.
         """
         shape, device = latent_shape(self.model), self.model.device
         noise = _to_device(keyed_normal(seed, Stream.NOISE, indices, shape), device)
@@ -69,10 +69,10 @@ class Drawing:
         samples: Sequence[int] | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """From noise (b, C, h, w) at t = 1 to latents, for labels (b,) on the CPU.
+        """Integrate from noise (b, C, h, w) at t = 1 to latents, for labels (b,) on the CPU.
 
-        `increment` gives the SDE's noise of each step, `samples` the numbers that errors name; `on_step` is the
-        solvers'.
+        `increment` returns the SDE's noise for a step. `samples` are the numbers that errors name. `on_step` is passed
+        to the solver.
         """
         settings = self.settings
         low, high = self.interpolant.time_range(self.model.config.prediction)
@@ -97,7 +97,7 @@ class Drawing:
 
     @property
     def ode_options(self) -> dict[str, Any]:
-        """What `integrate_ode` is told in either direction."""
+        """Options of `integrate_ode` that are the same in both directions."""
         names = {"steps": "steps", "method": "solver", "shift": "shift", "atol": "atol", "rtol": "rtol"}
         return {name: getattr(self.settings, setting) for name, setting in names.items()}
 
@@ -124,7 +124,7 @@ def latent_shape(model: SiT) -> tuple[int, int, int]:
 
 
 def require_same_space(model: SiT, weak: SiT) -> None:
-    """Raise `InputError` unless the weak model predicts the same thing about the same latents and classes."""
+    """Raise `InputError` unless the weak model makes the same prediction for the same latents and classes."""
     for key in ("in_channels", "num_classes", "interpolant", "prediction"):
         mine, other = model.config[key], weak.config[key]
         if mine != other:
@@ -135,5 +135,5 @@ def require_same_space(model: SiT, weak: SiT) -> None:
 
 
 def _to_device(noise: Tensor, device: torch.device) -> Tensor:
-    """Without waiting for the device: from pinned memory the copy is enqueued."""
+    """Copy noise to the device without waiting for it, from pinned memory."""
     return noise.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else noise.to(device)

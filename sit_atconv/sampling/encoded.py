@@ -1,4 +1,4 @@
-"""Latents of a data set, batch by batch, as a checkpoint's model takes them."""
+"""Batches of latents of a data set, as input of a checkpoint's model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sit_atconv.randomness import Stream, keyed_normal
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Normalised latents (b, C, h, w) fp32 on the model's device, labels (b,) int64 on the CPU or None, and rows."""
+    """Normalised latents (b, C, h, w) fp32 on the model's device, labels (b,) int64 on the CPU or None, row numbers."""
 
     latents: Tensor
     labels: Tensor | None
@@ -24,7 +24,7 @@ class EncodedBatch:
 def encoded_batches(
     model: SiT, dataset: LatentDataset, rows: Sequence[int], seed: int, batch_size: int
 ) -> Iterator[EncodedBatch]:
-    """The data set's `rows`, each a posterior sample that depends on (seed, row) alone."""
+    """Latents of the data set's `rows`: posterior samples that depend only on (seed, row)."""
     for first in range(0, len(rows), batch_size):
         chunk = list(rows[first : first + batch_size])
         batch = dataset.read(chunk, [False] * len(chunk))
@@ -34,7 +34,7 @@ def encoded_batches(
 
 
 def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:
-    """Raise `InputError` unless the model was trained on such latents and classes; `what` names the data set."""
+    """Raise `InputError` unless the data set, called `what`, has the latents and classes of the model."""
     config = model.config
     if config.latents is not None:
         LatentSpec.from_dict(config.latents).require_same(dataset.latents, "the checkpoint", what)
@@ -45,7 +45,7 @@ def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:
 
 
 def first_rows(dataset: LatentDataset, count: int | None) -> range:
-    """Rows 0 … count−1, or all. Raises `InputError` when there are not so many."""
+    """Rows 0 … count−1, or all. Raises `InputError` when the data set has fewer."""
     if count is not None and not 0 < count <= len(dataset):
         raise InputError(f"{count} images were asked for; the data set has {len(dataset)}.")
     return range(count or len(dataset))

@@ -1,4 +1,4 @@
-"""Generation as an iterable of finished batches, which a writer, a grid or the metrics consume."""
+"""Sampling as an iterable of finished batches, which a writer, a grid or the metrics consume."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ def generate(
     batch_size: int = 64,
     weak: SiT | None = None,
 ) -> Iterator[SampleBatch]:
-    """Draw the samples numbered `indices` of the run with this seed; on a GPU each batch is decoded beside the next.
+    """Draw the samples numbered `indices` for this seed; on a GPU each batch is decoded while the next one is drawn.
 
-    Sample i is a function of the model, the settings, the labels' rule and (seed, i): not of the batch size, nor of
-    what else is drawn.
+    Sample i depends only on the model, the settings, the label rule and (seed, i), not on the batch size or the other
+    samples.
 
     Args:
-        model: on the device to use; its own `config.input_size` is the latent's size.
-        autoencoder: what decodes its latents.
+        model: on the device to use; its `config.input_size` is the size of the latents.
+        autoencoder: decodes the latents.
         labels: see `choose_labels`.
         weak: a model to guide away from (autoguidance), instead of the null class.
 
     Raises:
-        InputError: before the first network call, for labels or settings that the models cannot have.
+        InputError: before the first network evaluation, for labels or settings that the models do not support.
         NonFiniteError: when samples become NaN or infinite; it names them and the step.
     """
     drawing, decoder = Drawing(model, settings or SamplerSettings(), weak), Decoder(autoencoder)

@@ -1,6 +1,6 @@
 """Image → noise → image: `python -m sit_atconv.sampling.inversion --checkpoint MODEL --data DATA --out OUT`.
 
-OUT/inversion.npz holds the noise and both pictures, OUT/grid.png shows them in rows of three: image, noise, image.
+OUT/inversion.npz holds the noise and both images. OUT/grid.png shows them in rows of three: image, noise, image.
 """
 
 import argparse
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inverted:
-    """Latents, the noise that the ODE maps to them, and the latents it then gives, all (b, C, h, w)."""
+    """Latents, the noise that the ODE maps them to, and the latents sampled from that noise, all (b, C, h, w)."""
 
     latents: Tensor
     noise: Tensor
@@ -44,14 +44,14 @@ class Inverted:
 def invert_latents(
     model: SiT, latents: Tensor, labels: Tensor | None, settings: SamplerSettings, samples: Sequence[int] | None = None
 ) -> Inverted:
-    """Follow the ODE from latents (b, C, h, w) to noise, and back on the same grid.
+    """Integrate the ODE from latents (b, C, h, w) to noise, and back on the same grid.
 
     Args:
         labels: (b,) on the CPU, or None for an unconditional model.
-        samples: numbers that errors name.
+        samples: numbers of the samples, for error messages.
 
     Raises:
-        InputError: for an SDE, which cannot be run backwards.
+        InputError: for an SDE, which cannot be inverted.
     """
     if settings.stochastic:
         raise InputError(f"Inversion follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
     add("--out", type=Path, required=True)
-    add("--num-images", type=count, default=16, help="the first so many")
+    add("--num-images", type=count, default=16, help="number of images, from the first")
     add("--solver", choices=ODE_METHODS, default="heun")
     add("--steps", type=int, default=50)
     add("--seed", type=seed, default=0, help="of the autoencoder's posterior samples")

@@ -1,4 +1,4 @@
-"""Which class each sample of a run is asked for: a function of (seed, index) alone."""
+"""Class labels of the samples, which depend only on (seed, index)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,9 +17,9 @@ def choose_labels(
     """Labels (n,) int64 for the samples numbered `indices`, or None for an unconditional model.
 
     Args:
-        rule: "balanced": each successive `num_classes` samples hold every class once, in an order drawn anew each time
-            (class-sorted samples would make the inception score wrong); "random": independent and uniform; or labels
-            separated by commas, numbers or class names, which the samples take in turn.
+        rule: "balanced": every successive `num_classes` samples contain each class once, in a new random order each
+            time (the inception score of class-sorted samples would be wrong); "random": independent and uniform; or
+            labels separated by commas, numbers or class names, which are assigned in turn.
 
     Raises:
         InputError: for a label that the model does not have.
@@ -42,7 +42,7 @@ def choose_labels(
 
 
 def parse_label(word: str, num_classes: int, class_names: Sequence[str]) -> int:
-    """The label that a class name or a number means. Raises `InputError` for one that the model does not have."""
+    """The label for a class name or a number. Raises `InputError` for one that the model does not have."""
     if word in class_names:
         return list(class_names).index(word)
     if not word.isdecimal() or len(word) > _MAX_DIGITS or int(word) >= num_classes:

@@ -1,4 +1,4 @@
-"""How likely a model finds images: `python -m sit_atconv.sampling.likelihood --checkpoint MODEL --data DATA`."""
+"""Likelihood of images under a model: `python -m sit_atconv.sampling.likelihood --checkpoint MODEL --data DATA`."""
 
 import argparse
 import contextlib
@@ -29,14 +29,14 @@ from sit_atconv.sampling.settings import SamplerSettings
 
 log = logging.getLogger(__name__)
 
-_LEVELS = 255 / 2  # grey levels a unit of [-1, 1]
+_LEVELS = 255 / 2  # grey levels per unit of [-1, 1]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Bits per dimension of some images: their mean, its standard error, and of what.
+    """Mean bits per dimension of a set of images, with its standard error.
 
-    `of` is "8-bit pixels", an upper bound by uniform dequantisation, or "latents", a density on the model's own scale.
+    `of` is "8-bit pixels" (an upper bound by uniform dequantisation) or "latents" (a density on the model's own scale).
     """
 
     bits_per_dimension: float
@@ -56,16 +56,14 @@ def score_likelihood(
 ) -> Iterator[Tensor]:
     """Bits per dimension (b,) of the data set's rows under the model, batch by batch; see `bits_per_dimension`.
 
-    Pixels (identity autoencoder) get uniform noise of one grey level: the bits are then an upper bound on those of the
-    8-bit image. Noise, probes and posterior samples depend on (seed, row) alone.
+    Uniform noise of one grey level is added to pixels (identity autoencoder): the bits are then an upper bound on those
+    of the 8-bit image. Noise, probes and posterior samples depend only on (seed, row).
 
     Raises:
-        InputError: for guidance or an SDE, which have no such density, and data of other latents.
+        InputError: for guidance or an SDE, which have no such density, and for data with other latents.
     """
     if settings.guidance != 1:
-        raise InputError(
-            "A guided field belongs to no density that was learnt: ask for the likelihood without guidance."
-        )
+        raise InputError("A guided field does not describe a learnt density: compute the likelihood without guidance.")
     if settings.stochastic:
         raise InputError(f"The likelihood follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
     require_same_data(model, dataset, "the data set")
@@ -89,7 +87,7 @@ def score_likelihood(
 
 @contextlib.contextmanager
 def _frozen(model: SiT) -> Iterator[None]:
-    """The gradients of the weights, which nobody wants, are not computed within."""
+    """Do not compute gradients of the weights, which are not needed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
@@ -106,7 +104,7 @@ def _dequantise(batch: EncodedBatch, seed: int) -> Tensor:
 
 
 def _signs(batch: EncodedBatch, seed: int) -> Tensor:
-    """Hutchinson's probe, ±1 of the latents' shape."""
+    """Hutchinson's probe: random signs, of the latents' shape."""
     shape = batch.latents.shape[1:]
     signs = [keyed_generator(seed, Stream.PROBE, row).integers(0, 2, shape) * 2 - 1 for row in batch.rows]
     return torch.stack([torch.from_numpy(values) for values in signs]).to(batch.latents)
@@ -118,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
     add("--data", required=True, help="a prepared data set, or digits[:train|:heldout][@resolution]")
-    add("--num-images", type=count, help="the first so many; all unless given")
+    add("--num-images", type=count, help="number of images, from the first (default: all)")
     add("--solver", choices=ODE_METHODS, default="heun")
     add("--steps", type=int, default=50)
     add("--seed", type=seed, default=0)

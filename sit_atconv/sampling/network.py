@@ -1,4 +1,4 @@
-"""The network as the solvers call it: what depends on time and label alone is computed once a step and label."""
+"""The network as the solvers call it: what depends only on time and label is computed once per step and label."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,9 +12,9 @@ from sit_atconv.models import SiT
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A batch's distinct labels (U,) int64, the null class last, and the row of each sample, (B,) int64.
+    """A batch's distinct labels (U,) int64, the null class last, and each sample's row in this table, (B,) int64.
 
-    Where samples share labels U is smaller than B, and both halves of a guided batch share the null class's one row.
+    U is smaller than B if samples share labels. The null half of a guided batch shares the row of the null class.
     """
 
     labels: Tensor
@@ -22,7 +22,7 @@ class LabelTable:
 
     @classmethod
     def of(cls, labels: Tensor, null_label: int, device: torch.device) -> "LabelTable":
-        """The table of labels (B,) that are on the CPU."""
+        """The table of labels (B,) on the CPU."""
         distinct, rows = labels.unique(return_inverse=True)
         table = torch.cat([distinct, torch.tensor([null_label])])
         return cls(table.to(device, non_blocking=True), rows.to(device, non_blocking=True))
@@ -39,7 +39,7 @@ class StepNetwork:
     Args:
         model: on its device, in eval mode.
         precision: "no", or "bf16" for autocast.
-        compile: let torch.compile make one program of the blocks of a kind, for all batch sizes; the model stays so.
+        compile: compile the repeated blocks, one program for all batch sizes; the model stays compiled.
     """
 
     def __init__(self, model: SiT, precision: str = "no", compile: bool = False) -> None:
@@ -48,7 +48,7 @@ class StepNetwork:
             model.compile_repeated_blocks(dynamic=True)
 
     def bind(self, table: LabelTable | None) -> Callable[..., Tensor]:
-        """The network as a callable of (x, t, rows), rows of this table; of (x, t) without labels."""
+        """The network as a callable of (x, t, rows), where `rows` index the table; of (x, t) without labels."""
         if table is None:
             return self._call
         return lambda x, t, rows: self._call(x, t, table.labels, rows)
@@ -58,5 +58,5 @@ class StepNetwork:
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
             if t.ndim == 0:
                 return self.model(x, t, labels, rows)
-            # Samples at times of their own (dopri5) share no condition.
+            # Samples with separate times (dopri5) do not share conditions.
             return self.model(x, t, None if labels is None else labels[rows])

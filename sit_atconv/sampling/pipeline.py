@@ -34,15 +34,15 @@ from sit_atconv import SiTPipeline  # pip install sit-atconv
 
 __all__ = ["SiTPipeline"]
 '''
-# What model_index.json says: a class of another package is one of a file in the directory.
 _OF_THE_HUB = ("cache_dir", "token", "revision", "local_files_only")
+# The entries of model_index.json: diffusers loads a class of another package from a file in the directory.
 _CLASS, _TRANSFORMER = ["sit_pipeline", "SiTPipeline"], ["sit_atconv", "SiT"]
 Generators = torch.Generator | list[torch.Generator] | None
 Callback = Callable[..., dict[str, Tensor] | None] | None  # diffusers'
 
 
 class _Interrupted(Exception):
-    """A callback has set `interrupt`: the latents stay as they are."""
+    """Raised when a callback has set `interrupt`; carries the latents of that step."""
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Interrupted(Exception):
 
 
 class SiTPipeline(DiffusionPipeline):
-    """Draws images of a SiT, conditional or not; opens its own directories and the checkpoints of a training run.
+    """Draws images from a SiT, conditional or not; opens saved pipelines and the checkpoints of a training run.
 
     Args:
         transformer: the model.
@@ -71,8 +71,8 @@ class SiTPipeline(DiffusionPipeline):
         """Open a directory or hub repository of `save_pretrained`, or a checkpoint of training (RUN/checkpoints/…).
 
         Args:
-            options: diffusers'. Of a checkpoint, `torch_dtype` (or `dtype`) and `vae`: an autoencoder in another place
-                than the checkpoint says.
+            options: diffusers' options; for a checkpoint only `torch_dtype` (or `dtype`) and `vae`, the place of the
+                autoencoder if it is not where the checkpoint says.
 
         Raises:
             InputError: for a checkpoint that cannot be opened.
@@ -81,11 +81,7 @@ class SiTPipeline(DiffusionPipeline):
         if "dtype" in options:
             options["torch_dtype"] = options.pop("dtype")
         if not path.is_dir():
-            hub = {
-                key: options.pop(key)
-                for key in ("cache_dir", "token", "revision", "local_files_only")
-                if key in options
-            }
+            hub = {key: options.pop(key) for key in _OF_THE_HUB if key in options}
             path = Path(snapshot_download(str(source), **hub))
         if (path / "model_index.json").exists():
             return super().from_pretrained(path, **options)
@@ -109,7 +105,7 @@ class SiTPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *arguments: Any, **options: Any) -> Any:
-        """diffusers' own. Pipeline and model are those of this package: no file of the directory is run."""
+        """diffusers' `load_config`, with the classes of this package: no file of the directory is executed."""
         loaded = super().load_config(*arguments, **options)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if config.get("_class_name") == _CLASS:
@@ -121,7 +117,7 @@ class SiTPipeline(DiffusionPipeline):
 
         Args:
             scores: JSON that evaluate_fid.py wrote.
-            options: diffusers', but for `push_to_hub`: that is a method of its own.
+            options: diffusers' options except `push_to_hub`, which is a separate method.
         """
         self._save(Path(save_directory), Path(save_directory).name, scores, options)
 
@@ -144,7 +140,7 @@ class SiTPipeline(DiffusionPipeline):
         create_pr: bool = False,
         **options: Any,
     ) -> str:
-        """Upload what `save_pretrained` writes, the model card with it, to the Hugging Face hub; returns the address.
+        """Upload everything that `save_pretrained` writes to the Hugging Face hub; returns the address.
 
         `scores` and `options` are those of `save_pretrained`.
         """
@@ -174,27 +170,27 @@ class SiTPipeline(DiffusionPipeline):
         """Draw images.
 
         Args:
-            class_labels: one label or several, numbers or class names that the model knows; none if unconditional.
-            guidance_scale: 1 for none; 4 when not given, as in DiT's pipeline, or 1 for an unconditional model.
+            class_labels: one label or several, as numbers or class names that the model knows; None if unconditional.
+            guidance_scale: 1 for none; by default 4, as in DiT's pipeline, or 1 for an unconditional model.
             num_inference_steps: N intervals of the solver; dopri5 chooses its own.
-            num_images: how many of an unconditional model, or of each label.
-            height, width: pixels, if not the training size.
-            generator: one for all images, or a list with one each.
-            latents: noise to start from (B, C, h, w), instead of drawing it.
+            num_images: number of images per label, or in total for an unconditional model.
+            height, width: in pixels, if not the training size.
+            generator: one for all images, or a list with one for each image.
+            latents: initial noise (B, C, h, w); drawn when not given.
             output_type: "pil", "pt" (B, 3, H, W) or "np" (B, H, W, 3) in [0, 1], or "latent" (normalised).
             callback_on_step_end: called as (pipeline, step, t, {"latents": latents}) after every step; may return
-                {"latents": …} to go on from, or set `pipeline._interrupt` to stop there. Not with dopri5, where every
-                image has its own steps.
+                {"latents": …} to continue with, or set `pipeline._interrupt` to stop there. Not with dopri5, where
+                every image has its own steps.
             settings: further fields of `SamplerSettings`, such as solver="sde" or interval=(0.0, 0.7).
 
         Raises:
-            InputError: for labels that the model does not have, and settings that do not go together.
+            InputError: for labels that the model does not have, and for settings that contradict one another.
         """
         require_one_of(output_type, OUTPUT_TYPES, "output type")
         if output_type != "latent":
             self._require_decoder()
         if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
-            raise InputError("Callbacks are handed the latents and nothing else: name ('latents',).")
+            raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")
         labels = self._labels(class_labels, num_images)
         if guidance_scale is None:
             guidance_scale = 1.0 if labels is None else 4.0
@@ -206,7 +202,7 @@ class SiTPipeline(DiffusionPipeline):
             raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
 
         def draw_noise(step: int | None = None) -> Tensor:
-            return randn_tensor(shape, generator, self._execution_device)  # where a model that is offloaded will run
+            return randn_tensor(shape, generator, self._execution_device)  # the device on which an offloaded model runs
 
         with self.progress_bar(total=num_inference_steps) as bar:
             try:
@@ -223,9 +219,9 @@ class SiTPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _on_step(self, solver: str, bar: tqdm, callback: Callback) -> OnStep | None:
-        """What the solver calls after every step: the bar, and the user's callback as diffusers calls it.
+        """The function that the solver calls after every step: it updates the bar and calls the user's callback.
 
-        None for dopri5, which has no steps of all images; a callback it is handed, and refuses.
+        None for dopri5 without a callback, since each image has its own steps; with one, the solver raises an error.
         """
         if solver == "dopri5" and callback is None:
             return None
@@ -241,13 +237,13 @@ class SiTPipeline(DiffusionPipeline):
         return after_step
 
     def _labels(self, given: int | str | Sequence[int | str] | None, repeat: int) -> Tensor | None:
-        """Labels (B,) on the CPU, each `repeat` times; None for an unconditional model."""
+        """Labels (B,) on the CPU, each repeated `repeat` times; None for an unconditional model."""
         config = self.transformer.config
         if repeat < 1:
             raise InputError(f"num_images must be at least 1, not {repeat}.")
         if (given is None) != (config.num_classes == 0):
             raise InputError(
-                "This model is unconditional: say num_images, not class_labels."
+                "This model is unconditional: give num_images, not class_labels."
                 if config.num_classes == 0
                 else f"This model needs class_labels in [0, {config.num_classes}), or class names if it knows them."
             )
@@ -274,27 +270,27 @@ class SiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the last call, for callbacks; as `num_timesteps` and `interrupt`."""
+        """Guidance scale of the last call; like `num_timesteps` and `interrupt`, for callbacks."""
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Intervals of the solver."""
+        """Number of intervals of the solver in the last call."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback has asked to stop after its step."""
+        """Whether a callback has asked to stop after the current step."""
         return self._interrupt
 
     def _require_decoder(self) -> None:
         spec = self._spec
         if spec is None:
-            raise InputError("This model does not say what decodes its latents: ask for output_type='latent'.")
+            raise InputError("This model does not name the autoencoder of its latents: use output_type='latent'.")
         if self.vae is None and spec.autoencoder != IDENTITY:
             raise InputError(
                 f"The pipeline has no vae, and the model's latents are those of {spec.autoencoder}: give it as vae, or "
-                "ask for output_type='latent'."
+                "use output_type='latent'."
             )
 
     @property

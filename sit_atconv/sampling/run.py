@@ -1,4 +1,4 @@
-"""What sample.py does: draw the samples of a checkpoint into a directory, on all processes there are."""
+"""The work of sample.py: draw samples of a checkpoint into a directory, on all processes."""
 
 import logging
 from dataclasses import asdict, replace
@@ -28,25 +28,25 @@ log = logging.getLogger(__name__)
 def open_generator(
     checkpoint: Path, vae: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[SiT, Autoencoder]:
-    """A checkpoint's averaged model and the autoencoder of its latents, both on `device`.
+    """Open a checkpoint's averaged model and the autoencoder of its latents, both on `device`.
 
-    `vae` names another autoencoder for decoding, such as the same one in another place: its latents must be normalised
-    alike. A saved pipeline brings its own. Raises `InputError` when the checkpoint does not say what its latents are
-    and `vae` does not either.
+    `vae` names another autoencoder for decoding, such as a copy in another place; its latents must have the same
+    normalisation. A saved pipeline contains its own. Raises `InputError` when neither the checkpoint nor `vae` names an
+    autoencoder.
     """
     model = load_model(checkpoint).to(device)
     spec = LatentSpec.from_dict(model.config.latents) if model.config.latents else None
     if vae is None and spec is None:
         raise InputError(f"{checkpoint} does not say which autoencoder decodes its latents: name it with --vae.")
     if vae is None:
-        own = checkpoint / "vae"  # written anew, so that its files' digest is another
+        own = checkpoint / "vae"  # saved again by the pipeline, hence with another digest
         if own.is_dir():
             return model, load_autoencoder(replace(spec, weights_hash=None), location=str(own), device=device)
         return model, load_autoencoder(spec, device=device)
     autoencoder = load_autoencoder(vae, channels=model.config.in_channels, device=device)
     if spec is not None:
         decoder = replace(autoencoder.spec, autoencoder=spec.autoencoder, weights_hash=None)
-        spec.require_same(decoder, str(checkpoint), vae)  # but for the weights, which the user chose
+        spec.require_same(decoder, str(checkpoint), vae)  # except for the weights, which the user chose
         if spec.weights_hash != autoencoder.spec.weights_hash:
             log.warning(
                 "Decoding with %s as asked; the latents were made by other weights (%s).", vae, spec.autoencoder
@@ -67,7 +67,7 @@ def sample_to_directory(
     png: bool = False,
     weak_checkpoint: Path | None = None,
 ) -> None:
-    """Draw samples 0 … num_samples−1 into `out`; the same call again continues or finds them complete.
+    """Draw samples 0 … num_samples−1 into `out`; the same call continues an interrupted run.
 
     `weak_checkpoint` is a model to guide away from (autoguidance), instead of the null class.
 
@@ -76,13 +76,13 @@ def sample_to_directory(
     if num_samples < 1 or batch_size < 1:
         raise InputError(f"Samples and batch size must be at least 1, not {num_samples} and {batch_size}.")
     state = process_state()
-    # Resolved once: a training run moves its "latest" on.
+    # Resolve links once: a training run moves its link "latest".
     checkpoint, weak_checkpoint = checkpoint.resolve(), weak_checkpoint and weak_checkpoint.resolve()
     model, autoencoder = open_generator(checkpoint, vae, state.device)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
-    Drawing(model, settings, weak)  # what does not go together is found before anything is written
+    Drawing(model, settings, weak)  # raises for a mismatch before anything is written
     num_classes, names = model.config.num_classes, model.config.class_names
-    choose_labels(labels, range(1), num_classes, seed, names)  # unknown ones are found before anything is written
+    choose_labels(labels, range(1), num_classes, seed, names)  # raises for unknown labels before anything is written
     directory = SampleDirectory(out, num_samples, png)
     with locked(out, state, "sampled into", "--out"):
         if state.is_main_process:
@@ -111,7 +111,7 @@ def sample_to_directory(
 
 
 def _origins(checkpoint: Path, weak_checkpoint: Path | None, vae: str | None) -> dict[str, Any]:
-    """What draws and decodes: where it is, and under `sha256` what lies there now. A path alone may be trained anew."""
+    """Paths of the models and, under `sha256`, the hashes of their files, since a path may be trained again."""
     folders = {"checkpoint": model_directory(checkpoint)}
     if weak_checkpoint:
         folders["weak_checkpoint"] = model_directory(weak_checkpoint)
@@ -126,7 +126,7 @@ def _origins(checkpoint: Path, weak_checkpoint: Path | None, vae: str | None) ->
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a model in diffusers' layout is made of: its configuration and its weights."""
+    """The sha256 of each file of a model in diffusers' layout: its configuration and its weights."""
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     return {path.name: sha256_of_file(path) for path in (folder / "config.json", *weights)}
 

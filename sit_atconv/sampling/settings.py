@@ -1,4 +1,4 @@
-"""How to draw: all that decides, beside model, labels and seed, what a sample is."""
+"""Sampler settings: together with model, labels and seed they determine every sample."""
 
 import math
 from dataclasses import dataclass, fields
@@ -14,23 +14,24 @@ PRECISIONS = ("no", "bf16")
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How to draw.
+    """Settings of the sampler.
 
     Args:
         solver: "euler", "heun", "midpoint", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
         steps: N intervals; dopri5 chooses its own.
         guidance: guidance scale, 1 for none.
         interval: times (low, high) within which guidance acts.
-        guidance_channels: guide only the first so many latent channels; None guides all.
+        guidance_channels: guide only this many leading latent channels; None guides all.
         shift: timestep shift of euler, heun and midpoint.
         atol, rtol: tolerances of dopri5.
         diffusion, diffusion_scale, last_step, last_step_size: of the SDE, see `integrate_sde`.
         precision: "no", or "bf16" to run the network in autocast.
-        compile: compile the repeated blocks, one program for all batch sizes; worth its minute in long runs on a GPU.
+        compile: compile the repeated blocks, one program for all batch sizes; this takes about a minute and pays off in
+            long runs on a GPU.
 
     Raises:
-        InputError: for unknown names, numbers out of their range, and options that would do nothing: an interval or
-            channels without guidance, options of one kind of solver with another, the size of a last step without one.
+        InputError: for unknown names, values out of range, and options that would have no effect: an interval or
+            channels without guidance, options of another kind of solver, the size of a last step without one.
     """
 
     solver: str = "heun"
@@ -68,11 +69,11 @@ class SamplerSettings:
 
     @property
     def stochastic(self) -> bool:
-        """Whether the solver is one of the SDE."""
+        """Whether the solver is an SDE solver."""
         return self.solver in SDE_SOLVERS
 
     def _require_ranges(self) -> None:
-        """What guidance and solvers would refuse as well, but after a directory was claimed for the samples."""
+        """Raise early what guidance and solvers would raise only after the sample directory was created."""
         require_steps(self.steps)
         if not 0 <= self.guidance < math.inf:
             raise InputError(f"The guidance scale must be a finite number >= 0, not {self.guidance}; 1 is no guidance.")

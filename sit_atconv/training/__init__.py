@@ -1,4 +1,4 @@
-"""Training: the loop, and what makes it safe to interrupt."""
+"""Training: the loop, and everything that makes it safe to interrupt."""
 
 from sit_atconv.training.trainer import train
 

@@ -1,4 +1,4 @@
-"""Where a run stands: all of its state that is not of the model's size, as plain numbers."""
+"""The position of a run: all of its state except tensors of the model's size, as plain numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from sit_atconv.training.session.session import Session
 
 
 class Position:
-    """`step` optimiser steps done, the means since the last line of the log, skipped steps, and the best score."""
+    """Optimizer steps done (`step`), means since the last line of the log, skipped steps, and the best score."""
 
     def __init__(self, session: Session, run: Path) -> None:
         self._session, accelerator = session, session.accelerator
@@ -19,14 +19,14 @@ class Position:
         self.best: tuple[int, float] | None = None  # step and score
 
     def note_score(self, score: float) -> bool:
-        """Whether this step's score, of which less is better, is the best so far."""
+        """Record this step's score, where lower is better, and return whether it is the best so far."""
         if self.best is not None and score >= self.best[1]:
             return False
         self.best = self.step, score
         return True
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs. All processes call it."""
+        """The state for `restore`. All processes call it."""
         scaler = self._session.accelerator.scaler
         return {
             "step": self.step,
@@ -40,7 +40,7 @@ class Position:
         }
 
     def restore(self, state: dict[str, Any]) -> list[str]:
-        """Go on from a state; returns notes about what will not be exactly as it was."""
+        """Continue from a state; returns notes about what will not be exactly reproduced."""
         accelerator = self._session.accelerator
         self.step, self.best = state["step"], state["best"] and tuple(state["best"])
         self.averages.restore(state["averages"])

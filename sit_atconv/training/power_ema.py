@@ -1,4 +1,4 @@
-"""An average of any width, from a run's snapshots: `python -m sit_atconv.training.power_ema RUN OUT --width 0.12`."""
+"""An average of any width from a run's snapshots: `python -m sit_atconv.training.power_ema RUN OUT --width 0.12`."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence

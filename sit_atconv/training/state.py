@@ -1,7 +1,7 @@
-"""What a checkpoint holds, and how it comes back: tensors as safetensors, numbers as JSON, each file with its digest.
+"""Saving and restoring checkpoints: tensors as safetensors, numbers as JSON, each file with its digest.
 
-Tensors are stored whole and under the model's own names, so that a run continues on any number of processes, split
-among them or not. Nothing is pickled.
+Tensors are stored unsharded under the model's own names, so a run continues on any number of processes, sharded or not.
+Nothing is pickled.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path], None]:
-    """Collect everything from all processes, which all call it; returns what writes it into a folder."""
+    """Collect the state from all processes, and return a function that writes it to a folder. All processes call it."""
     main, parameters = session.accelerator.is_main_process, dict(session.bare.named_parameters())
     weights = gather_whole(parameters.items(), main)
     moments = gather_whole(
@@ -44,10 +44,10 @@ def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path],
 
 
 def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
-    """Set weights, optimizer and averages to a checkpoint's; returns its position. All processes call it.
+    """Load weights, optimizer and averages from a checkpoint, and return its position. All processes call it.
 
-    Raises `InputError` naming the file when something is missing or damaged, or is of another model, and when the run
-    was trained on other data.
+    Raises `InputError` naming the file when something is missing or damaged, or belongs to another model, and when the
+    run was trained on other data.
     """
     position = _read_position(session, checkpoint)
     _require_same_data(session, position, checkpoint)
@@ -68,7 +68,7 @@ def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
 
 
 def model_folder(session: Session, name: str) -> str:
-    """Where in a checkpoint the average called `name` stands: "model" for the one that samples come from."""
+    """The folder of the average called `name` in a checkpoint: "model" for the one used for sampling."""
     return "model" if name == session.averages.main else f"model-{name}"
 
 
@@ -86,7 +86,7 @@ def _moments(session: Session, parameter: Parameter) -> dict[str, Tensor]:
 
 
 def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:
-    """The position, read and checked by the main process for all."""
+    """The position; the main process reads and checks it, and sends it to all."""
     found: list[Any] = [None, None]
     if session.accelerator.is_main_process:
         try:
@@ -100,7 +100,7 @@ def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:
 
 
 def _require_same_data(session: Session, position: dict[str, Any], checkpoint: Path) -> None:
-    """A run of an earlier version keeps nothing of its data: it goes on, and its next checkpoint does."""
+    """Raise `InputError` for other data. Checkpoints of earlier versions do not record the data and are accepted."""
     if position.get("data", session.data) != session.data:
         raise InputError(
             f"{checkpoint} was trained on other data than those at {session.config.data.path}, which were prepared "

@@ -1,4 +1,4 @@
-"""The training loop. All randomness is keyed by (seed, position): a run continued is the run uninterrupted."""
+"""The training loop. All randomness is keyed by (seed, position), so a resumed run equals an uninterrupted one."""
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -43,19 +43,19 @@ from sit_atconv.training.watch.evaluation import Evaluation
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
 
-logger = get_logger(__name__)  # of the main process
+logger = get_logger(__name__)  # logs on the main process only
 
 
 def train(config: Config, run: Path, resume: str | None = None, ends_process: bool = False) -> None:
-    """Train as `config` says into the directory `run`, or continue what is there; returns when all steps are done.
+    """Train with `config` in the directory `run`, or continue the run there, until all steps are done.
 
-    `resume` names an older checkpoint of the run to go back to, by its step, name or path. `ends_process` says that the
-    process ends with the training: SIGTERM is then ignored from the last step on.
+    `resume` names an older checkpoint to go back to, by its step, name or path. `ends_process` says that the process
+    ends with training: SIGTERM is then ignored after the last step.
 
     Raises:
         InputError: when configuration, data and run directory do not agree; nothing is written then.
-        SystemExit: after SIGTERM, with code 143 and a checkpoint of the last step; with code 1 when training cannot go
-            on (`TrainingStopped`).
+        SystemExit: with code 143 after SIGTERM and a checkpoint of the last step; with code 1 when training cannot
+            continue (`TrainingStopped`).
     """
     check_run_directory(run, config)
     session = build_session(config, run)
@@ -64,8 +64,8 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
     trainer = None
     try:
         with locked(run, accelerator, "trained into", "--run"):
-            notes = check_run_directory(run, config)  # once more: another program may have begun it meanwhile
-            # Go back to where the run stands
+            notes = check_run_directory(run, config)  # again: another program may have begun the run meanwhile
+            # Restore the newest checkpoint, or the one that `resume` names
             checkpoint = checkpoints.find(resume)
             if checkpoint is not None:
                 state = restore_state(session, checkpoint)
@@ -79,7 +79,7 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
 
             with Termination(accelerator.num_processes, ends_process) as termination:
                 terminated = trainer.run(notes, termination)
-                accelerator.wait_for_everyone()  # nobody leaves while others still hear from it
+                accelerator.wait_for_everyone()  # no process exits while others still communicate with it
                 accelerator.end_training()
     except (OSError, SafetensorError) as error:
         if trainer is not None and accelerator.is_main_process and not run.is_dir():
@@ -92,9 +92,9 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
 
 
 class Trainer:
-    """The loop and what is due between its steps.
+    """The loop, and the work due between its steps.
 
-    Raises `InputError` where data, preview, evaluation and processes do not agree.
+    Raises `InputError` when data, preview, evaluation and the number of processes do not agree.
     """
 
     def __init__(self, session: Session, run: Path, checkpoints: Checkpoints, position: Position) -> None:
@@ -103,10 +103,10 @@ class Trainer:
         self.batches = iter(session.loader(position.step))
         self.log = RunLog(run / "log.jsonl", accelerator)
         self.place = RunDirectory(run) if accelerator.is_main_process else None
-        self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
+        self.newest: tuple[int, Path] | None = None  # step and path of the last checkpoint that this process wrote
         self.preview, self.evaluation, seed = None, None, config.training.seed
         for drawing in (config.preview if config.preview.every else None, config.evaluation):
-            if drawing is not None:  # what cannot be drawn is refused now
+            if drawing is not None:  # refuse impossible settings now, not at the first grid
                 Drawing(accelerator.unwrap_model(session.model), sampler_settings(drawing))
         if config.preview.every and accelerator.is_main_process:
             device = accelerator.device
@@ -115,7 +115,7 @@ class Trainer:
             self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator)
 
     def run(self, notes: list[str], termination: Termination) -> bool:
-        """Train until all steps are done, or SIGTERM; whether it was that. `notes` say what is not as it was."""
+        """Train until the last step or SIGTERM; returns whether it was SIGTERM. `notes` go to the log."""
         self.open(notes)
         steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
         self.interval = Interval(self.session)
@@ -133,9 +133,9 @@ class Trainer:
         return False
 
     def open(self, notes: list[str]) -> None:
-        """Open the run directory for writing, and note there what is not as it was."""
+        """Prepare the run directory for writing, and log the `notes` on what changed since it was begun."""
         config, accelerator, step = self.session.config, self.session.accelerator, self.position.step
-        accelerator.wait_for_everyone()  # until all have found everything in order
+        accelerator.wait_for_everyone()  # write nothing before all processes have passed their checks
         if accelerator.is_main_process:
             remove_leftovers(self.directory)
             write_configuration(self.directory, config)
@@ -149,7 +149,7 @@ class Trainer:
         accelerator.init_trackers("sit-atconv", config=_flat(asdict(config)))
 
     def step(self) -> None:
-        """One optimiser step, over all micro-batches; skipped on the device when loss or gradient are not finite."""
+        """One optimizer step over all micro-batches; skipped on the device when loss or gradient are not finite."""
         session, position = self.session, self.position
         position.step += 1
         for group in session.optimizer.param_groups:
@@ -162,7 +162,7 @@ class Trainer:
         self.interval.step()
 
     def after_step(self) -> dict[str, str]:
-        """What is due after a step; returns what the progress bar shows. The last step is always logged and kept."""
+        """Do what is due after a step; returns what the progress bar shows. Always logs and saves the last step."""
         config, step = self.session.config, self.position.step
         if self.place is not None:
             self.place.require()
@@ -186,7 +186,7 @@ class Trainer:
         return shown
 
     def write_line(self) -> dict[str, str]:
-        """Write the log's line of this step, and return a part of it for the progress bar. Waits for the device."""
+        """Write this step's line of the log, and return a part of it for the progress bar. Waits for the device."""
         session, position = self.session, self.position
         images = position.step * session.config.training.batch_size
         record = {
@@ -216,7 +216,7 @@ class Trainer:
         return self.position.note_score(next(iter(scores.values())))
 
     def save_power_averages(self) -> None:
-        """Write a snapshot of the power-function averages; before the checkpoint of this step, which vouches for it."""
+        """Write a snapshot of the power-function averages; called before the checkpoint of the same step."""
         averages, main = self.session.averages, self.session.accelerator.is_main_process
         names = [name for name, profile in averages.profiles.items() if isinstance(profile, PowerFunction)]
         tensors = {name: gather_whole(averages.tensors(name), main) for name in names}
@@ -224,7 +224,7 @@ class Trainer:
             save_snapshot(self.directory / "ema", self.position.step, tensors, self.session.model.save_config)
 
     def save(self) -> Path:
-        """Write the checkpoint of this step, unless that is done: SIGTERM may come in a step that is kept anyway."""
+        """Write this step's checkpoint unless it exists: SIGTERM may come in a step that is saved anyway."""
         step = self.position.step
         if self.newest is None or self.newest[0] != step:
             with self.interval.paused():
@@ -235,9 +235,9 @@ class Trainer:
 
 
 def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Forward and backward passes of all micro-batches, and the optimiser's step unless something is not finite.
+    """Forward and backward passes of all micro-batches, and an optimizer step unless loss or gradient are not finite.
 
-    Returns this process's loss terms, means over its micro-batches, and "grad_norm", all scalars on the device.
+    Returns this process's loss terms, averaged over its micro-batches, and "grad_norm", all scalars on the device.
     """
     accelerator, micro_batches, terms = session.accelerator, session.config.training.accumulation, {}
     for _ in range(micro_batches):
@@ -248,8 +248,8 @@ def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict
             if accelerator.sync_gradients:
                 limit = session.config.optimizer.clip_norm or float("inf")
                 norm = accelerator.clip_grad_norm_(session.objective.parameters(), limit)
-                norm = whole(torch.as_tensor(norm, device=accelerator.device))  # DeepSpeed's is a number
-                if accelerator.scaler is None and not uses_zero(accelerator):  # which skip such steps themselves
+                norm = whole(torch.as_tensor(norm, device=accelerator.device))  # DeepSpeed returns a number
+                if accelerator.scaler is None and not uses_zero(accelerator):  # both skip such steps themselves
                     step_unless_bad(session.adam, norm.isfinite())
             session.optimizer.step()
             session.optimizer.zero_grad()
@@ -259,7 +259,7 @@ def train_step(session: Session, fetch: Callable[[], dict[str, Tensor]]) -> dict
 
 
 def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Draws, list[Tensor] | None]:
-    """What the objective takes, on the device: normalised latents, labels, draws, and each teacher's tokens.
+    """The objective's inputs, on the device: normalised latents, labels, draws, and each teacher's tokens.
 
     The tokens are None when the alignment has stopped.
     """

@@ -167,7 +167,7 @@ def test_names_that_are_no_teacher(name, message):
 
 def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="cannot be had from the hub"):
+    with pytest.raises(InputError, match="cannot be loaded from the hub"):
         Teacher("test_vit", "hub")
 
 

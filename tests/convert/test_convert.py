@@ -224,7 +224,7 @@ def test_a_position_table_that_is_not_ours_is_kept(change: float, tmp_path: Path
     require_equal(model, SIT, moved)
     model.save_pretrained(tmp_path)
     require_equal(SiT.from_pretrained(tmp_path), SIT, moved)
-    with pytest.raises(InputError, match="takes no other size"):
+    with pytest.raises(InputError, match="does not work with"):
         model(torch.ones(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     if change < 1e-3:  # close enough to be replaced on request, for any size
         assert load_released(moved, num_heads=4, position="sincos").config.position == "sincos"
@@ -255,9 +255,9 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: {}, {}, "it is empty"),
         (lambda: {"epoch": 3, "loss": 0.1}, {}, "'epoch' in it is a int"),
         (lambda: {"ema": {"a": None}}, {}, "'a' in it is a NoneType"),
-        (lambda: {"conv.weight": torch.ones(3)}, {}, "is no SiT: there is no x_embedder.proj.weight"),
+        (lambda: {"conv.weight": torch.ones(3)}, {}, "is not a SiT: x_embedder.proj.weight"),
         (lambda: {"model": random_state(SIT)}, {"weights": "ema"}, "no 'ema' weights; it has model"),
-        (lambda: {"steps": torch.tensor(3)}, {}, "is no SiT: there is no x_embedder.proj.weight"),
+        (lambda: {"steps": torch.tensor(3)}, {}, "is not a SiT: x_embedder.proj.weight"),
         (lambda: changed(drop="blocks.1.mlp.fc2.bias"), {}, "lacks blocks.1.mlp.fc2.bias."),
         (lambda: changed(drop="final_layer.linear.bias"), {}, "lacks final_layer.linear.bias."),
         (lambda: changed(drop="t_embedder.mlp.2.bias"), {}, "lacks t_embedder.mlp.2.bias."),
@@ -274,13 +274,13 @@ def changed(source: Source = SIT, drop: str | None = None, **tensors: Tensor) ->
         (lambda: changed(blocks__0__mlp__fc1__bias=torch.ones(96, dtype=torch.int8)), {}, "is torch.int8"),
         (lambda: changed(pos_embed=torch.randn(1, 16, 32)), {"position": "sincos"}, "not the sine-cosine embedding"),
         (lambda: changed(drop="pos_embed"), {"position": "table", "input_size": 8}, "It lacks pos_embed"),
-        (lambda: changed(pos_embed=torch.zeros(1, 12, 32)), {}, "expected (1, tokens of a square, width)"),
-        (lambda: changed(pos_embed=torch.zeros(16)), {}, "expected (1, tokens of a square, width)"),
+        (lambda: changed(pos_embed=torch.zeros(1, 12, 32)), {}, "expected (1, a square number of tokens, width)"),
+        (lambda: changed(pos_embed=torch.zeros(16)), {}, "expected (1, a square number of tokens, width)"),
         (lambda: changed(**{"module.pos_embed": torch.ones(1)}), {}, "some tensors twice"),
         (lambda: random_state(SIT), {"num_heads": None}, "width 32 is none of 384, 768, 1024, 1152"),
         (lambda: random_state(SIT), {"num_heads": 5}, "width 32 is not a multiple of the 5 attention heads"),
-        (lambda: random_state(SIT), {"num_classes": 9}, "6 rows, which does not go with num_classes = 9"),
-        (lambda: random_state(SIT), {"num_classes": 0}, "6 rows, which does not go with num_classes = 0"),
+        (lambda: random_state(SIT), {"num_classes": 9}, "6 rows, which does not fit num_classes = 9"),
+        (lambda: random_state(SIT), {"num_classes": 0}, "6 rows, which does not fit num_classes = 0"),
         (lambda: random_state(SIT), {"position": "none"}, "but the checkpoint has a position embedding"),
         (lambda: random_state(SIT), {"input_size": 32}, "pos_embed (1, 16, 32), expected (1, 256, 32)"),
         (lambda: random_state(SIT), {"depth": 3}, "lacks blocks.2.attn.qkv.weight, blocks.2"),
@@ -352,7 +352,7 @@ def test_the_command_writes_what_sampling_opens(tmp_path: Path) -> None:
     out = tmp_path / "made" / "model"
     main([str(tmp_path / "repa.pt"), str(out), "--num-heads", "4", "--vae", "identity"])
     assert {p.name for p in out.iterdir()} == {
-        "config.json", "diffusion_pytorch_model.safetensors", "projectors.safetensors",
+        "config.json", "diffusion_pytorch_model.safetensors", "projectors.safetensors", "sit_atconv.py",
     }  # fmt: skip
     assert [p.name for p in out.parent.iterdir()] == ["model"]
     require_equal(SiT.from_pretrained(out), source, state)

@@ -155,7 +155,7 @@ def test_folders_that_are_no_autoencoder(kl, tmp_path, monkeypatch):
         sample_size=8, block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
     ).save_pretrained(tmp_path / "unet")  # fmt: skip
-    with pytest.raises(InputError, match="is a UNet2DModel, not an image autoencoder"):
+    with pytest.raises(InputError, match="is a UNet2DModel, not one of the supported image autoencoders"):
         load_autoencoder(str(tmp_path / "unet"))
     weights = "diffusion_pytorch_model.safetensors"
     (tmp_path / "cut").mkdir()

@@ -255,7 +255,7 @@ def test_arrays_of_nothing(compression, descr, tmp_path):
         with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
             for name, array in arrays.items():
                 archive.writestr(f"{name}.npy", array.getvalue())
-        with pytest.raises(InputError, match=r"x\.npz: 'arr_[01]' is .*, of which there can be no array"):
+        with pytest.raises(InputError, match=r"x\.npz: 'arr_[01]' is .*, which is not a possible array"):
             open_images(str(tmp_path / "x.npz"))
 
 

@@ -109,7 +109,7 @@ def test_a_zip_may_have_an_entry_for_each_of_many_folders(tmp_path):
 
 @pytest.mark.parametrize("name", ["/absolute/1.png", "../outside/1.png", "a/../../1.png", "a\\1.png"])
 def test_zips_whose_folders_cannot_be_told(tmp_path, name):
-    with pytest.raises(InputError, match=r"x\.zip holds .*1\.png, whose folders cannot be told"):
+    with pytest.raises(InputError, match=r"x\.zip holds .*1\.png, whose folders are not clear"):
         open_source(write_zip(tmp_path / "x.zip", {**CLASSES, name: b""}))
 
 
@@ -144,7 +144,7 @@ def test_what_is_left_out_is_mentioned(tmp_path, caplog):
     caplog.set_level("INFO")
     files = {**CLASSES, "a/x.gif": b"", "a/y.GIF": b"", "b/list": b"", "b/.hidden": b""}
     assert len(open_source(write_tree(tmp_path / "x", files))) == 3
-    assert "3 files are no pictures by their names and are left out (2 .gif, 1 without suffix)" in caplog.text
+    assert "3 files are not pictures by their names and are left out (2 .gif, 1 without suffix)" in caplog.text
     caplog.clear()
     open_source(write_tree(tmp_path / "y", CLASSES))
     assert not caplog.records
@@ -174,7 +174,7 @@ def test_undecodable_picture_is_named(tmp_path):
     assert source.lossy
     # The words are kept with the data, which are to be the same in every run.
     for index, message in enumerate(
-        ("a.png: image file is truncated", "b.jpg: it is no picture in one of the formats", "c.png: it is empty")
+        ("a.png: image file is truncated", "b.jpg: it is not a picture in one of the formats", "c.png: it is empty")
     ):
         with pytest.raises(InputError, match=rf"Cannot decode .*{message}"):
             source[index]

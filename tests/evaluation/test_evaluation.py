@@ -135,8 +135,8 @@ def test_warnings_of_an_inception_run(tmp_path):
     text = "\n".join(report.warnings)
     for part in (
         "not the file that torch-fidelity publishes",
-        "4 samples: published numbers are of 50000",
-        "against 6 reference images",
+        "4 samples: published numbers use 50000",
+        "use 6 reference images",
         "FID: 4 samples give a rank-deficient covariance",
         "sFID: 6 references give a rank-deficient covariance",
         "sorted by class",
@@ -233,7 +233,7 @@ def test_feature_distance_is_the_frechet_distance_for_few_and_many():
 @pytest.mark.parametrize(
     ("samples", "options", "message"),
     [
-        ("samples.npz", Options(classes=(0, 9)), "samples of class 9 are 0; a distance needs two"),
+        ("samples.npz", Options(classes=(0, 9)), "There are 0 samples of class 9; a distance needs two"),
         ("folder", Options(classes=None), "samples have no labels"),
         ("samples.npz", Options(bootstrap=1), "at least two resamples"),
     ],

@@ -144,11 +144,11 @@ def test_what_a_killed_evaluation_left_unfinished_is_removed(scored, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"count": np.array("many")}, r"count is <U4 of shape \(\); expected one integer"),
-        ({"count": np.array([5, 6])}, r"count is int64 of shape \(2,\); expected one integer"),
-        ({"count": np.array(np.nan)}, "count is float64"),
-        ({"sigma": -np.eye(6)}, "sigma is no covariance: a variance in it is -1"),
-        ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "A covariance has the eigenvalue -1"),
+        ({"count": np.array("many")}, "count: Expected `int`, got `str`"),
+        ({"count": np.array([5, 6])}, "count: Expected `int`, got `array`"),
+        ({"count": np.array(np.nan)}, "count: Expected `int`, got `float`"),
+        ({"sigma": -np.eye(6)}, "sigma is not a covariance: a variance in it is -1"),
+        ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "A covariance has the negative eigenvalue -1"),
     ],
 )
 def test_statistics_that_are_none(arrays, message, tmp_path):

@@ -95,7 +95,7 @@ def test_statistics_of_other_projects_give_fid_and_is_alone_and_say_why(tmp_path
     assert "has no mu_s and sigma_s" in report.unsupported["sfid"]
     assert "holds no images" in report.unsupported["precision"] == report.unsupported["recall"]
     assert "has no mu_s" in report.table()
-    assert any("does not say which network" in warning for warning in report.warnings)
+    assert any("does not name the network" in warning for warning in report.warnings)
 
 
 def test_a_reference_made_with_other_weights_is_pointed_out(tmp_path, folder):

@@ -228,12 +228,12 @@ def test_the_callback_sees_every_step_and_may_change_the_state() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "dopri5", "on_step": lambda step, t, x: x}, "steps each sample by itself"),
+        ({"method": "dopri5", "on_step": lambda step, t, x: x}, "separate steps for each sample"),
         ({"method": "eulr"}, "did you mean 'euler'"),
         ({"steps": 0}, "at least one step"),
         ({"shift": 0.0}, "shift must be positive"),
-        ({"start": 1.5}, r"Times lie in \[0, 1\]"),
-        ({"start": 0.0}, "not from 0.0 to 0.0"),
+        ({"start": 1.5}, r"two different times in \[0, 1\]"),
+        ({"start": 0.0}, "not 0.0 and 0.0"),
     ],
 )
 def test_bad_input_is_named(options: dict, message: str) -> None:

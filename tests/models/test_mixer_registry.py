@@ -146,9 +146,9 @@ def test_a_name_is_given_once_and_the_same_class_may_come_again() -> None:
 def test_options_are_typed() -> None:
     assert create_mixer("atconv", 8, 2, kernel_size=5).kernel_size == 5
     for options, message in (
-        ({"kernel_size": "5"}, "cannot have the kernel_size '5': Expected `int`, got `str`"),
-        ({"kernel_size": 2.5}, "cannot have the kernel_size 2.5"),
-        ({"pool": None}, "cannot have the pool None"),
+        ({"kernel_size": "5"}, "does not accept kernel_size = '5': Expected `int`, got `str`"),
+        ({"kernel_size": 2.5}, "does not accept kernel_size = 2.5"),
+        ({"pool": None}, "does not accept pool = None"),
         ({"kernl_size": 5}, "no option 'kernl_size': did you mean 'kernel_size'"),
     ):
         with pytest.raises(InputError, match=message):
@@ -175,8 +175,8 @@ def test_patterns() -> None:
     for pattern, message in (
         (["atconv"] * 5, "names 5 mixers for 4 blocks"),
         ([], "names 0 mixers for 4 blocks"),
-        ([{"pool": "raster"}], "is no entry of a mixer_pattern"),
-        ([3], "3 is no entry"),
+        ([{"pool": "raster"}], "is not a valid entry of mixer_pattern"),
+        ([3], "3 is not a valid entry"),
         ([{"name": "atconv", "pol": "raster"}], "no option 'pol'"),
         (["atconf"], "Unknown mixer 'atconf': did you mean 'atconv'"),
     ):

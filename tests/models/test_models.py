@@ -184,7 +184,11 @@ def test_saving_and_loading_changes_nothing(tmp_path, num_classes: int) -> None:
     y = torch.tensor([0, 5]) if num_classes else None
     for loaded in (SiT.from_pretrained(tmp_path), load_model(tmp_path)):
         assert torch.equal(loaded(x, t, y), model(x, t, y))
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "sit_atconv.py",
+    }
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_an_environment_variable_forces_a_backend(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("x", "kernels", "backend", "message"),
     [
-        (torch.zeros(1, 4, 4, 2), torch.zeros(1, 3, 3, 3), "auto", "do not belong together"),
+        (torch.zeros(1, 4, 4, 2), torch.zeros(1, 3, 3, 3), "auto", "do not match"),
         (torch.zeros(1, 4, 4, 2), torch.zeros(1, 2, 4, 4), "auto", "K odd"),
         (torch.zeros(1, 16, 2), torch.zeros(1, 2, 3, 3), "auto", "3 and 4 axes"),
         (torch.zeros(1, 4, 4, 2), torch.zeros(1, 2, 3, 3).double(), "auto", "the same floating dtype"),

@@ -128,7 +128,7 @@ def test_the_mistake_of_all_is_told_once(tmp_path: Path, work: Callable) -> None
 
 def test_who_is_killed_is_missed_once(tmp_path: Path) -> None:
     assert run(tmp_path, [0, 1, 2], 3, {}, kill, 1) == [1, -signal.SIGKILL, 1]
-    assert said(tmp_path).count("Another process of this command is gone") == 1
+    assert said(tmp_path).count("Another process of this command ended without") == 1
     assert "Traceback" not in said(tmp_path)
 
 

@@ -216,7 +216,9 @@ def test_seeds_that_are_none_end_at_the_command_line(word: str, capsys) -> None:
     add_sampling_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(["--seed", word])
-    assert f"argument --seed: {word} is no seed: give a whole number from 0 to {2**64 - 1}" in capsys.readouterr().err
+    assert (
+        f"argument --seed: {word} is not a seed: give a whole number from 0 to {2**64 - 1}" in capsys.readouterr().err
+    )
     for fine in (0, 2**64 - 1):
         assert parser.parse_args(["--seed", str(fine)]).seed == fine
     choose_labels("random", [0], 3, seed=2**64 - 1)

@@ -1,5 +1,7 @@
 """A sample directory that is continued after damage, and what is found out before anything is drawn."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +101,7 @@ def test_what_is_not_as_it_was_written_is_drawn_again(damage: str, whole, drawn,
     sample.main(command(tmp_path / "out"))
     assert drawn[1:] == [*lost, 4, 5, 6, 7, 8]
     assert np.array_equal(np.load(tmp_path / "out" / "samples.npz")["arr_0"], whole)
-    told = [record.message for record in caplog.records if "not what was written" in record.message]
+    told = [record.message for record in caplog.records if "are damaged" in record.message]
     assert len(told) == (damage != "digests gone" and len(lost) > 0)
     assert not partial.exists()
 
@@ -140,15 +142,19 @@ def test_room_is_looked_at_before_memory_is_filled(words: list[str], tmp_path, m
 # --- a full disk
 
 
-@pytest.mark.parametrize("name", ["samples.npz", "grid.png"])
-def test_a_full_disk_is_named_by_sample(name: str, whole, drawn, tmp_path, capsys) -> None:
-    partial = begin(tmp_path / "out")
-    (partial / name).symlink_to("/dev/full")
+@pytest.mark.parametrize(("name", "written"), [("samples.npz", "numpy.savez"), ("grid.png", "PIL.Image.Image.save")])
+def test_a_full_disk_is_named_by_sample(name: str, written: str, whole, drawn, tmp_path, capsys, monkeypatch) -> None:
+    begin(tmp_path / "out")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(written, full)
     with pytest.raises(SystemExit) as exit_:
         sample.main(command(tmp_path / "out"))
     assert exit_.value.code == 2
     said = capsys.readouterr().err
-    assert f"No space left on device: '{partial / name}' Make room" in said and "Traceback" not in said
+    assert f"No space left on device: '{tmp_path / 'out' / name}' Make room" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("name", ["inversion.npz", "grid.png"])

@@ -191,7 +191,7 @@ def test_the_model_card_tells_recipe_metrics_and_licence(pipe: SiTPipeline, tmp_
         ({"class_labels": 1, "num_images": 0}, "at least 1"),
         ({"class_labels": 1, "latents": torch.zeros(2, 1, 8, 6)}, "expected"),
         ({"class_labels": 1, "guidance_scale": 1.0, "interval": (0.0, 0.7)}, "would do nothing"),
-        ({"class_labels": 1, "solver": "dopri5", "callback_on_step_end": lambda *_: None}, "steps each sample"),
+        ({"class_labels": 1, "solver": "dopri5", "callback_on_step_end": lambda *_: None}, "separate steps"),
         ({"class_labels": 1, "callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["eps"]}, "latents"),
     ],
 )

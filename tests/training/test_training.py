@@ -102,7 +102,7 @@ def test_training_learns(tmp_path: Path) -> None:
         ("--data.path digits:tests", "tests"),
         (ALIGNED.replace('"block":1', '"block":3'), "has 2 blocks"),
         (ALIGNED.replace("test_vit", "test_vitt"), "test_vitt"),
-        ("--model.mixer_pattern [atconv]", "1 mixers for 2 blocks"),
+        ("--model.mixer_pattern [atconv,atconv,attention]", "3 mixers for 2 blocks"),
         ("--model.num_heads 3", "not a multiple of the 3"),
         ("--training.precision fp16", "fp16 needs a GPU"),
         ("--training.power_ema [0.3]", "relative width of 0.3"),

@@ -69,7 +69,7 @@ def test_a_run_that_was_moved_is_not_made_anew(tmp_path: Path, monkeypatch, extr
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "step", move)
-        with pytest.raises(TrainingStopped, match=r"run is gone: it was moved or removed.*--run and where it is now"):
+        with pytest.raises(TrainingStopped, match=r"run is gone: it was moved or removed.*its new place as --run"):
             run_tiny(run, extra)
     assert sorted(p.name for p in tmp_path.iterdir()) == (["moved", "run"] if replaced else ["moved"])
     assert not replaced or list(run.iterdir()) == []

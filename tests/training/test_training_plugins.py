@@ -60,7 +60,7 @@ def test_what_a_user_does_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--model.mixer_pattern", "smooth"], "Unknown mixer 'smooth'"),
         (["--model.plugins", "[my_mixer]"], "The plugin my_mixer cannot be imported"),
         (["--model.plugins", "[my_mixers]", "--model.mixer_pattern", "[{name: smooth, size: 5}]"], "no option 'size'"),
-        (["--model.mixer_pattern", "[{size: 5}]"], "is no entry of a mixer_pattern"),
+        (["--model.mixer_pattern", "[{size: 5}]"], "is not a valid entry of mixer_pattern"),
     ):
         fresh_accelerate()
         with pytest.raises(SystemExit) as caught:

@@ -1,1 +1,1 @@
-"""One picture: what a source of them is, how a file becomes pixels, how it is cropped."""
+"""Single pictures: the interface of their sources, decoding files to pixels, cropping."""

@@ -1,4 +1,4 @@
-"""The centre crop of ADM, which the field's data sets are prepared with."""
+"""ADM's centre crop, with which data sets are usually prepared."""
 
 import numpy as np
 from PIL import Image
@@ -7,8 +7,9 @@ from PIL import Image
 def center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale and crop uint8 (H, W, 3) to (height, width, 3).
 
-    Halved by box filter while it stays at least twice the target, bicubic until it covers the target tightly, then
-    cropped in the middle: for squares the pixels of guided-diffusion's `center_crop_arr` (Dhariwal and Nichol 2021).
+    The picture is halved with a box filter while it is at least twice the target size, scaled bicubically to the
+    smallest size that covers the target, and cropped in the middle. For squares, this gives the pixels of
+    guided-diffusion's `center_crop_arr` (Dhariwal and Nichol 2021).
     """
     picture = Image.fromarray(image)
     while picture.width >= 2 * width and picture.height >= 2 * height:

@@ -1,4 +1,4 @@
-"""Encoded picture -> uint8 RGB pixels: the one place that looks at PIL modes."""
+"""Encoded picture -> uint8 RGB pixels: the only place that looks at PIL modes."""
 
 import io
 from typing import BinaryIO
@@ -11,9 +11,9 @@ from sit_atconv.errors import InputError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "MPO"})
-# What a file holds may be another format than its name says: others (AVIF, PDF, …) would be taken for lossless.
+# A file may hold another format than its name says; formats not listed here (AVIF, PDF, …) would count as lossless.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
-# What decoding ends in where the bytes are damaged, or made to take all memory.
+# Errors from decoding bytes that are damaged, or made to exhaust memory.
 UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError)
 
 
@@ -21,8 +21,8 @@ def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray
     """Decode a picture to uint8 (H, W, 3).
 
     With `convert`, greyscale, palette, CMYK, alpha and 16-bit pictures become RGB; without it they are refused. EXIF
-    orientation is not applied, as in ADM; of an animation the first frame is taken. Raises `InputError` naming the
-    picture when it cannot be decoded.
+    orientation is not applied, as in ADM; an animation gives its first frame. Raises `InputError` naming the picture
+    when it cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
@@ -31,8 +31,8 @@ def decode_image(data: bytes | BinaryIO, name: str, convert: bool) -> np.ndarray
     except UNDECODABLE as error:
         if isinstance(error, InputError):
             raise
-        # Pillow's words for it hold an address, different in every run.
-        unknown = "it is empty" if data == b"" else f"it is no picture in one of the formats {', '.join(FORMATS)}"
+        # Pillow's message contains a memory address, which differs in every run.
+        unknown = "it is empty" if data == b"" else f"it is not a picture in one of the formats {', '.join(FORMATS)}"
         reason = unknown if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         raise InputError(f"Cannot decode {name}: {reason}. Replace or remove the file.") from error
 
@@ -54,5 +54,5 @@ def to_rgb(picture: Image.Image, name: str, convert: bool) -> np.ndarray:
 
 
 def _high_byte(grey: np.ndarray) -> np.ndarray:
-    """16-bit greyscale to 8 bits by v/257, rounded. PIL's own conversion would clip everything above 255 to white."""
+    """16-bit greyscale to 8 bits: v/257, rounded. PIL's own conversion would clip everything above 255 to white."""
     return np.round(np.clip(grey, 0, 65535) / 257.0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a source of images is: a sized, ordered collection of RGB pictures with optional labels."""
+"""The interface of an image source: a sized, ordered collection of RGB pictures with optional labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MAX_LABEL = 10**6
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One picture: `image` uint8 (H, W, 3) RGB, its class or None, and a name a person can find it by."""
+    """One picture: `image` uint8 (H, W, 3) RGB, its class or None, and a name by which the user can find it."""
 
     image: np.ndarray
     label: int | None
@@ -21,11 +21,11 @@ class SourceImage:
 
 
 class ImageSource(Protocol):
-    """Pictures in a fixed, sorted order. Picklable, so that DataLoader workers may read it.
+    """Pictures in a fixed, sorted order. Picklable, so that data loader workers can read it.
 
-    `labels` is int64 (len,) or None for an unlabelled source; `class_names` are the names of classes 0, 1, … where the
-    source has them; `lossy` says whether any picture was stored in a lossy format. `names` are those of the pictures'
-    files, or None where pictures are not files of their own.
+    `labels` is int64 (len,) or None for an unlabelled source; `class_names` are the names of classes 0, 1, … or None;
+    `lossy` says whether any picture was stored in a lossy format; `names` are the pictures' file names, or None if
+    pictures are not separate files.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
 
 
 def as_labels(labels: Sequence[int] | np.ndarray, path: str) -> np.ndarray:
-    """Labels as int64. Raises `InputError` for one that is no number of a class: the model would have as many rows."""
+    """Labels as int64. Raises `InputError` above `MAX_LABEL`: the label embedding has a row for every number below."""
     if (largest := max(labels, default=0)) > MAX_LABEL:
-        raise InputError(f"{path} holds the label {largest}: labels number the classes from 0, to {MAX_LABEL} at most.")
+        raise InputError(f"{path} holds the label {largest}: labels must be class numbers from 0 to {MAX_LABEL}.")
     return np.array(labels, dtype=np.int64)

@@ -1,1 +1,1 @@
-"""Pictures to shards of latents: `python -m sit_atconv.data.prepare`."""
+"""From pictures to shards of latents: `python -m sit_atconv.data.prepare`."""

@@ -1,8 +1,8 @@
 """Pictures -> latent shards: ``python -m sit_atconv.data.prepare SOURCE OUT --resolution 256 --vae ID``.
 
-Under ``accelerate launch`` every process writes whole shards of its own, the same bytes that one process would write.
+Under ``accelerate launch`` every process writes its own shards, with the same bytes that a single process would write.
 Run the same command again after an interruption: complete shards are kept. Without OUT, SOURCE is a prepared data set
-that is to be verified (--verify), or given a teacher's tokens (--teacher).
+to be verified (--verify), or to which a teacher's tokens are added (--teacher).
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _refuse_idle(parser: argparse.ArgumentParser, given: dict) -> None:
-    """Without OUT, most options would do nothing."""
+    """Refuse options that would do nothing without OUT."""
     used = {"source", "teachers", "batch_size", "workers", *(["flip"] if given["teachers"] else [])}
     idle = [key for key, value in given.items() if key not in used and value != parser.get_default(key)]
     if idle:

@@ -1,4 +1,4 @@
-"""What preparation works on: pictures in batches, each of one shard, decoded by DataLoader workers."""
+"""Batches of pictures for preparation, each from a single shard, decoded by data loader workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,18 @@ from sit_atconv.data.shards.format import encode_png, pack_images
 from sit_atconv.data.shards.manifest import Manifest, SkippedImage
 from sit_atconv.errors import InputError
 
-Key = tuple[int, int, int]  # a shard, the first position of a batch in it, and the one past its last
+Key = tuple[int, int, int]  # shard number, first position of a batch, one past its last position
 
 
 @dataclass
 class PictureBatch:
-    """Samples of one shard: `images` (n, H, W, 3) uint8 as far as anyone looks at them, `packed` their PNG files where
-    they are kept, `encoded` what need not be computed, by its name in the shard.
+    """Samples of one shard.
 
-    Bulk travels from a worker as tensors, in shared memory: a worker that outlives a killed parent would hang on a
-    full pipe.
+    `images` (n, H, W, 3) uint8 is empty unless an encoder needs them; `packed` holds their PNG files if they are kept;
+    `encoded` holds tensors that need not be computed, by their names in the shard.
+
+    Workers send all large data as tensors, in shared memory: through a pipe, a worker that outlives its killed parent
+    would hang when the pipe is full.
     """
 
     shard: int
@@ -59,7 +61,7 @@ class SourceBatches(Dataset):
 
 
 class LatentBatches(Dataset):
-    """Latents that others encoded, as they are, with their pictures where these are kept or a teacher looks at them."""
+    """Latents that are taken over as they are, with their pictures if these are kept or a teacher needs them."""
 
     def __init__(self, dataset: LatentDataset, manifest: Manifest) -> None:
         self._dataset, self._manifest = dataset, manifest
@@ -84,7 +86,7 @@ class LatentBatches(Dataset):
 
 
 class StoredBatches(Dataset):
-    """Pictures of data that are prepared already, by their rows."""
+    """Pictures of data that are already prepared, by their rows."""
 
     def __init__(self, dataset: ShardDataset) -> None:
         self._dataset = dataset

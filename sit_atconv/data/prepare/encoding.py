@@ -1,4 +1,4 @@
-"""The work of preparation: batches of pictures -> what networks make of them -> shards, one process's share of them."""
+"""The work of preparation: encode batches of pictures and write this process's share of the shards."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ _CPU_GROUP = 4
 
 
 class Encoder(NamedTuple):
-    """What is kept as `name`: `function` of pictures (n, 3, H, W) uint8 and, if `flip`, of their mirror images."""
+    """Computes the tensor `name` of a shard: `function` of pictures (n, 3, H, W) uint8, mirrored too if `flip`."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -53,15 +53,15 @@ def write_shards(
     device: torch.device,
     progress: bool,
 ) -> None:
-    """Write those of the `files` whose numbers are in `ranges`, each with what its positions there become.
+    """Write the `files` whose numbers are in `ranges`, each from the encoded samples of its range of positions.
 
-    `batches` gives a `PictureBatch` for (number, first position, one past the last). What a file holds depends on its
-    own range alone, so that it is the same whoever writes it.
+    `batches` gives a `PictureBatch` for (number, first position, one past the last). The contents of a file depend only
+    on its own range, so it is the same whichever process writes it.
     """
     keys = [
         (number, start, min(start + batch_size, positions.stop))
         for number, positions in ranges.items()
-        for start in range(positions.start, max(positions.stop, positions.start + 1), batch_size)  # one for none, too
+        for start in range(positions.start, max(positions.stop, positions.start + 1), batch_size)  # an empty range: one
     ]
     loader = DataLoader(batches, batch_size=None, sampler=keys, num_workers=workers)
     total = sum(len(positions) for positions in ranges.values())
@@ -70,10 +70,10 @@ def write_shards(
         for number, shard in itertools.groupby(loader, key=lambda batch: batch.shard):
             parts = []
             for batch in shard:
-                # Copied, since each tensor that a worker sent holds an open file until it is freed.
+                # Copied, because each tensor that a worker sent keeps a file open until it is freed.
                 batch.packed, batch.encoded = _copied(batch.packed), _copied(batch.encoded)
                 batch.encoded |= _encode(in_groups, encoders, files.rows, batch)
-                batch.images = batch.images.new_empty(0)  # a slice would hold their memory until the shard is written
+                batch.images = batch.images.new_empty(0)  # a slice would keep their memory until the shard is written
                 parts.append(batch)
                 bar.update(len(batch.index) + len(batch.skipped))
             _write(files, number, parts)
@@ -81,11 +81,11 @@ def write_shards(
 
 @contextlib.contextmanager
 def _grouping(device: torch.device) -> Iterator[Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]]:
-    """(function, batch) -> the function of the batch, the same bits from any number of processes.
+    """Give a callable (function, batch) -> function(batch), whose bits do not depend on the number of processes.
 
-    On a CPU, small groups are computed by one thread each, as many at a time as there are threads; small ones also stay
-    in the caches. Every group is full, the last one padded: kernels choose their order of summation by its size, and
-    the batch size must not decide what is kept.
+    On a CPU the batch is split into small groups, which also fit the caches. Each is computed by one thread, as many at
+    a time as there are threads. The last group is padded to full size, because kernels choose their order of summation
+    by the group's size, and the batch size must not change the result.
     """
     if device.type != "cpu":
         yield lambda function, batch: function(batch)

@@ -1,4 +1,4 @@
-"""Taking over the latents of a directory prepared for REPA, after comparing some with those of the autoencoder."""
+"""Import the latents of a directory prepared for REPA, after comparing some of them with the autoencoder's."""
 
 import logging
 
@@ -13,15 +13,15 @@ from sit_atconv.images import to_float
 log = logging.getLogger(__name__)
 
 _COMPARED = 4
-# Relative to the latents' size. Other devices and precisions come to about a hundredth, other autoencoders to a half.
+# Relative to the latents' norm. Another device or precision differs by about 0.01, another autoencoder by about 0.5.
 _TOLERANCE = 0.1
 
 
 def open_for_import(options: PrepareOptions, autoencoder: Autoencoder) -> RepaDataset:
-    """The latents of `options.source`, said to be those of `autoencoder`.
+    """The latents of `options.source`, as latents of `autoencoder`.
 
-    Raises `InputError` when it was not prepared for REPA, does not hold what is asked for, or when the autoencoder
-    makes other latents of its first pictures.
+    Raises `InputError` when the source was not prepared for REPA or lacks what the options need, or when the
+    autoencoder encodes its first pictures to other latents.
     """
     source = options.source
     if not is_repa(source):
@@ -48,7 +48,7 @@ def _require_its_latents(dataset: RepaDataset, autoencoder: Autoencoder, source:
         try:
             sample = dataset.read([index], [False], images=True)
         except InputError:
-            continue  # counted, and named, when its turn comes
+            continue  # counted and named when its batch is read
         stored.append(sample["moments"].chunk(2, dim=1)[0])
         encoded.append(autoencoder.encode(to_float(sample["image"])).chunk(2, dim=1)[0].cpu())
     if not stored:
@@ -57,7 +57,7 @@ def _require_its_latents(dataset: RepaDataset, autoencoder: Autoencoder, source:
     error = float((ours - theirs).norm() / theirs.norm())
     if error > _TOLERANCE:
         raise InputError(
-            f"The latents of {source} are not those of {autoencoder.spec.autoencoder}: those that it makes of the "
+            f"The latents of {source} are not those of {autoencoder.spec.autoencoder}: its latents of the "
             f"first pictures differ by {100 * error:.0f} %. Give the autoencoder that encoded them as --vae (REPA's is "
-            "stabilityai/sd-vae-ft-mse), or leave out --import to encode the pictures anew."
+            "stabilityai/sd-vae-ft-mse), or leave out --import to encode the pictures again."
         )

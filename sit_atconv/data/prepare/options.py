@@ -1,4 +1,4 @@
-"""What preparation is asked for."""
+"""The options of preparation."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,12 @@ from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare. `resolution` is (height, width); `channels` chooses grey (1) for the identity autoencoder.
+    """What to prepare, and how.
 
-    `take_latents` takes over those of a REPA directory, which also have a resolution, instead of encoding its pictures.
-    `flip` also encodes mirror images; `images` keeps the crops beside their latents, and `teachers` the tokens of these
-    (name, weights); `unconditional` drops the labels; more than `max_bad` pictures that cannot be decoded are an error.
+    `resolution` is (height, width); `channels` is that of the identity autoencoder (1 for grey). `take_latents` imports
+    the latents of a REPA directory, which have a resolution already, instead of encoding its pictures. `flip` also
+    encodes mirror images; `images` keeps the crops beside their latents; `teachers` lists (name, weights) of teachers
+    whose tokens are kept; `unconditional` drops the labels. More than `max_bad` undecodable pictures are an error.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Preparation of a data set: what is wanted, who writes what, and what is known when all is written."""
+"""Preparation of a data set: describe it, divide its shards among processes, and write its manifest."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def prepare(options: PrepareOptions) -> Manifest:
     if not _on_all(_is_complete(out, manifest, source)):
         state.wait_for_everyone()  # everyone has compared settings before the first process begins to write
         with locked(out, state, "prepared", "OUT"):
-            if not _on_all(_is_complete(out, manifest, source)):  # by another program, meanwhile
+            if not _on_all(_is_complete(out, manifest, source)):  # another program may have completed it meanwhile
                 return _encode(options, source, manifest, autoencoder, teachers)
     if state.is_main_process:
         log.info("%s is already complete.", out)
@@ -60,7 +60,7 @@ def _encode(
     autoencoder: Autoencoder,
     teachers: Sequence[Teacher],
 ) -> Manifest:
-    """Write the manifest, the shards that are missing, and the manifest of the complete data set, which is returned."""
+    """Write the manifest, the missing shards, and then the manifest of the complete data set, which is returned."""
     state, out = process_state(), Path(options.out)
     require_undamaged(source)
     files = ShardFiles(out, manifest.shard_rows, basis=partial(_basis, source.names, manifest))
@@ -74,7 +74,7 @@ def _encode(
     encoders = [] if importing else [moments_encoder(autoencoder, manifest.has_flip)]
     encoders += [tokens_encoder(teacher, k, manifest.teachers[k].flip) for k, teacher in enumerate(teachers)]
     batches = LatentBatches(source, manifest) if importing else SourceBatches(source, manifest)
-    # A shard belongs to one process by its number alone, whatever is complete already.
+    # The number of a shard alone decides which process writes it, whichever shards are already complete.
     mine = range(state.process_index, _shard_count(manifest), state.num_processes)
     write_shards(
         batches,
@@ -91,16 +91,16 @@ def _encode(
 
 
 def _basis(names: Sequence[str] | None, manifest: Manifest, number: int) -> dict:
-    """What tells the pictures of a shard from others, should the source change before all is written."""
+    """Identifies the pictures of a shard, in case the source changes before preparation is complete."""
     if names is None:
         return {}
     covered = _shard_range(manifest, number)
-    text = json.dumps(names[covered.start : covered.stop])  # escapes what is no UTF-8
+    text = json.dumps(names[covered.start : covered.stop])  # escapes names that are not UTF-8
     return {"names": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _is_missing(files: ShardFiles, number: int, batches: LatentBatches | SourceBatches) -> bool:
-    """Whether a shard is to be written: it is not there, or a picture left out of it can be decoded by now."""
+    """Whether a shard must be written: it does not exist, or a picture skipped in it can be decoded now."""
     note = files.read_note(number)
     return note is None or any(not batches[number, skip.index, skip.index + 1].skipped for skip in note[1])
 
@@ -123,7 +123,7 @@ def _describe(
     spec = autoencoder.spec
     resolution = source.resolution if options.take_latents else options.resolution
     autoencoder.require_divisible(*resolution)
-    # Latents that are pixels are mirrored exactly as they are read, and are their own pictures.
+    # Latents that are pixels can be mirrored exactly when they are read, and are their own pictures.
     is_pixels = spec.autoencoder == IDENTITY
     labels = None if options.unconditional else source.labels
     if labels is not None and labels.min() < 0:
@@ -145,9 +145,9 @@ def _describe(
 
 
 def _is_complete(out: Path, manifest: Manifest, source: ImageSource | RepaDataset) -> bool:
-    """Whether `out` holds this data set already. Raises `InputError` when it holds something else.
+    """Whether `out` already holds this data set, complete. Raises `InputError` when it holds something else.
 
-    Until all is written, files of the source may come and go: each shard's note says which ones it is of.
+    Until preparation is complete, files of the source may change: each shard's note identifies the files it covers.
     """
     if not (out / MANIFEST_NAME).exists():
         if out.exists() and (not out.is_dir() or set(out.iterdir()) - {out / LOCK, *leftovers(out)}):
@@ -167,13 +167,13 @@ def _is_complete(out: Path, manifest: Manifest, source: ImageSource | RepaDatase
 
 
 def _on_all(answer: bool) -> bool:
-    """The main process's answer, on all processes: another program may finish while they look one after another."""
+    """The main process's answer, for all processes: each may look at a different moment and find something else."""
     (answer,) = broadcast_object_list([answer])
     return answer
 
 
 def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
-    """Gather what the shards' notes say into dataset.json."""
+    """Collect the shards' notes into dataset.json."""
     out, numbers = files.directory, range(_shard_count(manifest))
     notes = [files.read_note(number) for number in numbers]
     skipped = [skip for _, skips in notes for skip in skips]
@@ -183,8 +183,8 @@ def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
     if len(skipped) > max_bad:
         raise InputError(
             f"{len(skipped)} of {manifest.source_count} pictures could not be decoded (named above); {max_bad} are "
-            "allowed. Replace or remove them and run the same command again; or go on without them by --max-bad "
-            f"{len(skipped)}, with which nothing is encoded again."
+            "allowed. Replace or remove them and run the same command again; or continue without them with "
+            f"--max-bad {len(skipped)}, which encodes nothing again."
         )
     count = sum(info.count for info in shards)
     if count == 0:

@@ -1,4 +1,4 @@
-"""Adding a teacher's tokens to data that are prepared already, from the pictures kept with them; nothing is encoded."""
+"""Add a teacher's tokens to data that are already prepared, from the pictures kept with them; nothing is encoded."""
 
 import hashlib
 import logging
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 def add_teachers(
     directory: str, teachers: Sequence[tuple[str, str]], *, flip: bool, batch_size: int, workers: int
 ) -> Manifest:
-    """Keep the tokens of these teachers (name, weights) in a file beside each shard, and return the new manifest.
+    """Write the tokens of these teachers (name, weights) to files beside each shard, and return the new manifest.
 
-    Mirror images are seen too where the data have them or, for pixels, if `flip`. The data can be read meanwhile, and
-    are what they were until a teacher's tokens are all there; after an interruption complete files are kept.
-    Raises `InputError` when the data are not complete or hold no pictures, when a teacher cannot be used or is there
-    with other weights, or when the disk is full.
+    Tokens of mirror images are added if the data have mirrored latents or, for pixels, if `flip`. The data can be read
+    meanwhile, and do not change until all tokens of a teacher are written; after an interruption, complete files are
+    kept. Raises `InputError` when the data are incomplete or hold no pictures, when a teacher cannot be used or its
+    tokens of other weights are there, or when the disk is full.
     """
     state = process_state()
     if is_repa(directory):
@@ -42,7 +42,7 @@ def add_teachers(
     if flip and not dataset.has_flip:
         raise InputError(f"{directory} holds no mirrored latents, so tokens of mirror images are of no use.")
     with locked(Path(directory), state, "prepared", "data set"):
-        dataset, manifest = ShardDataset(directory), load_manifest(directory)  # as another program has left them
+        dataset, manifest = ShardDataset(directory), load_manifest(directory)  # another program may have changed them
         for name, weights in teachers:
             if name in [spec.name for spec in manifest.teachers]:
                 held = manifest.teachers[find_tokens(name, weights, manifest.teachers, directory)]
@@ -71,14 +71,14 @@ def add_teachers(
 
 
 def _token_files(root: Path, manifest: Manifest, number: int) -> ShardFiles:
-    """A file a shard for one of the teachers; those that are there count if teacher and pictures are the same."""
+    """The token files of one teacher, one per shard; existing ones count if teacher and pictures are the same."""
     pictures = hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
     basis = {"teacher": manifest.teachers[number].to_dict(), "pictures": pictures}
     return ShardFiles(root, manifest.token_rows(number), tokens_name(number), lambda shard: basis)
 
 
 def _finish(manifest: Manifest, files: ShardFiles, state: PartialState) -> Manifest:
-    """Name the files in dataset.json, from when on the data hold the last teacher's tokens."""
+    """List the token files in dataset.json, which adds the last teacher's tokens to the data."""
     numbers = range(len(manifest.shards))
     infos = [files.read_note(shard)[0] for shard in numbers]
     state.wait_for_everyone()  # everyone has read the notes

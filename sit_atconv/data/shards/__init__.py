@@ -1,1 +1,1 @@
-"""Prepared data on disk: the manifest, the format of a shard, reading, writing and verifying them."""
+"""Prepared data on disk: the manifest, the shard format, and reading, writing and verifying shards."""

@@ -21,7 +21,7 @@ from sit_atconv.data.shards.manifest import ShardInfo, load_manifest
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import sha256_of_file
 
-_HASHING_THREADS = 4  # a file each; hashing runs outside Python's lock
+_HASHING_THREADS = 4  # one file each; hashing releases Python's global lock
 
 
 class ShardDataset(LatentDataset):
@@ -41,7 +41,7 @@ class ShardDataset(LatentDataset):
         self._readers: dict[tuple[int, int], ShardReader] = {}
         self.latents, self.latent_shape = manifest.latents, manifest.latent_shape
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
-        # Latents that are pixels are mirrored as they are read, and are their own pictures.
+        # Latents that are pixels are mirrored when they are read, and are their own pictures.
         self._is_pixels = manifest.latents.autoencoder == IDENTITY
         self._stored_images = manifest.has_images
         self.has_flip, self.has_images = manifest.has_flip or self._is_pixels, manifest.has_images or self._is_pixels
@@ -79,7 +79,7 @@ class ShardDataset(LatentDataset):
         return range(self._ends[number] - self._shards[number].count, self._ends[number])
 
     def source_index(self, index: int) -> int:
-        """Position of a sample in the sorted source that it was prepared from."""
+        """Position of a sample in the sorted source from which it was prepared."""
         shard, row = self._locate(index)
         return int(self._reader(shard).index[row])
 
@@ -99,7 +99,7 @@ class ShardDataset(LatentDataset):
         return self._rows(tokens_name(number), indices, flips)
 
     def _rows(self, name: str, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
-        """Rows (n, …) of a stored tensor or, where `flips` says so, of its mirrored version, copied once."""
+        """Rows (n, …) of a stored tensor, or of its mirrored version where `flips` says so, copied once."""
         part, (dtype, shape) = self._row_of[name]
         rows = empty_batch((len(indices), *shape), dtype)
         for out, index, flip in zip(rows, indices, flips, strict=True):
@@ -122,7 +122,7 @@ class ShardDataset(LatentDataset):
         return shard, index - self._ends[shard] + self._shards[shard].count
 
     def _reader(self, shard: int, part: int = 0) -> ShardReader:
-        """A shard, or the file beside it that is `part` of the series."""
+        """The reader of a shard or, for `part` > 0, of a file beside it (see `Manifest.series`)."""
         if (shard, part) not in self._readers:
             files, rows = self._series[part]
             path, images = self._directory / files[shard].name, self._stored_images and part == 0

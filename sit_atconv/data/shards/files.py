@@ -1,4 +1,4 @@
-"""Files that are written one a shard, and the notes beside them that say which are complete."""
+"""Files written one per shard, each with a note beside it once the file is complete."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from sit_atconv.runtime.whole_files import write_json
 
 @dataclass(frozen=True)
 class ShardNote:
-    """What a note says: see `ShardFiles`."""
+    """Contents of a note: see `ShardFiles`."""
 
     shard: ShardInfo
     skipped: list[SkippedImage]
@@ -26,10 +26,10 @@ class ShardNote:
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The shards of `directory`, or what is kept beside them as `part`.
+    """The shards of `directory`, or the files called `part` beside them.
 
-    `rows` is what a file holds of every sample. A note counts only if it was written for the same `basis` of its file,
-    which can be written as JSON: what else decides the contents.
+    `rows` describes the tensors that a file holds for every sample. `basis` maps a file's number to everything else
+    that determines its contents, as JSON-able values; a note counts only if its basis is the same.
     """
 
     directory: Path
@@ -40,19 +40,19 @@ class ShardFiles:
     def write(
         self, number: int, index: Sequence[int], tensors: dict[str, Tensor], skipped: Sequence[SkippedImage]
     ) -> None:
-        """Write a file, then its note. Raises `InputError` naming the picture whose numbers are not finite."""
+        """Write a file, then its note. Raises `InputError` naming a picture with values that are not finite."""
         for name in self.rows:
             finite = torch.isfinite(tensors[name]).flatten(1).all(1)
             if not finite.all():
                 row = int((~finite).int().argmax())
                 raise InputError(f"The {name} of picture {index[row]} of the source are NaN or too large for fp16.")
-        self._note(number).unlink(missing_ok=True)  # of what was written for another basis, and may be of equal size
+        self._note(number).unlink(missing_ok=True)  # an old note of another basis, whose file may have the same size
         info = write_shard(self.directory / shard_name(number, self.part), tensors)
         note = {"basis": self.basis(number), "shard": asdict(info), "skipped": [asdict(skip) for skip in skipped]}
         write_json(self._note(number), note)
 
     def read_note(self, number: int) -> tuple[ShardInfo, list[SkippedImage]] | None:
-        """What the note of a complete file says; None when the file is still to be written."""
+        """The contents of a complete file's note; None when the file is still to be written."""
         if not self._note(number).is_file():
             return None
         note = read_json(self._note(number), ShardNote, "Remove this note: its shard is then written again.")
@@ -62,17 +62,17 @@ class ShardFiles:
         return note.shard, note.skipped
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those of the numbers whose files are still to be written."""
+        """The numbers whose files are still to be written."""
         return [number for number in numbers if self.read_note(number) is None]
 
     def remove_from(self, first: int) -> None:
-        """Remove files of the numbers from `first` on, which a source that was longer has left."""
+        """Remove files with numbers from `first` on, left over from a longer source."""
         for path in self.directory.glob("shard-[0-9]*"):
             if int(path.name.removeprefix("shard-").split(".")[0]) >= first:
                 path.unlink()
 
     def remove_notes(self, numbers: Iterable[int]) -> None:
-        """Remove the notes once dataset.json holds what they said."""
+        """Remove the notes, once their contents are in dataset.json."""
         for number in numbers:
             self._note(number).unlink(missing_ok=True)
 

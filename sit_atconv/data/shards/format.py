@@ -3,13 +3,13 @@
 Tensors of a shard with n samples:
     moments        (n, 2C, h, w) fp16   posterior mean and standard deviation; fp32 when imported
     moments_flip   (n, 2C, h, w) fp16   of the mirrored pictures (optional)
-    tokens_0, …    (n, N, D) fp16       of a teacher each, and tokens_0_flip of the mirrored pictures (optional)
-    labels         (n,) int64           -1 where there are none
+    tokens_0, …    (n, N, D) fp16       one per teacher, and tokens_0_flip of the mirrored pictures (optional)
+    labels         (n,) int64           -1 without labels
     index          (n,) int64           position in the sorted source
-    images         (bytes,) uint8       the cropped pictures, PNG files one after the other (optional)
-    image_offsets  (n + 1,) int64       where each of them begins
+    images         (bytes,) uint8       the cropped pictures as concatenated PNG files (optional)
+    image_offsets  (n + 1,) int64       where each PNG file begins, and the end
 
-Tokens of a teacher that was added to complete data lie in a file beside each shard, with labels and index once more.
+Tokens of a teacher that was added to complete data are in a file beside each shard, which repeats labels and index.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def pack_images(pngs: list[bytes]) -> dict[str, Tensor]:
 
 
 def join_images(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Several results of `pack_images`, one behind the other."""
+    """Concatenate several results of `pack_images`."""
     starts = np.cumsum([0, *(len(part["images"]) for part in parts)]).tolist()
     offsets = [part["image_offsets"][:-1] + start for part, start in zip(parts, starts, strict=False)]
     return {
@@ -67,9 +67,9 @@ def join_images(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class ShardReader:
-    """A shard opened for reading rows. Tensors are views of the file's memory map: nothing is read before it is used.
+    """A shard opened for reading rows. Tensors are views of the file's memory map: nothing is read until it is used.
 
-    `rows` are those of its manifest, `images` says whether it holds pictures. Raises `InputError` naming the file
+    `rows` are those of its manifest; `images` says whether it must hold pictures. Raises `InputError` naming the file
     when it is missing, truncated or holds other tensors than expected.
     """
 
@@ -87,7 +87,7 @@ class ShardReader:
         self.labels, self.index = self._tensors["labels"], self._tensors["index"]
 
     def row(self, name: str, row: int) -> Tensor:
-        """A row of one of the tensors of its `rows`: a view."""
+        """A view of a row of the tensor called `name`."""
         return self._tensors[name][row]
 
     def image(self, row: int) -> np.ndarray:

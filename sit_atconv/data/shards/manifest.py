@@ -1,4 +1,4 @@
-"""dataset.json: everything that is to be known about a prepared data set before a shard is opened."""
+"""dataset.json: everything about a prepared data set that must be known before a shard is opened."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ class ShardInfo:
 
 
 class Row(NamedTuple):
-    """What a file holds of every sample under one name."""
+    """Type and shape of the row that a file holds for every sample under one name."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A picture of the source that could not be decoded: its position, and the reason, which names it."""
+    """A picture of the source that could not be decoded: its position, and the reason, which includes its name."""
 
     index: Count
     reason: str
@@ -51,10 +51,9 @@ class SkippedImage:
 class Manifest:
     """Contents of dataset.json. `resolution` is (height, width) in pixels; `num_classes` 0 means unlabelled.
 
-    `moments_dtype` is float16, or float32 for latents that were taken over from other preparation bit for bit.
-    `teachers` says whose tokens are kept beside the latents; `token_files` holds a file a shard for each teacher that
-    was added to complete data, by `tokens_name`. `complete` is False while preparation runs; `shards` and `skipped` are
-    filled in when it ends.
+    `moments_dtype` is float16, or float32 for latents that were imported bit for bit. `teachers` lists the teachers
+    whose tokens are kept; `token_files` has, by `tokens_name`, one file per shard for each teacher that was added to
+    complete data. `complete` is False while preparation runs; `shards` and `skipped` are filled in when it ends.
     """
 
     source: str
@@ -83,7 +82,7 @@ class Manifest:
 
     @property
     def shard_rows(self) -> dict[str, Row]:
-        """What a shard holds of every sample besides label, position and picture, by the tensors' names."""
+        """The rows of a shard by the tensors' names, without labels, positions and pictures."""
         channels, height, width = self.latent_shape
         moments = Row(getattr(torch, self.moments_dtype), (2 * channels, height, width))
         rows = dict.fromkeys(versions("moments", self.has_flip), moments)
@@ -92,20 +91,20 @@ class Manifest:
         return rows
 
     def token_rows(self, number: int) -> dict[str, Row]:
-        """The tokens of one of the teachers."""
+        """The rows that hold the tokens of one teacher."""
         spec = self.teachers[number]
         tokens = Row(torch.float16, (spec.grid[0] * spec.grid[1], spec.dim))
         return dict.fromkeys(versions(tokens_name(number), spec.flip), tokens)
 
     @property
     def series(self) -> list[tuple[list[ShardInfo], dict[str, Row]]]:
-        """All files with what they hold: the shards, then as many files for each teacher that was added later."""
+        """All files and their rows: first the shards, then one file per shard for each teacher added later."""
         names = {tokens_name(number): number for number in range(len(self.teachers))}
         added = [(files, self.token_rows(names[name])) for name, files in self.token_files.items()]
         return [(self.shards, self.shard_rows), *added]
 
     def settings(self) -> dict:
-        """What preparation was asked for: two runs with equal settings write equal shards."""
+        """The settings of preparation: two runs with equal settings write equal shards."""
         outcome = ("count", "complete", "shards", "skipped", "token_files")
         settings = {key: value for key, value in self.to_dict().items() if key not in outcome}
         first = [spec for k, spec in enumerate(settings["teachers"]) if tokens_name(k) not in self.token_files]
@@ -141,7 +140,7 @@ class Manifest:
 
 
 def versions(name: str, flip: bool) -> list[str]:
-    """Names of a tensor of the pictures and, if `flip`, of the one of their mirror images."""
+    """Names of a tensor and, if `flip`, of the same tensor for the mirrored pictures."""
     return [name, f"{name}_flip"] if flip else [name]
 
 

@@ -19,9 +19,9 @@ _SHOWN, _ROWS_AT_A_TIME = 20, 64
 
 
 def verify_dataset(directory: str, workers: int = 0) -> None:
-    """Raise `InputError` that names every fault found in a directory prepared by us or for REPA, by file and row.
+    """Check a directory prepared by us or for REPA. Raises `InputError` that lists the faults by file and row.
 
-    One prepared for REPA has no checksums: its files are read, by as many processes as there are `workers`.
+    A directory prepared for REPA has no checksums: its files are read, by `workers` processes.
     """
     if is_repa(directory) and not (Path(directory) / MANIFEST_NAME).exists():
         dataset = RepaDataset(directory)
@@ -50,7 +50,7 @@ def _raise(directory: str, faults: list[str]) -> None:
 
 
 def _shard_faults(root: Path, number: int, manifest: Manifest) -> Iterator[str]:
-    """Faults of a shard, and of the tokens kept beside it."""
+    """Faults of a shard, and of the token files beside it."""
     shard = None
     for part, (files, rows) in enumerate(manifest.series):
         info, images = files[number], manifest.has_images and part == 0
@@ -71,7 +71,7 @@ def _shard_faults(root: Path, number: int, manifest: Manifest) -> Iterator[str]:
 
 
 def _incomplete(path: Path, info: ShardInfo) -> str | None:
-    """Why there is no use in reading a file; None if it has its size."""
+    """Why a file cannot be complete; None if it has the expected size."""
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
@@ -106,7 +106,7 @@ def _picture_faults(reader: ShardReader, row: int, manifest: Manifest) -> Iterat
 
 
 class _RepaFaults(Dataset):
-    """What is wrong with the samples of a range, a sentence each."""
+    """The faults of the samples in a range, one sentence each."""
 
     def __init__(self, dataset: RepaDataset) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Pictures in a fixed order, whatever they are kept in."""
+"""Sources of pictures in a fixed order: folders, zips, npz files, prepared data, Hugging Face data sets."""
 
 from sit_atconv.data.sources.open import open_source, require_undamaged
 

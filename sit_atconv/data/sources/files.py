@@ -1,4 +1,4 @@
-"""Sources made of encoded picture files: folders and zips, flat or with one folder a class."""
+"""Sources of encoded picture files: folders and zips, flat or with one folder per class."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ _SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "te
 
 
 class FileSource:
-    """Pictures by relative name ("n01443537/img_0.JPEG"), sorted. Subclasses say how bytes are read.
+    """Pictures by relative name ("n01443537/img_0.JPEG"), sorted. Subclasses implement reading bytes.
 
-    The first folder of a name is its class, and sorted folder names are classes 0, 1, …; a single folder around
-    everything is looked through. Pictures without folders make an unlabelled source.
+    The first folder of a name is its class, after leading folders that all pictures share; sorted class folders are
+    classes 0, 1, … Pictures without folders make an unlabelled source.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class FolderSource(FileSource):
 
 
 class ZipSource(FileSource):
-    """A zip of pictures or of class folders. Every process opens the archive for itself."""
+    """A zip of pictures or of class folders. Every process opens its own handle."""
 
     kind = "zip"
 
@@ -97,7 +97,7 @@ class ZipSource(FileSource):
         super().__init__(path, names, empty, convert)
 
     def _archive(self) -> zipfile.ZipFile:
-        # A handle shared across a fork would share its file position, so it is keyed by process.
+        # Keyed by process, because a handle shared across a fork would share its file position.
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), zipfile.ZipFile(self.path))
@@ -116,7 +116,7 @@ class ZipSource(FileSource):
 
 
 def _classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[str] | None, np.ndarray | None]:
-    """Class names and labels of sorted relative names; (None, None) when no folder distinguishes them."""
+    """Class names and labels of sorted relative names; (None, None) when no folders distinguish them."""
     parts = [name.split("/")[:-1] for name in names]
     folders = [p.split("/") for p in empty if p != "." and not _hidden(p)]
     depth = _common_depth(parts + folders)
@@ -142,7 +142,7 @@ def _classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[st
 
 
 def _common_depth(paths: list[list[str]]) -> int:
-    """How many leading folders all paths share (0 when there is nothing around everything)."""
+    """The number of leading folders that all paths share."""
     first, last = min(paths), max(paths)
     shared = [a == b for a, b in zip(first, last, strict=False)]
     return shared.index(False) if False in shared else len(shared)
@@ -162,7 +162,7 @@ def _refuse_foreign_paths(path: str, names: list[str]) -> None:
     foreign = next((name for name in names if name.startswith("/") or "\\" in name or ".." in name.split("/")), None)
     if foreign is not None:
         raise InputError(
-            f"{path} holds {foreign}, whose folders cannot be told: expected names such as class/picture.png. Unpack "
+            f"{path} holds {foreign}, whose folders are not clear: expected names such as class/picture.png. Unpack "
             "it with the program that made it, and give the folder."
         )
 
@@ -178,14 +178,14 @@ def _refuse_loops(folder: str, subfolders: list[str]) -> None:
 
 
 def _mention_others(path: str, names: list[str]) -> None:
-    """Pictures of a kind that is not read would be missed by no one."""
+    """Log how many files of other kinds are left out, since nobody would notice otherwise."""
     suffixes = (Path(name).suffix.lower() or "without suffix" for name in names)
     others = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        log.info("%s: %d files are no pictures by their names and are left out (%s).", path, others.total(), kinds)
+        log.info("%s: %d files are not pictures by their names and are left out (%s).", path, others.total(), kinds)
 
 
 def _hidden(name: str) -> bool:
-    """Files and folders that operating systems leave behind: .DS_Store, ._img.png, __MACOSX."""
+    """Whether a name is or lies in something that operating systems leave behind: .DS_Store, ._img.png, __MACOSX."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

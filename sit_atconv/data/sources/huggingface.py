@@ -12,8 +12,8 @@ from sit_atconv.errors import InputError, require_one_of
 
 
 class HuggingFaceSource:
-    """`NAME[:SPLIT]`: a hub id, a copy of its repository or a folder written by `save_to_disk`; the split is "train"
-    unless given.
+    """`NAME[:SPLIT]`: a hub id, a copy of its repository or a folder written by `save_to_disk`; by default the split
+    "train".
 
     The first Image column holds the pictures, the first ClassLabel column (or one named "label") the classes.
     """
@@ -32,7 +32,7 @@ class HuggingFaceSource:
         if len(table) == 0:
             raise InputError(f"hf:{name} holds no pictures: its table is empty.")
         self._column = columns[0]
-        # Left encoded, so that pictures are decoded by the same code as everywhere.
+        # Left encoded, so that all pictures are decoded by the same code.
         self._table = table.cast_column(self._column, datasets.Image(decode=False))
         classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         label = (classes or [key for key in features if key == "label"] or [None])[0]
@@ -49,7 +49,7 @@ class HuggingFaceSource:
         return SourceImage(decode_image(self._bytes(index), name, self._convert), label, name)
 
     def _first_format(self) -> str | None:
-        """PIL's name for it; None for a first picture that cannot be read, which is named when its turn comes."""
+        """PIL's name of the first picture's format; None if it cannot be read, which raises when it is decoded."""
         try:
             with Image.open(io.BytesIO(self._bytes(0)), formats=FORMATS) as first:
                 return first.format

@@ -18,8 +18,8 @@ _BLOCK = 1 << 22  # bytes read at a time
 class NpzSource:
     """Pictures of an npz, as an `ImageSource`.
 
-    A member stored uncompressed (np.savez) is memory-mapped; a compressed one is read into memory when it fits. Damage
-    to pictures that are mapped shows in `verify` alone.
+    A member stored uncompressed (np.savez) is memory-mapped; a compressed one is read into memory if it fits. Damage to
+    memory-mapped pictures is found only by `verify`.
     """
 
     kind = "npz"
@@ -44,8 +44,8 @@ class NpzSource:
         return SourceImage(image, label, f"{os.path.basename(self.path)}:arr_0[{index}]")
 
     def verify(self) -> None:
-        """Raise `InputError` if the pictures are not the bytes that were written; reads them all, at 2 GB/s."""
-        if isinstance(self._open_images(), np.memmap):  # others were verified as they were read
+        """Raise `InputError` if the pictures' bytes have changed since they were written; reads all, at 2 GB/s."""
+        if isinstance(self._open_images(), np.memmap):  # others were verified when they were read
             read_npz_member(self.path, "arr_0")
 
     def __getstate__(self) -> dict:
@@ -53,7 +53,7 @@ class NpzSource:
 
     def _open_images(self) -> np.ndarray:
         if "_images" not in self.__dict__:
-            self._images = read_npz_member(self.path, "arr_0", verify=False)  # every worker opens them
+            self._images = read_npz_member(self.path, "arr_0", verify=False)  # as every worker opens them
         return self._images
 
     def _read_labels(self) -> np.ndarray | None:
@@ -77,10 +77,10 @@ def npz_members(path: str) -> list[str]:
 
 
 def read_npz_member(path: str, name: str, verify: bool = True) -> np.ndarray:
-    """One array of an npz: memory-mapped when stored uncompressed, else read.
+    """One array of an npz: memory-mapped if stored uncompressed, else read.
 
-    `verify=False` maps without comparing the bytes with the archive's CRC-32, which reads them all. Raises `InputError`
-    when the member is missing, pickled, truncated, damaged or larger than memory.
+    `verify=False` maps without comparing the bytes with the archive's CRC-32, which would read them all. Raises
+    `InputError` when the member is missing, pickled, truncated, damaged or larger than memory.
     """
     with _open_zip(path) as archive:
         try:
@@ -102,11 +102,11 @@ def read_npz_member(path: str, name: str, verify: bool = True) -> np.ndarray:
                     _require_memory(path, name, nbytes)
                     data = np.frombuffer(member.read(nbytes), dtype=dtype, count=nbytes // dtype.itemsize)
                     return data.reshape(shape, order="F" if fortran else "C")
-                while verify and member.read(_BLOCK):  # at its end the archive compares
+                while verify and member.read(_BLOCK):  # zipfile compares the CRC-32 at the end
                     pass
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{path} is damaged: cannot read '{name}': {error}. Fetch or write it again.") from error
-        except (OSError, NotImplementedError, RuntimeError) as error:  # the last: it is encrypted
+        except (OSError, NotImplementedError, RuntimeError) as error:  # RuntimeError: it is encrypted
             raise InputError(f"{path}: cannot read '{name}': {error}.") from error
     if nbytes == 0:
         return np.empty(shape, dtype)
@@ -134,7 +134,7 @@ def _read_header(member: BinaryIO, path: str, name: str) -> tuple[tuple[int, ...
     except ValueError as error:
         raise InputError(f"{path}: '{name}' is not a numpy array: {error}.") from error
     if not 0 < dtype.itemsize * math.prod(max(1, side) for side in shape) <= sys.maxsize or min(shape, default=0) < 0:
-        raise InputError(f"{path}: '{name}' is {dtype} of shape {shape}, of which there can be no array.")
+        raise InputError(f"{path}: '{name}' is {dtype} of shape {shape}, which is not a possible array.")
     if dtype.hasobject:
         raise InputError(
             f"{path}: '{name}' holds pickled Python objects, which may run code when read. Save plain arrays."
@@ -143,7 +143,7 @@ def _read_header(member: BinaryIO, path: str, name: str) -> tuple[tuple[int, ...
 
 
 def _data_offset(path: str, info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: behind its local header (30 bytes, the name and the extra field)."""
+    """Where a stored member's bytes begin: after its local header (30 bytes, the name and the extra field)."""
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)
         lengths = file.read(4)
@@ -160,7 +160,7 @@ def _require_memory(path: str, name: str, nbytes: int) -> None:
 
 
 def _check_images(path: str, images: np.ndarray, convert: bool) -> None:
-    """Refuse everything but uint8 pictures, channels last, on the whole 0…255 range."""
+    """Refuse everything except uint8 pictures, channels last, with values from 0 to 255."""
     expected = "Expected uint8 (N, H, W, 3) with values from 0 to 255"
     shape, grey = images.shape, images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1)
     if images.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""`open_source`: one name or path -> pictures in a fixed order, whatever they are kept in."""
+"""`open_source`: one name or path -> pictures in a fixed order, from any kind of source."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _KINDS = (
 
 
 def open_source(path: str, convert: bool = False) -> ImageSource:
-    """Open pictures by path or name; nothing but the list of names is read.
+    """Open pictures by path or name; only the list of names is read.
 
     `convert=True` (preparation) turns greyscale, palette, CMYK, alpha and 16-bit pictures into RGB when they are read;
     `convert=False` (evaluation) refuses them. Raises `InputError` for a source that is missing or unusable.
@@ -42,7 +42,7 @@ def open_source(path: str, convert: bool = False) -> ImageSource:
 
 
 def require_undamaged(source: ImageSource) -> None:
-    """Read an npz or prepared data to compare them with their checksums; others show damage as they are decoded.
+    """Compare an npz or prepared data with their checksums, which reads them; in other sources, decoding finds damage.
 
     Raises `InputError` for a damaged file.
     """

@@ -1,4 +1,4 @@
-"""The pictures kept in a prepared data set (`prepare --images`), as a source for references and for preparing anew."""
+"""The pictures kept in a prepared data set (`prepare --images`), as a source for references and new preparation."""
 
 from sit_atconv.data.pictures.protocol import SourceImage
 from sit_atconv.data.shards.dataset import ShardDataset
@@ -20,7 +20,7 @@ class PreparedSource:
         self.labels = self._dataset.labels() if self._dataset.num_classes else None
 
     def verify(self) -> None:
-        """Raise `InputError` if the shards are not the bytes that were written; reads them all, at 1 GB/s a thread."""
+        """Raise `InputError` if a shard has changed since it was written; reads all shards, at 1 GB/s per thread."""
         if faults := self._dataset.damaged():
             raise InputError(f"{faults[0]} Copy {len(faults)} such file(s) again, or prepare the data anew.")
 

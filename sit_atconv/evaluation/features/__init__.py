@@ -1,1 +1,1 @@
-"""What images are compared by, and features remembered on disk."""
+"""Features of images, and their cache on disk."""

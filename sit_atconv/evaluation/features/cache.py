@@ -1,4 +1,4 @@
-"""Features on disk, keyed by what an image is and what looked at it: an interrupted evaluation goes on from there."""
+"""A cache of features on disk, keyed by image and network, from which an interrupted evaluation continues."""
 
 import contextlib
 import fcntl
@@ -21,15 +21,15 @@ from sit_atconv.runtime.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 
-_SHARD = 256  # images a file: what a killed run loses at most, a process
+_SHARD = 256  # images that a process collects before it writes a file; a killed run loses about as many
 
 
 class FeatureCache:
-    """`features`, remembered in `directory` for every image seen before, by any process, in any order.
+    """Computes `features`, and caches them in `directory` for all processes and later runs.
 
-    Files hold the features of up to 256 images beside the images' digests, under a folder named after the identity of
-    the features (network, weights' hash, precision), and appear whole or not at all. Each carries a digest of its own:
-    a file that is not what was written is removed when its features are wanted, and they are computed again.
+    Files hold the features and digests of at least 256 images, except a process's last one, in a folder named after the
+    identity of the features (network, weights' hash, precision). They are written atomically. Each has a digest: a
+    damaged file is removed when its features are needed, and they are computed again.
     """
 
     def __init__(self, directory: str | Path, features: Features, kinds: frozenset[str]) -> None:
@@ -55,7 +55,7 @@ class FeatureCache:
             os.close(self._lock)
 
     def features(self, images: Tensor, digests: np.ndarray) -> dict[str, Tensor]:
-        """What `features(images)` gives, for the kinds asked for; only images not seen before are computed."""
+        """`features(images)` for the requested kinds; only features that are not cached are computed."""
         keys = [digest.tobytes() for digest in digests]
         self._verify({self._rows[key][0] for key in keys if key in self._rows})
         known = [i for i, key in enumerate(keys) if key in self._rows]
@@ -77,7 +77,7 @@ class FeatureCache:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new."""
+        """Write new features to disk."""
         if not self._new:
             return
         tensors = {"digests": torch.from_numpy(np.concatenate([digests for digests, _ in self._new]))}
@@ -88,15 +88,15 @@ class FeatureCache:
         self._new.clear()
 
     def _index(self) -> dict[bytes, tuple[Path, int]]:
-        """digest -> (file, row) of all whole files that hold every kind asked for."""
+        """digest -> (file, row), for all readable files that hold every requested kind."""
         rows = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
                     if "sha256" not in (file.metadata() or {}):
-                        _remove(path, "it carries no digest, as an earlier version wrote it")
+                        _remove(path, "it has no digest, since an earlier version wrote it")
                     elif file.get_slice("digests").get_shape()[1:] != [32]:
-                        _remove(path, "it does not say which images its features are of")
+                        _remove(path, "it does not name the images of its features")
                     elif set(self._kinds) <= set(file.keys()):
                         digests = file.get_tensor("digests").numpy()
                         rows |= {digest.tobytes(): (path, row) for row, digest in enumerate(digests)}
@@ -107,7 +107,7 @@ class FeatureCache:
         return rows
 
     def _verify(self, paths: Iterable[Path]) -> None:
-        """Forget the rows of those files that are not what was written."""
+        """Remove damaged files, and forget their rows."""
         for path in set(paths) - self._verified:
             if _is_whole(path):
                 self._verified.add(path)
@@ -131,7 +131,7 @@ class FeatureCache:
 def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
             return file.metadata()["sha256"] == _digest(tensors)
     except FileNotFoundError:  # another process has found it damaged
         return False
@@ -151,10 +151,10 @@ def _remove(path: Path, reason: str) -> None:
 
 
 def _join(folder: Path) -> int:
-    """Be one of those who write into `folder`, until the returned descriptor is closed.
+    """Register this process as a writer of `folder`, until the returned descriptor is closed.
 
-    Whoever comes while nobody else writes removes the files that killed processes left unfinished. On a file system
-    without such locks they stay.
+    A process that is the only writer removes the unfinished files of killed processes. On a file system without locks
+    these files stay.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):

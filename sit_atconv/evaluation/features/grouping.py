@@ -1,4 +1,4 @@
-"""Networks run on images in groups of one fixed size, so that an image's features do not depend on its company."""
+"""Runs networks on groups of a fixed number of images, so that features do not depend on the rest of the batch."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ from sit_atconv.runtime.threads import single_threaded_pool
 
 
 class Grouped:
-    """`forward`, uint8 images (group, 3, H, W) -> features by kind, for batches of any size.
+    """Applies `forward`, uint8 images (group, 3, H, W) -> features by kind, to batches of any size.
 
-    Kernels choose their order of summation by the shape of a batch and the number of threads, which moves features by
-    1e-6. Here every group is full (the last one padded) and, on a CPU, computed by one thread, with as many groups at a
-    time as there are threads: the same bits from any batch size, number of processes or threads, and no waiting at
-    every layer.
+    Kernels choose their order of summation by batch shape and number of threads, which changes features by 1e-6. Here
+    every group is full (the last one is padded) and, on a CPU, computed by one thread, with one group per thread at a
+    time. The result has the same bits for any batch size and number of processes or threads, and threads do not wait
+    for one another at every layer.
     """
 
     def __init__(self, forward: Callable[[Tensor], dict[str, Tensor]], device: torch.device, group: int) -> None:
@@ -37,14 +37,14 @@ class Grouped:
         count = len(images)
         if count < self._group:
             images = torch.cat([images, images[-1:].expand(self._group - count, -1, -1, -1)])
-        images = images.to(self._device).contiguous()  # the layout of memory chooses kernels too
-        with torch.autocast(self._device.type, enabled=False):  # whatever surrounds the call
+        images = images.to(self._device).contiguous()  # the choice of kernels depends on the memory layout, too
+        with torch.autocast(self._device.type, enabled=False):  # even if the caller uses autocast
             return {kind: features[:count] for kind, features in self._forward(images).items()}
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 and no autotuned kernels; what was set before is set again. For one thread at a time."""
+    """Disable TF32 and autotuned kernels, and restore the settings afterwards. Not thread-safe."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

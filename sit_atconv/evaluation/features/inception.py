@@ -1,8 +1,8 @@
 """The network behind FID, sFID, IS, precision and recall: Inception-v3 of 2015-12-05, as the ADM evaluator runs it.
 
-Layers and weights are torch-fidelity's. What is done to them here changes speed, not the features (1e-5): batch norm is
-folded into the convolutions, the TF1 resize is a gather and a product, and images go through in small groups, through
-the first layers in still smaller ones.
+Layers and weights are torch-fidelity's. The changes made here affect speed, not the features (up to 1e-5): batch norm
+is folded into the convolutions, the TF1 resize is a gather and a matrix product, and images are processed in small
+groups, in the first layers in still smaller ones.
 """
 
 import copy
@@ -25,8 +25,9 @@ _SPATIAL_CHANNELS = 7
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2")
 _MIDDLE = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c")
 _TOP = ("Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")
-# On a CPU. From 16 images on, torch leaves 1x1 convolutions to oneDNN, faster than its own matrix product. The stem's
-# maps take 8 MB an image: of a few they stay in the caches, of many the system maps fresh memory for every layer.
+# On a CPU. From 16 images on, torch uses oneDNN for 1x1 convolutions, which is faster than its own matrix product. The
+# stem's feature maps take 8 MB per image: those of a few images stay in the caches, while for many images the system
+# maps new memory for every layer.
 _CPU_GROUP, _CPU_STEM_GROUP = 16, 2
 _GPU_GROUP = 64
 
@@ -35,12 +36,12 @@ class InceptionFeatures:
     """uint8 images (B, 3, H, W) -> {"pool": (B, 2048), "spatial": (B, 2023), "probabilities": (B, 1008)}, float32.
 
     pool: the last average pooling. spatial: the first 7 channels of Mixed_6d's 1x1 branch, 17 x 17 x 7 flattened
-    channels last. probabilities: softmax of the logits without their bias (Salimans et al. 2016 as ADM computes it).
+    channels last. probabilities: softmax of the logits without bias (Salimans et al. 2016 as ADM computes it).
 
     Args:
-        weights: the file of torch-fidelity's weights; None takes torch hub's copy, or downloads it there.
-        device: where to run.
-        fast: bfloat16 autocast: faster on a GPU, and no longer the published numbers.
+        weights: the file of torch-fidelity's weights; None uses torch hub's copy, and downloads it if it is missing.
+        device: to run on.
+        fast: bfloat16 autocast, which is faster on a GPU but does not give the published numbers.
 
     Raises:
         InputError: when the weights are missing or are not this network's, or the images are not uint8 (B, 3, H, W).
@@ -72,7 +73,7 @@ class InceptionFeatures:
         self._grouped = Grouped(self._forward, self.device, _CPU_GROUP if on_cpu else _GPU_GROUP)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of a batch, on the features' device: the same bits whatever the size of the batch."""
+        """Features of a batch, on `device`: the same bits whatever the batch size."""
         require_uint8_images(images)
         return self._grouped(images)
 
@@ -91,7 +92,7 @@ class InceptionFeatures:
         }
 
     def _input(self, images: Tensor) -> Tensor:
-        """Bytes (B, 3, H, W) -> what the network sees, (B, 3, 299, 299)."""
+        """Bytes (B, 3, H, W) -> input of the network, (B, 3, 299, 299)."""
         pixels = (images.float() - 128) / 128
         return resize_tf1(pixels, _INPUT_SIZE).contiguous(memory_format=self._layout)
 
@@ -100,8 +101,8 @@ def require_uint8_images(images: Tensor) -> None:
     """Raise `InputError` unless `images` is a uint8 tensor of shape (B, 3, H, W), B >= 1."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise InputError(
-            f"Features are of uint8 images (B, 3, H, W) with values from 0 to 255; got {images.dtype} "
-            f"{tuple(images.shape)}. sit_atconv.images.to_uint8 turns floats in [-1, 1] into them."
+            f"Features need uint8 images (B, 3, H, W) with values from 0 to 255; got {images.dtype} "
+            f"{tuple(images.shape)}. sit_atconv.images.to_uint8 converts floats in [-1, 1]."
         )
 
 
@@ -122,7 +123,7 @@ def resize_tf1(images: Tensor, size: int) -> Tensor:
 
 
 def _taps(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index and the fraction between them, one an output position."""
+    """Lower and upper source index and the fraction between them, for each output position."""
     scale = torch.tensor(length / size, dtype=torch.float32, device=like.device)
     position = torch.arange(size, dtype=torch.float32, device=like.device) * scale
     low = position.long()
@@ -130,7 +131,7 @@ def _taps(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _find_weights(weights: str | Path | None) -> Path:
-    """The weights file; without one, torch hub's copy, which is downloaded if it is not there."""
+    """The weights file; by default torch hub's copy, which is downloaded if it is missing."""
     if weights is not None:
         if not Path(weights).is_file():
             raise InputError(f"There is no weights file {weights}. {_where_to_get_weights()}")
@@ -154,7 +155,7 @@ def _where_to_get_weights() -> str:
 
 
 def _load_network(path: Path) -> nn.Module:
-    """torch-fidelity's network with the weights of `path`, in float32; nothing pickled is ever run."""
+    """torch-fidelity's network with the weights of `path`, in float32; pickled code is never run."""
     try:
         state = read_weights(path)
     except InputError as error:
@@ -162,7 +163,7 @@ def _load_network(path: Path) -> nn.Module:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     checked = io.BytesIO()
     torch.save(tensors, checked)
-    checked.seek(0)  # torch-fidelity unpickles what it is given, so it is given the tensors alone
+    checked.seek(0)  # torch-fidelity unpickles its input, so it gets only the tensors
     try:
         return _torch_fidelity().FeatureExtractorInceptionV3("inception", ["2048"], checked)
     except RuntimeError as error:
@@ -181,13 +182,13 @@ def _torch_fidelity() -> ModuleType:
 
 
 def last_line(error: Exception) -> str:
-    """What an error says, short enough for a sentence."""
+    """The last line of an error message, at most 160 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip().rstrip(".")[:160]
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution for a convolution and its batch norm, folded in double precision."""
+    """Fold a batch norm into its convolution, in double precision."""
     return fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double()).float()
 
 
@@ -196,7 +197,7 @@ def _sequence(network: nn.Module, names: tuple[str, ...]) -> nn.Sequential:
 
 
 def _first_channels(block: nn.Module) -> nn.Module:
-    """A copy of a folded 1x1 block that computes its first 7 channels only."""
+    """A copy of a folded 1x1 block that computes only its first 7 channels."""
     head = copy.deepcopy(block)
     head.conv.weight.data = block.conv.weight.data[:_SPATIAL_CHANNELS].clone()
     head.conv.bias.data = block.conv.bias.data[:_SPATIAL_CHANNELS].clone()

@@ -1,11 +1,13 @@
-"""What images are compared by: the published Inception features, raw pixels, or any timm model."""
+"""Features of images: the published Inception features, raw pixels, or those of any timm model."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
@@ -16,15 +18,16 @@ from sit_atconv.evaluation.features.grouping import Grouped
 from sit_atconv.evaluation.features.inception import InceptionFeatures, last_line, require_uint8_images
 from sit_atconv.runtime.files import sha256_of_file
 
-MAX_DIMENSIONS = 4096  # of features whose covariance is still practical: an eigenproblem of 4096 x 4096
+_DAMAGED = (pickle.UnpicklingError, SafetensorError, EOFError)  # reading a damaged download raises these
+MAX_DIMENSIONS = 4096  # the largest practical covariance: an eigenproblem of 4096 x 4096
 
 
 class Features(Protocol):
-    """Images to features, and what a report says about them.
+    """A function from images to features, with its entries in the report.
 
-    name: what the user chose. title: for a person. suffix: what tells these metrics from the published ones, "" for
-    Inception. identity: changes whenever the numbers may. neighbours: k of precision and recall, and
-    neighbour_limit: how many points a side they look at. Inception's `dimensions` are those of each kind of feature.
+    name: as chosen by the user. title: as displayed. suffix: distinguishes these metrics from the published ones, ""
+    for Inception. identity: changes whenever the numbers may change. neighbours: k of precision and recall.
+    neighbour_limit: their maximum number of points per side. Inception's `dimensions` are by kind of feature.
     """
 
     name: str
@@ -50,13 +53,13 @@ def create_features(
     """Features by name: "inception", "pixels" or "timm:MODEL".
 
     `weights`: a local file; without one, Inception's and timm's published weights are downloaded. `fast`: bfloat16.
-    Raises `InputError` for an unknown name, or weights that cannot be had.
+    Raises `InputError` for an unknown name, or weights that cannot be loaded.
     """
     if name == "inception":
         return InceptionFeatures(weights, device, fast)
     if name == "pixels":
         if weights is not None or fast:
-            raise InputError("Pixels have no network: --weights and --fast mean nothing with --features pixels.")
+            raise InputError("Pixels have no network: --weights and --fast have no effect with --features pixels.")
         return PixelFeatures(device)
     if name.startswith("timm:"):
         return TimmFeatures(name.removeprefix("timm:"), weights, device, fast)
@@ -88,9 +91,9 @@ class PixelFeatures:
 class TimmFeatures:
     """Pooled features of a timm model: {"pool": (B, d)}.
 
-    Images are resized as a whole (bicubic, antialiased, in bytes, as PIL does) to the model's own size and normalised
-    as it was trained. DINOv2 models see 224 x 224 and give their class token, as in dgm-eval (Stein et al. 2023), whose
-    k = 5 and 10,000 points a side are taken for precision and recall.
+    Images are resized without cropping (bicubic, antialiased, on bytes, like PIL) to the model's input size and
+    normalised as in its training. DINOv2 models get 224 x 224 and give their class token, as in dgm-eval (Stein et al.
+    2023), whose k = 5 and 10,000 points per side are used for precision and recall.
     """
 
     neighbours, neighbour_limit = 5, 10_000
@@ -131,7 +134,7 @@ def _create_timm(name: str, weights: str | Path | None, size: int | None) -> tor
     options = {"num_classes": 0, **({"img_size": size} if size else {})}
     try:
         model = timm.create_model(name, pretrained=weights is None, **options)
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, *_DAMAGED) as error:
         raise InputError(
             f"Cannot load {name} from the model hub ({type(error).__name__}: {last_line(error)}). "
             "Name a local file of its weights with --weights."
@@ -142,11 +145,10 @@ def _create_timm(name: str, weights: str | Path | None, size: int | None) -> tor
 
 
 def _fill(model: torch.nn.Module, name: str, path: Path) -> None:
-    """Load a local file that holds this model and nothing else: a deeper one would pass for it."""
+    """Load a local file of exactly this model: the file of a deeper one holds all of its tensors, too."""
     unexpected = load_into_timm(model, path)
     if unexpected:
         raise InputError(
-            f"Cannot load {name} from {path}: {len(unexpected)} of its tensors have no place there "
-            f"({', '.join(unexpected[:3])}). Name a file of this model with --weights, in timm's names, saved without "
-            "a head (num_classes=0)."
+            f"Cannot load {name} from {path}: the model does not have {len(unexpected)} of its tensors "
+            f"({', '.join(unexpected[:3])}). Name a file of this model without a head (num_classes=0) with --weights."
         )

@@ -1,1 +1,1 @@
-"""The numbers themselves, as functions of features."""
+"""The metrics, as functions of features."""

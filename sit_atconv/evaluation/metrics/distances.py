@@ -1,6 +1,6 @@
-"""The numbers themselves, as functions of features: Fréchet distance, inception score, kernel distance.
+"""Fréchet distance, inception score and kernel distance, as functions of features.
 
-Arrays are numpy or torch; what is accumulated is accumulated in float64.
+Arrays are numpy or torch; sums are accumulated in float64.
 """
 
 import math
@@ -15,7 +15,7 @@ from sit_atconv.randomness import Stream, keyed_generator
 Array = np.ndarray | Tensor
 
 IS_CHUNK = 5000
-_ROUNDED = 1e-3  # how far below zero, beside the largest, rounding to half precision may leave an eigenvalue
+_ROUNDED = 1e-3  # a negative eigenvalue down to this share of the largest may come from rounding to half precision
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's defaults
 
 
@@ -24,11 +24,11 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
     |mu1 - mu2|^2 + tr sigma1 + tr sigma2 - 2 tr (sigma1 sigma2)^(1/2), in float64 on the CPU. With sigma = F F^T, the
     last trace is the sum of the singular values of F1^T F2. Their squares are the eigenvalues of
-    sigma1^(1/2) sigma2 sigma1^(1/2), but the root of an eigenvalue has lost half of its digits: steep spectra would
-    err in the second digit. Rank-deficient covariances (n < d) need no special care.
+    sigma1^(1/2) sigma2 sigma1^(1/2), but taking roots of eigenvalues loses half of the digits: for steep spectra the
+    error would be in the second digit. Rank-deficient covariances (n < d) need no special treatment.
 
     Raises:
-        InputError: for shapes that do not fit together, values that are not finite, or a covariance that is none.
+        InputError: for shapes that do not match, values that are not finite, or a matrix that is not a covariance.
     """
     return FrechetTarget(mu1, sigma1).distance(mu2, sigma2)
 
@@ -47,17 +47,17 @@ class FrechetTarget:
             raise InputError(f"Features of {len(self._mu)} and {len(mu)} dimensions cannot be compared.")
         cross = torch.linalg.svdvals(self._factor.T @ _factor(sigma)).sum()
         distance = (self._mu - mu).square().sum() + self._sigma.trace() + sigma.trace() - 2 * cross
-        return float(distance.clamp_min(0))  # of equal Gaussians, rounding may leave less
+        return float(distance.clamp_min(0))  # rounding may give a negative number for equal Gaussians
 
 
 def _factor(sigma: Tensor) -> Tensor:
-    """F with F F^T = sigma, (d, rank). Eigenvalues within rounding of zero are zero, as for numpy's matrix rank."""
+    """F with F F^T = sigma, (d, rank). Eigenvalues within rounding of zero count as zero, as in numpy's matrix_rank."""
     eigenvalues, vectors = torch.linalg.eigh(sigma)
     largest = eigenvalues[-1].clamp_min(0)
     if eigenvalues[0] < -_ROUNDED * largest:
         raise InputError(
-            f"A covariance has the eigenvalue {eigenvalues[0]:.3g}, and {largest:.3g} as its largest: none can be "
-            "negative, so it is damaged or something else."
+            f"A covariance has the negative eigenvalue {eigenvalues[0]:.3g} (its largest is {largest:.3g}): it is "
+            "damaged, or not a covariance."
         )
     kept = eigenvalues > largest * len(sigma) * torch.finfo(sigma.dtype).eps
     return vectors[:, kept] * eigenvalues[kept].sqrt()
@@ -75,8 +75,8 @@ def _gaussian(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
 def inception_score(probabilities: Array, chunk: int = IS_CHUNK) -> float:
     """Inception score (Salimans et al. 2016) of class probabilities (n, classes), rows in file order.
 
-    exp(mean KL(p(y|x) | p(y))) in chunks of `chunk` rows, averaged over chunks; a last, shorter chunk counts the same,
-    as in ADM. Depends on the order of the rows.
+    exp(mean KL(p(y|x) | p(y))) in chunks of `chunk` rows, averaged over chunks with equal weights, even if the last
+    one is shorter, as in ADM. The score depends on the order of the rows.
 
     Raises:
         InputError: when there are no rows or a row is not a distribution.
@@ -87,7 +87,7 @@ def inception_score(probabilities: Array, chunk: int = IS_CHUNK) -> float:
 
 
 class InceptionScoreSums:
-    """The sums an inception score needs, kept by chunk, so that rows can arrive in any split and order.
+    """The sums that the inception score needs, by chunk, so that rows can arrive in any split and order.
 
     For a chunk of n rows with mean m: mean KL = (sum of p log p) / n - sum of m log m.
     """
@@ -100,7 +100,7 @@ class InceptionScoreSums:
         """Add rows (n, classes), the first of which is row `first` of the whole set."""
         p = probabilities.double()
         if p.ndim != 2 or p.shape[1] != self.classes or not torch.allclose(p.sum(1), p.new_ones(()), atol=1e-3):
-            raise InputError(f"The inception score is of probabilities (n, {self.classes}) whose rows sum to one.")
+            raise InputError(f"The inception score needs probabilities (n, {self.classes}) whose rows sum to one.")
         row = 0
         while row < len(p):
             number = (first + row) // self.chunk
@@ -126,8 +126,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Kernel inception distance (Binkowski et al. 2018) of features (n, d) and (m, d): mean, standard deviation.
 
-    Unbiased squared MMD with the kernel (x.y / d + 1)^3, on `subsets` random subsets of `size` features of each side
-    (fewer where there are fewer).
+    Unbiased squared MMD with the kernel (x.y / d + 1)^3, on `subsets` random subsets of `size` features per side (or
+    all features of a smaller side).
     """
     reference, samples = torch.as_tensor(reference), torch.as_tensor(samples)
     size = min(size, len(reference), len(samples))
@@ -143,7 +143,7 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Unbiased estimate for equally many vectors x and y, (n, d)."""
+    """Unbiased estimate for the same number of vectors x and y, (n, d)."""
     n, d = x.shape
     within_x, within_y, between = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     within = (within_x.sum() - within_x.trace() + within_y.sum() - within_y.trace()) / (n * (n - 1))

@@ -1,4 +1,4 @@
-"""Running mean and covariance in one pass: sums in float64 that add up across batches and processes."""
+"""Mean and covariance in one pass, from float64 sums that can be added across batches and processes."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, dimension: int, device: str | torch.device = "cpu") -> "Moments":
-        """The moments of no vectors at all."""
+        """The moments of zero vectors."""
         total = torch.zeros(dimension, dtype=torch.float64, device=device)
         return cls(0, total, torch.zeros(dimension, dimension, dtype=torch.float64, device=device))
 
@@ -39,7 +39,7 @@ class Moments:
 
 
 def moments_of(vectors: Tensor, block: int = 4096) -> Moments:
-    """The moments of vectors (n, d), which may be larger than what fits in memory as float64."""
+    """The moments of vectors (n, d), block by block, since a float64 copy of all vectors may not fit in memory."""
     moments = Moments.zeros(vectors.shape[1], vectors.device)
     for part in vectors.split(block):
         moments.update(part)

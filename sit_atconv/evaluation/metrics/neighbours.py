@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019), on distance blocks instead of the whole matrix."""
+"""Improved precision and recall (Kynkäänniemi et al. 2019), computed on blocks of the distance matrix."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.grouping import full_precision
 from sit_atconv.evaluation.metrics.distances import Array
 
-_BLOCK = 2048  # rows and columns of a distance block: 16 MiB in float32, which caches hold
+_BLOCK = 2048  # rows and columns of a distance block: 16 MiB in float32, which fits in caches
 
 
 def precision_recall(reference: Array, samples: Array, k: int = 3) -> tuple[float, float]:
-    """Precision and recall of samples (m, d) against a reference (n, d), as the ADM evaluator defines them in float32.
+    """Precision and recall of samples (m, d) against a reference (n, d), as in the ADM evaluator, in float32.
 
-    A point's ball reaches to its k-th nearest other point. Precision: share of samples inside some reference ball;
-    recall: share of reference points inside some sample ball.
+    A point's ball extends to its k-th nearest other point. Precision: share of samples inside any reference ball;
+    recall: share of reference points inside any sample ball.
 
     Raises:
         InputError: for k or fewer points on a side, dimensions that differ, or values that are not finite.
@@ -28,10 +28,10 @@ def precision_recall(reference: Array, samples: Array, k: int = 3) -> tuple[floa
 def manifold_membership(
     reference: Array, samples: Array, k: int = 3, progress: Callable[[float], None] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which samples (m,) lie inside some reference ball, and which references (n,) inside some sample ball.
+    """Masks of the samples (m,) inside any reference ball, and of the references (n,) inside any sample ball.
 
-    `progress` is called with the share of the distances done since its last call. Memory beyond the features is a few
-    blocks, whatever n and m.
+    `progress` is called with the share of all distances computed since its last call. Memory beyond the features is a
+    few blocks, whatever n and m are.
     """
     reference, samples = _features(reference, "reference", k), _features(samples, "sample", k)
     if reference.shape[1] != samples.shape[1]:
@@ -48,7 +48,7 @@ def manifold_membership(
 def neighbour_radii(points: Tensor, k: int, report: Callable[[float], None] = lambda pairs: None) -> Tensor:
     """Squared distance of each of `points` (n, d) to its k-th nearest other point, (n,) float32.
 
-    Index k of the sorted distances that include the point itself. Each pair of blocks is computed once.
+    This is entry k of the sorted distances, which include the point itself. Each pair of blocks is computed once.
     """
     nearest = points.new_full((len(points), k + 1), float("inf"))
     squares = _squares(points)
@@ -84,7 +84,7 @@ def _inside(
 
 
 def _squares(points: Tensor) -> Tensor:
-    """|x|^2 of each of the points (n, d), without a copy of them all."""
+    """|x|^2 of each of the points (n, d), without a copy of all points."""
     return torch.cat([block.square().sum(1) for block in points.split(_BLOCK)])
 
 
@@ -94,7 +94,7 @@ def _squared_distances(x: Tensor, x_squares: Tensor, y: Tensor, y_squares: Tenso
 
 
 def _smallest(distances: Tensor, count: int) -> Tensor:
-    """The `count` smallest of each row, (rows, count); all of a shorter row."""
+    """The `count` smallest entries of each row, (rows, count), or all of a shorter row."""
     return distances.topk(min(count, distances.shape[1]), dim=1, largest=False, sorted=False).values
 
 

@@ -1,1 +1,1 @@
-"""From pictures and files of statistics to what the metrics compare."""
+"""Reads pictures and files of statistics, and collects what the metrics compare."""

@@ -1,4 +1,4 @@
-"""One pass over a set of images: everything the metrics need, accumulated by batch and merged across processes."""
+"""One pass over a set of images: accumulates what the metrics need, batch by batch, and merges it across processes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ from sit_atconv.evaluation.reading.loading import Batch, image_digests, mixed_si
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to accumulate: moments and whole features by kind ("pool", "spatial", "probabilities"), and score sums.
+    """What to accumulate: moments and features by kind ("pool", "spatial", "probabilities"), and score sums.
 
-    labels: whether images without labels are of no use.
+    labels: whether images must have labels.
     """
 
     moments: frozenset[str] = frozenset()
@@ -33,15 +33,15 @@ class Wanted:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Kinds of feature that are needed at all."""
+        """All kinds of feature that are needed."""
         return self.moments | self.kept | ({"probabilities"} if self.scores else set())
 
 
 @dataclass
 class Collected:
-    """What is known of a set of images, or of one process's contiguous share of it.
+    """What was accumulated over a set of images, or over one process's contiguous share of it.
 
-    kept: features by kind, (n, d) float32 in file order, of all images or of the rows asked for.
+    kept: features by kind, (n, d) float32 in file order, of all images or of the requested rows.
     digests: (n, 32), of every image, in file order.
     """
 
@@ -54,7 +54,7 @@ class Collected:
 
     @property
     def count(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self.digests)
 
 
@@ -69,20 +69,19 @@ def collect(
     rows: np.ndarray | None = None,
     cache: FeatureCache | None = None,
 ) -> Collected:
-    """Look at this process's share of the images once, and merge it with the other processes' shares.
+    """Process this process's share of the images once, and merge it with the other processes' shares.
 
-    Every process must call it, and every process gets the whole.
+    Every process must call it, and every process gets the result for the whole set.
 
     Args:
         batches: uint8 tensors (b, 3, H, W), or anything with such `images`, `labels` and, optionally, `digests`.
-        first: number of the share's first image in the whole set (the inception score is of numbered chunks).
-        total: how many images the share has, for the progress bar, which carries the name `what`.
-        rows: which images of the whole set to keep features of, (n,) bool; None keeps them all.
-        cache: where features are kept for the next time.
+        first: number of the share's first image in the whole set (the inception score uses numbered chunks).
+        total: number of images of the share, for the progress bar, which is named `what`.
+        rows: mask (n,) of the images of the whole set whose features are kept; None keeps all.
+        cache: of features, for the next evaluation.
 
     Raises:
-        InputError: for images that are not uint8 RGB, of different sizes, without labels that are wanted, or none at
-            all.
+        InputError: when there are no images, or they are not uint8 RGB, differ in size, or lack required labels.
     """
     state = PartialState()
     share = Collected()
@@ -90,7 +89,7 @@ def collect(
     labels, digests, seen = [], [], 0
     with tqdm(total=total, unit="img", desc=what, disable=not state.is_main_process, smoothing=0.05) as progress:
         for batch in batches:
-            # What is kept is copied: each tensor that a worker process sent holds an open file until it is freed.
+            # Copy what is kept: each tensor that a worker process sent holds an open file until it is freed.
             images = batch if isinstance(batch, Tensor) else batch.images
             _require_same_size(share, images, f"image {first + seen}")
             digests.append(batch.digests.copy() if isinstance(batch, Batch) else image_digests(images))
@@ -132,7 +131,7 @@ def _accumulate(share: Collected, found: dict[str, Tensor], wanted: Wanted, firs
 
 
 def _merge(share: Collected, wanted: Wanted, device: torch.device) -> Collected:
-    """The whole set from contiguous shares, in the order of the processes."""
+    """Merge contiguous shares, in the order of the processes."""
     small = {
         "size": share.size,
         "digests": share.digests,

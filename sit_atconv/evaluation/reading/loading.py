@@ -1,4 +1,4 @@
-"""Pictures of a source in file order, as uint8 batches, read ahead by worker processes."""
+"""Loads the pictures of a source in file order as uint8 batches, with worker processes."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ def image_digests(images: Tensor) -> np.ndarray:
 
 
 def open_images(path: str) -> ImageSource:
-    """Pictures to score. Raises `InputError` for a source that is missing, unusable or damaged."""
+    """Open pictures to score. Raises `InputError` for a source that is missing, unusable or damaged."""
     source = open_source(path)
     require_undamaged(source)
     return source
@@ -44,7 +44,7 @@ def share(count: int, process: int, processes: int) -> range:
 def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """The images of `source` at `indices`, in that order.
 
-    Raises `InputError` when their sizes differ, or when the source does for a picture that it cannot use.
+    Raises `InputError` when their sizes differ, or when the source cannot read a picture.
     """
     loader = DataLoader(
         _Pictures(source, indices),
@@ -60,8 +60,8 @@ def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, w
 
 
 class _Pictures(Dataset):
-    """Map-style view of a source. A picture that cannot be used is returned as its error: raised in a worker, it would
-    reach the user with the worker's traceback."""
+    """Map-style view of a source. Errors of a picture are returned instead of raised: raised in a worker process, they
+    would reach the user with the worker's traceback."""
 
     def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
         self._source, self._indices = source, indices
@@ -93,9 +93,9 @@ def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Tensor] | In
 
 
 def require_classes(labels: np.ndarray | None, classes: Iterable[int], what: str) -> None:
-    """Raise `InputError` unless there are labels, (n,) int64, and each of `classes` has the two images of a distance.
+    """Raise `InputError` unless there are labels, (n,) int64, with at least two images of each of `classes`.
 
-    `what` the labels are of: "samples", say.
+    `what` names the images, such as "samples".
     """
     if labels is None:
         raise InputError(
@@ -104,11 +104,11 @@ def require_classes(labels: np.ndarray | None, classes: Iterable[int], what: str
         )
     for label in classes:
         if (count := int((labels == label).sum())) < 2:
-            raise InputError(f"The {what} of class {label} are {count}; a distance needs two on each side.")
+            raise InputError(f"There are {count} {what} of class {label}; a distance needs two on each side.")
 
 
 def require_two(count: int, what: str) -> None:
-    """Raise `InputError` for a single image: it has no covariance, hence no Fréchet distance."""
+    """Raise `InputError` for fewer than two images, which have no covariance and hence no Fréchet distance."""
     if count < 2:
         raise InputError(f"The number of {what} is {count}: a distance needs at least two on each side.")
 
@@ -116,8 +116,8 @@ def require_two(count: int, what: str) -> None:
 def mixed_sizes(first: Sequence[int], other: Sequence[int], name: str) -> InputError:
     """The error for images (H, W) of more than one size."""
     return InputError(
-        f"Images differ in size: {name} is {other[1]}x{other[0]}, others are {first[1]}x{first[0]}. One set has one "
-        "size: crop or resize it (python -m sit_atconv.data.prepare does) before it is compared."
+        f"Images differ in size: {name} is {other[1]}x{other[0]}, others are {first[1]}x{first[0]}. All images of a "
+        "set must have the same size: crop or resize them first (python -m sit_atconv.data.prepare does)."
     )
 
 

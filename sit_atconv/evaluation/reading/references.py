@@ -32,11 +32,11 @@ STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 @dataclass
 class Reference:
-    """What samples are compared with.
+    """The reference that samples are compared with.
 
     gaussians: mean and covariance by kind of feature. points: pool features (n, d) for precision, recall and the
-    kernel distance, or None. by_class: label -> pool features, of the classes asked for. lacks: kind of feature or
-    "points" -> why it is not there. facts: what a report says about it.
+    kernel distance, or None. by_class: label -> pool features, for the requested classes. lacks: kind of feature or
+    "points" -> why it is missing. facts: entries of the report.
     """
 
     gaussians: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: batch size, reader processes, and where features are cached."""
+    """How images are read: batch size, number of reader processes, and the cache of features."""
 
     batch_size: int = 64
     workers: int = 0
@@ -62,13 +62,13 @@ def read_reference(
     reading: Reading | None = None,
     classes: tuple[int, ...] | None = (),
 ) -> Reference:
-    """The reference at `path`, with what is `wanted` as far as it has it.
+    """Read the reference at `path`, with those of the `wanted` statistics that it provides.
 
-    An npz with `mu` keeps its stored statistics, which were made from more images than it holds; other sources are
-    looked at image by image, on all processes. `classes`: whose features to keep by class, None for all.
+    Stored statistics of an npz with `mu` are used as they are, since they come from more images than the file contains;
+    the images of other sources are read on all processes. `classes`: classes whose features are kept, None for all.
 
     Raises:
-        InputError: for a reference that cannot be used, or that lacks labels or classes that are asked for.
+        InputError: for a reference that cannot be used, or that lacks requested labels or classes.
     """
     reading = reading or Reading()
     members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
@@ -105,7 +105,7 @@ def look_at(
     what: str,
     rows: np.ndarray | None = None,
 ) -> Collected:
-    """`collect` over a source, each process reading its share."""
+    """`collect` over a source; each process reads its share."""
     state = PartialState()
     mine = share(len(source), state.process_index, state.num_processes)
     batches = load_batches(source, mine, reading.batch_size, reading.workers)
@@ -119,12 +119,12 @@ def look_at(
 
 
 def source_facts(source: ImageSource, path: str, collected: Collected) -> dict[str, Any]:
-    """What a report says about images: where they are from, how many, their size, and a digest of them all."""
+    """Entries of the report about images: their source, number and size, and a digest of all of them."""
     return {"path": path, "kind": source.kind, "lossy": bool(source.lossy), **image_facts(collected)}
 
 
 def image_facts(collected: Collected) -> dict[str, Any]:
-    """Count, size and the SHA-256 of all image digests in order: the same whatever the images were kept in."""
+    """Count, size, and the SHA-256 of all image digests in order, which does not depend on the storage format."""
     height, width = collected.size
     digest = hashlib.sha256(collected.digests.tobytes()).hexdigest()
     return {"count": collected.count, "height": height, "width": width, "images_sha256": digest}
@@ -138,9 +138,9 @@ def _from_images(
     reading: Reading,
     classes: tuple[int, ...] | None,
 ) -> Reference:
-    """A reference looked at image by image; of millions of images, only the features that are needed are kept."""
+    """Compute a reference from its images; only the features that are needed are kept."""
     count = len(source)
-    near = np.zeros(count, bool)  # what precision and recall look at
+    near = np.zeros(count, bool)  # the images used for precision and recall
     near[keyed_generator(0, Stream.ORDER, count).permutation(count)[: features.neighbour_limit]] = True
     chosen = _chosen(source, classes)
     rows = near | np.isin(source.labels, chosen) if len(chosen) else near
@@ -155,7 +155,7 @@ def _from_images(
 
 
 def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
-    """The labels to compare class by class; `classes` None means all that the source has."""
+    """The labels to compare class by class; `classes` None means all labels of the source."""
     if classes is None and source.labels is not None:
         return np.unique(source.labels)
     return np.array(classes or (), dtype=np.int64)
@@ -195,18 +195,19 @@ def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Ten
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"{path}: {mu} or {sigma} holds values that are not finite.")
     if covariance.diagonal().min() < 0:
-        raise InputError(f"{path}: {sigma} is no covariance: a variance in it is {covariance.diagonal().min()}.")
+        raise InputError(f"{path}: {sigma} is not a covariance: a variance in it is {covariance.diagonal().min()}.")
     return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
 
 
 def write_reference(
     path: str, out: str | Path, features: Features, images: int = 10_000, reading: Reading | None = None
 ) -> dict[str, Any]:
-    """Write ADM's reference file for a source of images: mu, sigma, mu_s, sigma_s of all of them, and some in arr_0.
+    """Write ADM's reference file for a source of images: mu, sigma, mu_s, sigma_s of all images, and some in arr_0.
 
-    arr_0 takes `images` pictures drawn by key, in random order, against which ADM and we count precision and recall;
-    arr_1 their labels, if any; weights_sha256 and count say how it was made (ADM ignores them). Returns the facts.
-    Raises `InputError` when `out` exists or is no .npz, there is nothing to write, or the features are not Inception's.
+    arr_0 contains `images` pictures, drawn in random order by a keyed generator, for precision and recall; arr_1 their
+    labels, if any; weights_sha256 and count record how the file was made (ADM ignores them). Returns the facts.
+    Raises `InputError` when `out` exists or is not an npz, there is nothing to write, or the features are not those of
+    Inception.
     """
     if features.name != "inception" or features.fast:
         raise InputError("A reference file holds the published statistics: --features inception, without --fast.")

@@ -1,1 +1,1 @@
-"""From features to the numbers, their intervals, and the numbers of each class."""
+"""Computes metrics from features, their confidence intervals, and distances per class."""

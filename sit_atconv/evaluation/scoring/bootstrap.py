@@ -1,4 +1,4 @@
-"""How far the numbers would move with other samples from the same model: bootstrap intervals (Efron 1979)."""
+"""Bootstrap confidence intervals (Efron 1979): how much metrics vary between samples from the same model."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,10 @@ COVERAGE = (2.5, 97.5)  # percentiles
 def intervals(comparison: Comparison, resamples: int) -> dict[str, dict[str, float]]:
     """Standard deviation and 95 % interval of every number in `comparison`, metric -> {"std", "low", "high"}.
 
-    Samples are drawn anew, with replacement, `resamples` times; the reference and, for precision and recall, the balls
-    stay as they are (for recall the reference points are drawn). Repeated images move a Fréchet distance upwards, so
-    the replicates are shifted to have the number itself as their mean. KID's interval is normal, from the spread of its
-    subsets. Needs the features of all samples ("pool", and those of the metrics).
+    Samples are resampled with replacement `resamples` times; the reference and, for precision and recall, the balls
+    stay fixed (for recall the reference points are resampled). Repeated images increase a Fréchet distance, so the
+    replicates are shifted to have the number itself as their mean. KID's interval is normal, from the spread of its
+    subsets. This needs the features of all samples ("pool", and those of the metrics).
     """
     result = {}
     for name, value in comparison.values.items():
@@ -45,7 +45,7 @@ def _replicates(draw: Callable[[np.random.Generator], float], resamples: int, na
 
 
 def _distances(comparison: Comparison, name: str) -> Callable[[np.random.Generator], float]:
-    """One draw of a Fréchet distance: the moments of weighted samples, in float32 about their mean."""
+    """A function that draws one Fréchet distance, from moments of weighted samples, in float32 about their mean."""
     kind = "spatial" if name == "sfid" else "pool"
     target, features = comparison.target(kind), comparison.samples.kept[kind]
     centre = comparison.samples.moments[kind].mean()
@@ -67,7 +67,7 @@ def _distances(comparison: Comparison, name: str) -> Callable[[np.random.Generat
 
 
 def _scores(probabilities: Tensor) -> Callable[[np.random.Generator], float]:
-    """One draw of the inception score: rows drawn within each chunk."""
+    """A function that draws one inception score, by resampling rows within each chunk."""
 
     def draw(generator: np.random.Generator) -> float:
         sums = InceptionScoreSums(probabilities.shape[1])
@@ -80,13 +80,13 @@ def _scores(probabilities: Tensor) -> Callable[[np.random.Generator], float]:
 
 
 def _shares(inside: Tensor, resamples: int) -> np.ndarray:
-    """Draws of a share of points: the number inside among as many drawn with replacement is binomial."""
+    """Replicates of a share of points: the number inside, of n points drawn with replacement, is binomial."""
     generator = keyed_generator(0, Stream.BOOTSTRAP, 0)
     return generator.binomial(len(inside), float(inside.double().mean()), size=resamples) / len(inside)
 
 
 def _kid_error(comparison: Comparison, name: str) -> float:
-    """The spread between subsets, scaled to the mean over subsets (first term) and to all samples (second)."""
+    """Standard error from the spread between subsets: for their mean (first term) and for all samples (second)."""
     count = min(comparison.samples.count, len(comparison.reference.points))
     return comparison.values[f"{name}_std"] * (1 / KID_SUBSETS + comparison.kernel_subset() / count) ** 0.5
 

@@ -16,9 +16,9 @@ from sit_atconv.evaluation.reading.references import Reference
 def per_class_distances(
     samples: Collected, reference: Reference, features: Features, classes: tuple[int, ...] | None
 ) -> dict[str, dict[str, Any]]:
-    """Label -> counts and the distance between that class's samples and references; `classes` None means all.
+    """Label -> counts, and the distance between that class's samples and references; `classes` None means all.
 
-    The distance is None where a stream turned out to have fewer than two samples of a class.
+    The distance is None if a stream had fewer than two samples of a class.
     """
     labels = sorted(reference.by_class) if classes is None else classes
     result = {}
@@ -33,8 +33,8 @@ def per_class_distances(
 def feature_distance(x: Tensor, y: Tensor) -> float:
     """Squared Fréchet distance between Gaussians fitted to features x (n, d) and y (m, d).
 
-    With fewer vectors than dimensions the cross term is the nuclear norm of X Y^T, X and Y centred: the square roots of
-    the eigenvalues of X^T X Y^T Y.
+    With fewer vectors than dimensions, the cross term is computed as the nuclear norm of X Y^T for centred X and Y: the
+    sum of the square roots of the eigenvalues of X^T X Y^T Y.
     """
     if max(len(x), len(y)) >= x.shape[1]:
         (one, other) = moments_of(x), moments_of(y)

@@ -1,4 +1,4 @@
-"""From what was collected to the numbers: which metrics there are, what each needs, and each one's value."""
+"""The metrics: their names, what each one needs, and their values."""
 
 from collections.abc import Iterable
 
@@ -16,14 +16,14 @@ from sit_atconv.randomness import Stream, keyed_generator
 
 
 def metric_names(features: Features) -> tuple[str, ...]:
-    """The metrics that these features give by default, by the names they have in reports."""
+    """The default metrics of these features, by their names in reports."""
     if features.name == "inception":
         return "fid", "sfid", "is", "precision", "recall"
     return tuple(f"{metric}{features.suffix}" for metric in ("fd", "precision", "recall"))
 
 
 def choose_metrics(features: Features, chosen: Iterable[str] | None, kid: bool) -> tuple[str, ...]:
-    """The metrics to compute; `chosen` None means all of the published ones. Raises `InputError` for unknown names."""
+    """The metrics to compute; `chosen` None means all default ones. Raises `InputError` for unknown names."""
     names = metric_names(features)
     for name in chosen or ():
         if name not in names:
@@ -33,7 +33,7 @@ def choose_metrics(features: Features, chosen: Iterable[str] | None, kid: bool) 
 
 
 def wanted_for(metrics: Iterable[str], per_class: bool = False, bootstrap: bool = False) -> Wanted:
-    """What has to be collected of the samples for these metrics, for distances per class, and for a bootstrap."""
+    """What to collect from the samples for these metrics, for distances per class, and for a bootstrap."""
     roots = {name.split("_")[0] for name in metrics}
     moments, kept = set(), set()
     if roots & {"fid", "fd"}:
@@ -48,17 +48,17 @@ def wanted_for(metrics: Iterable[str], per_class: bool = False, bootstrap: bool 
 
 
 def drawn(points: Tensor, limit: int) -> Tensor:
-    """At most `limit` points, (n, d), drawn by key."""
+    """At most `limit` of the points (n, d), drawn with a keyed generator."""
     if len(points) <= limit:
         return points
     return points[torch.from_numpy(keyed_generator(0, Stream.ORDER, len(points)).permutation(len(points))[:limit])]
 
 
 class Comparison:
-    """Samples against a reference. `values`: metric -> number. `lacks`: metric -> why it cannot be computed.
+    """Samples compared with a reference. `values`: metric -> number. `lacks`: metric -> why it cannot be computed.
 
-    `targets` (kind of feature) and `inside` ("precision": a bool for each sample, "recall": for each reference point)
-    stay for who wants to look behind the numbers.
+    `targets` (by kind of feature) and `inside` ("precision": a bool per sample, "recall": per reference point) are kept
+    for the bootstrap.
     """
 
     def __init__(self, samples: Collected, reference: Reference, features: Features) -> None:
@@ -69,7 +69,7 @@ class Comparison:
         self.inside: dict[str, Tensor] = {}
 
     def compute(self, name: str) -> None:
-        """Compute one metric, into `values` or `lacks`."""
+        """Compute one metric, and store it in `values`, or the reason why not in `lacks`."""
         root = name.split("_")[0]
         kind = {"fid": "pool", "fd": "pool", "sfid": "spatial"}.get(root, "points")
         reason = None if root == "is" else self._lack(kind)
@@ -86,13 +86,13 @@ class Comparison:
             self.values[name] = self.target(kind).distance(moments.mean(), moments.covariance())
 
     def target(self, kind: str) -> FrechetTarget:
-        """The reference's Gaussian of a kind of feature, factored once."""
+        """The reference's Gaussian for a kind of feature, factored once."""
         if kind not in self.targets:
             self.targets[kind] = FrechetTarget(*self.reference.gaussians[kind])
         return self.targets[kind]
 
     def _lack(self, kind: str) -> str | None:
-        """Why a metric of Gaussians or of points cannot be had, or None."""
+        """Why a metric that needs this kind of feature, or "points", cannot be computed; None if it can."""
         if kind in self.reference.lacks:
             return self.reference.lacks[kind]
         fewest = self.features.neighbours + 1 if kind == "points" else 2
@@ -105,7 +105,7 @@ class Comparison:
         if not self.inside:
             limit, device = self.features.neighbour_limit, self.features.device
             samples = self.samples.kept["pool"]
-            samples = samples if self.features.name == "inception" else drawn(samples, limit)  # ADM looks at them all
+            samples = samples if self.features.name == "inception" else drawn(samples, limit)  # ADM uses all of them
             points = drawn(self.reference.points, limit)
             form = "{desc}: {percentage:3.0f}% {bar} {elapsed}"
             with tqdm(total=1, desc="precision and recall", bar_format=form) as progress:
@@ -116,7 +116,7 @@ class Comparison:
         return self.inside
 
     def kernel_subset(self) -> int:
-        """Images a side in each of KID's subsets: half of what there is, so that subsets differ, and at most 1,000."""
+        """Images per side in each of KID's subsets: at most 1,000, and at most half, so that subsets differ."""
         return min(KID_SIZE, min(self.samples.count, len(self.reference.points)) // 2)
 
     def _kernel_distance(self) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""A token mixer put through its paces: `python -m sit_atconv.models.check NAME | MODULE:CLASS`."""
+"""Checks of a token mixer: `python -m sit_atconv.models.check NAME | MODULE:CLASS`."""

@@ -1,9 +1,9 @@
-"""Put a token mixer through what every mixer of this package passes.
+"""Run the checks on a token mixer that every mixer of this package passes.
 
     python -m sit_atconv.models.check NAME | MODULE:CLASS [--options '{"kernel_size": 5}'] [--dim 64] [--num-heads 4]
 
-There is a line for each check, with the reason where one fails; the exit code is then 1. Whether forward-mode
-derivatives exist is reported, not required. The cost is time over attention's on this machine, with one thread.
+Each check prints a line, with the reason if it fails; the exit code is then 1. Forward-mode derivatives are reported,
+not required. The cost is the time relative to attention on this machine, with one thread.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from sit_atconv.models.mixers.registry import check_options, find_mixer, list_mi
 
 
 def find_name(what: str) -> str:
-    """The registered name of the mixer `what`: a name, or MODULE:CLASS, which is imported and registered if need be.
+    """The registered name of the mixer `what`: a name, or MODULE:CLASS, which is imported and registered if necessary.
 
     Raises `InputError` when there is no such mixer.
     """
@@ -43,7 +43,7 @@ def find_name(what: str) -> str:
 
 
 def run_checks(subject: Subject) -> bool:
-    """Run all checks and write a line for each; whether the required ones passed."""
+    """Run all checks and write a line for each. Returns whether the required ones passed."""
     passed = True
     for name, check in CHECKS.items():
         reason = failure(check, subject)
@@ -68,7 +68,7 @@ def _options(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{text} is not JSON ({error})") from None
     if not isinstance(options, dict):
-        raise argparse.ArgumentTypeError(f'{text} holds no options: expected {{"name": value, …}}')
+        raise argparse.ArgumentTypeError(f'{text} is not an object of options: expected {{"name": value, …}}')
     return options
 
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_input_error():
         name = find_name(given.mixer)
         subject = Subject(name, check_options(name, given.options), given.dim, given.num_heads)
-        subject.model()  # a size or an option that the mixer refuses is the user's mistake, not the mixer's
+        subject.model()  # a size or option that the mixer rejects is the user's mistake, not the mixer's
         sys.exit(0 if run_checks(subject) else 1)
 
 

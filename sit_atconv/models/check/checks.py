@@ -1,6 +1,6 @@
-"""What every token mixer passes: each check is a function that raises where a mixer does not.
+"""The checks that every token mixer passes: functions that raise an exception if a mixer fails.
 
-`sit_atconv.models.check` runs them for any mixer; the tests run them for all of ours.
+`sit_atconv.models.check` runs them for any mixer; the tests run them for all mixers of this package.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ COSTS = ((16, 16), (32, 32))
 
 @dataclass(frozen=True)
 class Subject:
-    """The mixer to be checked: its registered name, its options, and the size of the model around it."""
+    """The mixer to check: its registered name, its options, and the size of the model around it."""
 
     name: str
     options: dict[str, Any]
@@ -32,7 +32,7 @@ class Subject:
     num_heads: int = 4
 
     def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The mixer as a model initialises it, with small random numbers where that leaves zeros."""
+        """The mixer as a model initialises it, plus small random numbers, so that no parameter is zero."""
         torch.manual_seed(0)
         mixer = self.model().blocks[0].mixer.to(dtype)
         with torch.no_grad():
@@ -63,7 +63,7 @@ def shapes(subject: Subject) -> None:
 
 
 def gradients(subject: Subject) -> None:
-    """Gradients of tokens and weights agree with differences, in fp64."""
+    """Gradients of tokens and weights agree with finite differences, in fp64."""
     mixer = subject.build(torch.float64)
     weights = dict(mixer.named_parameters())
     for grid in GRIDS[1:3]:
@@ -76,7 +76,7 @@ def gradients(subject: Subject) -> None:
 
 
 def separate_samples(subject: Subject) -> None:
-    """Samples do not mix: permuted, split and in company, each gives what it gives alone; and nothing is random."""
+    """Samples are independent: permuting or splitting a batch does not change results. Nothing is random."""
     mixer, grid = subject.build(torch.float64), GRIDS[2]
     x = subject.tokens(grid, batch=4, dtype=torch.float64)
     order = torch.tensor([2, 0, 3, 1])
@@ -86,7 +86,7 @@ def separate_samples(subject: Subject) -> None:
 
 
 def autocast(subject: Subject) -> None:
-    """Under bf16 autocast, outputs and gradients are near those of fp32."""
+    """Under bf16 autocast, outputs and gradients are close to those in fp32."""
     mixer, grid = subject.build(), GRIDS[0]
     x = subject.tokens(grid).requires_grad_()
     exact = mixer(x, grid)
@@ -101,7 +101,7 @@ def autocast(subject: Subject) -> None:
 
 
 def compiles(subject: Subject) -> None:
-    """torch.compile takes it without a graph break, one program for batches of every size, and gives the same."""
+    """torch.compile compiles it without graph breaks, with dynamic batch sizes, and gives the same results."""
     mixer, grid = subject.build(), GRIDS[0]
     torch._dynamo.reset()
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True)
@@ -114,7 +114,7 @@ def compiles(subject: Subject) -> None:
 
 
 def saves(subject: Subject) -> None:
-    """A model of it is saved, opened again, and gives the same; it can be made without memory."""
+    """A model with this mixer gives the same results after saving and loading; FSDP can split its parameters."""
     model, x, t = subject.model(), torch.randn(1, 4, 8, 8), torch.rand(1)
     torch.nn.init.normal_(model.final.proj.weight)
     for block in model.blocks:
@@ -124,11 +124,11 @@ def saves(subject: Subject) -> None:
         torch.testing.assert_close(SiT.from_pretrained(folder)(x, t), model(x, t))
     scalars = [name for name, parameter in model.blocks[0].mixer.named_parameters() if parameter.ndim == 0]
     if scalars:
-        raise AssertionError(f"{', '.join(scalars)} has no axes: FSDP cannot split it, give it one of length 1")
+        raise AssertionError(f"{', '.join(scalars)} is a scalar, which FSDP cannot split: give it an axis of length 1")
 
 
 def counts(subject: Subject) -> None:
-    """Its operations are those that torch counts in its products and convolutions."""
+    """`flops` agrees with torch's count of matrix products and convolutions; the mixer runs on the "meta" device."""
     with torch.device("meta"):
         mixer = subject.model().blocks[0].mixer
         for grid in GRIDS:
@@ -139,7 +139,7 @@ def counts(subject: Subject) -> None:
 
 
 def forward_derivative(subject: Subject) -> None:
-    """torch.func.jvp agrees with differences, in fp64."""
+    """torch.func.jvp agrees with finite differences, in fp64."""
     mixer, grid = subject.build(torch.float64), GRIDS[2]
     x, direction = subject.tokens(grid, dtype=torch.float64), subject.tokens(grid, dtype=torch.float64).flip(0)
     _, found = torch.func.jvp(lambda x: mixer(x, grid), (x,), (direction,))
@@ -149,7 +149,7 @@ def forward_derivative(subject: Subject) -> None:
 
 
 def costs(subject: Subject) -> str:
-    """Seconds over attention's at 256 and 1024 tokens, forward | with gradients: medians, on this machine."""
+    """Time relative to attention at 256 and 1024 tokens, forward | with gradients: medians, on this machine."""
     words = []
     for grid in COSTS:
         times = [_times(each, grid) for each in (subject, Subject("attention", {}, subject.dim, subject.num_heads))]
@@ -185,10 +185,10 @@ REPORTED: dict[str, Callable[[Subject], None]] = {"forward-mode derivative": for
 
 
 def failure(check: Callable[[Subject], None], subject: Subject) -> str | None:
-    """What is wrong, in one line; None when the check passes."""
+    """The reason for a failure, in one line; None when the check passes."""
     try:
         check(subject)
-    except Exception as error:  # whatever somebody's mixer raises
+    except Exception as error:  # a mixer may raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {' '.join(lines)[:160]}" if lines else type(error).__name__
     return None

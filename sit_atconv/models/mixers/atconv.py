@@ -1,4 +1,4 @@
-"""Attentive Convolution (ATConv): a depthwise convolution whose kernels are made from the image (arXiv 2510.20092)."""
+"""Attentive Convolution (ATConv): a depthwise convolution with kernels generated from the image (arXiv 2510.20092)."""
 
 from functools import partial
 
@@ -18,15 +18,16 @@ POOLS = ("grid", "raster")
 class ATConv(nn.Module):
     """Mix tokens with one K×K kernel per image and channel: (B, N, C), grid (H, W) -> (B, N, C), any H, W >= 1.
 
-    The kernels come from the image's K×K average-pooled context (Eq. 7-8); lateral inhibition subtracts from each a
-    learnt share of its mean (Eq. 9); they then run over the projected values (Eq. 10-11).
+    The kernels are generated from the image's K×K average-pooled context (Eq. 7-8). Lateral inhibition subtracts a
+    learnt share of its mean from each kernel (Eq. 9). The kernels are then convolved with the projected values
+    (Eq. 10-11).
 
     Args:
         dim: width C.
         kernel_size: K, odd.
         pool: "grid" pools over (H, W) as the paper does; "raster" pools the flattened sequence into K² runs, as the
             authors' released code does.
-        activation: φ of Eq. 8: "gelu" (the paper), "gelu_tanh" or "silu" (the two released trees).
+        activation: φ of Eq. 8: "gelu" (the paper), "gelu_tanh" or "silu" (the two released code trees).
 
     Raises:
         InputError: for an even kernel size or an unknown pool or activation.
@@ -63,12 +64,12 @@ class ATConv(nn.Module):
         return kernels.unflatten(-1, (self.kernel_size, self.kernel_size))
 
     def flops(self, grid: tuple[int, int]) -> int:
-        """Projections of values and output, kernels from the pooled context, their convolution."""
+        """Operations for one image: value and output projections, kernel generation, and the convolution."""
         N, C, taps = grid[0] * grid[1], self.dim, self.kernel_size**2
         return 2 * (2 * N * C**2 + taps * C**2 + C * taps**2 + N * C * taps)
 
     def _pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Average tokens (B, N, C) over K² bins: (B, K², C). Bins overlap where K does not divide the grid."""
+        """Average tokens (B, N, C) over K² bins: (B, K², C). Bins overlap if K does not divide the grid."""
         K = self.kernel_size
         if self.pool == "grid":
             return pool_tokens(x, grid, (K, K))

@@ -11,10 +11,11 @@ from sit_atconv.models.mixers.registry import register_mixer
 
 @register_mixer("attention")
 class Attention(nn.Module):
-    """Scaled dot-product self-attention: (B, N, C), grid (H, W) -> (B, N, C). Position comes from the tokens alone.
+    """Scaled dot-product self-attention: (B, N, C), grid (H, W) -> (B, N, C). It does not use the grid.
 
-    `backend` None is torch's fused attention, which has no forward-mode derivative; `SiT.set_attention_backend` sets
-    another of diffusers' ("_native_math" has one). Raises `InputError` when `num_heads` does not divide `dim`.
+    With `backend` None it is torch's fused attention, which has no forward-mode derivative; `SiT.set_attention_backend`
+    chooses one of diffusers' backends instead ("_native_math" has that derivative). Raises `InputError` when
+    `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -27,7 +28,7 @@ class Attention(nn.Module):
         self.backend: AttentionBackendName | None = None
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        # Views, whose gradients are written side by side in one pass
+        # Views of one tensor: their gradients are written into it in one pass
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         if self.backend is None:
             y = F.scaled_dot_product_attention(q, k, v)
@@ -38,6 +39,6 @@ class Attention(nn.Module):
         return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))
 
     def flops(self, grid: tuple[int, int]) -> int:
-        """Four projections; scores and their use."""
+        """Operations for one image: four projections, the scores, and the weighted sum of the values."""
         N, C = grid[0] * grid[1], self.dim
         return 2 * (4 * N * C**2 + 2 * N**2 * C)

@@ -12,7 +12,7 @@ from sit_atconv.models.mixers.registry import check_options, mixer_options
 
 Pattern = str | Sequence[str | Mapping[str, Any]]
 
-HYBRID = ("attention", "atconv")  # blocks are counted from 1, the even ones are ATConv
+HYBRID = ("attention", "atconv")  # blocks are counted from 1; the even ones are ATConv
 
 
 class Entry(NamedTuple):
@@ -22,37 +22,37 @@ class Entry(NamedTuple):
     options: dict[str, Any]
 
     def resolve(self) -> "Entry":
-        """With the defaults of all other options: two patterns mean the same where these entries are equal."""
+        """The entry with all options, defaults included. Equal resolved entries mean the same mixer."""
         return Entry(self.name, {**mixer_options(self.name), **check_options(self.name, self.options)})
 
 
 def expand_pattern(pattern: Pattern, depth: int) -> list[Entry]:
-    """The entry of each of `depth` blocks. Raises `InputError` for what is no pattern, or names too many."""
+    """The entries of `depth` blocks. Raises `InputError` for an invalid pattern or one with too many entries."""
     entries = [parse_entry(entry) for entry in _as_list(pattern)]
-    hybrid = [entry.name for entry in entries] == list(HYBRID)  # of which a single block has the first
+    hybrid = [entry.name for entry in entries] == list(HYBRID)  # allowed for a single block, which gets the first
     if not entries or (len(entries) > depth and not hybrid):
         raise InputError(
-            f"mixer_pattern names {len(entries)} mixers for {depth} blocks: give one a block, or fewer, which are then "
-            "repeated."
+            f"mixer_pattern names {len(entries)} mixers for {depth} blocks: give one for each block, or fewer, which "
+            "are then repeated."
         )
     return [entries[block % len(entries)] for block in range(depth)]
 
 
 def parse_entry(entry: str | Mapping[str, Any]) -> Entry:
-    """An entry of a pattern. Raises `InputError` for one that has no name."""
+    """Parse an entry of a pattern. Raises `InputError` for one that has no name."""
     if isinstance(entry, str):
         return Entry(entry, {})
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise InputError(
-            f"{entry!r} is no entry of a mixer_pattern: give the name of a mixer, or {{name: …, option: …}}."
+            f"{entry!r} is not a valid entry of mixer_pattern: give the name of a mixer, or {{name: …, option: …}}."
         )
     return Entry(entry["name"], {key: value for key, value in entry.items() if key != "name"})
 
 
 def with_atconv_options(pattern: Pattern, options: Mapping[str, Any]) -> Pattern:
-    """The pattern in which every ATConv has these options, unless its entry says otherwise.
+    """Add options to every ATConv of a pattern, unless its entry sets them already.
 
-    Options that are ATConv's defaults leave the pattern as it is.
+    Options that equal ATConv's defaults leave the pattern unchanged.
     """
     chosen = {key: value for key, value in options.items() if value != mixer_options("atconv")[key]}
     if not chosen:

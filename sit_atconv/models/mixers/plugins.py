@@ -1,7 +1,7 @@
-"""Mixers from outside the package: modules that the user names, and what installed packages offer.
+"""Mixers from outside the package: modules that the user names, and mixers that installed packages offer.
 
-A package offers a mixer by an entry point of the group "sit_atconv.mixers": ``pool = "my_package.mixers:Pool"``. A
-model's config.json never makes anything be imported: whoever trains or opens the model says so.
+A package offers a mixer through an entry point of the group "sit_atconv.mixers": ``pool = "my_package.mixers:Pool"``. A
+model's config.json never causes an import: only the user who trains or opens the model decides what is imported.
 """
 
 import importlib
@@ -17,9 +17,9 @@ _GROUP = "sit_atconv.mixers"
 
 
 def import_plugins(plugins: Iterable[str]) -> None:
-    """Import what registers mixers: modules, or mixers that installed packages offer, by their names.
+    """Import and register plugins: names of modules that register mixers, or of mixers that installed packages offer.
 
-    Raises `InputError` for a plugin that does not exist, or fails while it is imported.
+    Raises `InputError` for a plugin that does not exist or fails during import.
     """
     for plugin in plugins:
         offer = _offer(plugin)
@@ -28,7 +28,7 @@ def import_plugins(plugins: Iterable[str]) -> None:
         except Exception as error:  # a plugin is anybody's code
             raise InputError(
                 f"The plugin {plugin} cannot be imported ({type(error).__name__}: {error}). Is it a module, or a mixer "
-                "that an installed package offers? The folder of a module of your own belongs into PYTHONPATH."
+                "that an installed package offers? If it is a module of your own, add its folder to PYTHONPATH."
             ) from error
         if offer and plugin not in list_mixers():
             register_mixer(plugin)(found)
@@ -41,12 +41,12 @@ def find_plugins(names: Iterable[str]) -> None:
 
 
 def import_offered(names: Iterable[str]) -> None:
-    """Import those of the mixers called `names` that are not registered, but offered by an installed package."""
+    """Import the mixers among `names` that are not registered yet and that an installed package offers."""
     import_plugins(name for name in sorted(set(names) - set(list_mixers())) if _offer(name))
 
 
 def origins(names: Iterable[str]) -> dict[str, str]:
-    """Where mixers from outside this package come from: name -> "my-package 1.2", or the module."""
+    """The origins of mixers from outside this package: name -> "my-package 1.2", or the module."""
     found = {}
     for name in names:
         module = find_mixer(name).__module__

@@ -1,4 +1,4 @@
-"""Token mixers by name: registered by a decorator, built with options that are checked."""
+"""Token mixers by name: registered by a decorator, and built with checked options."""
 
 import copy
 import inspect
@@ -15,7 +15,7 @@ from sit_atconv.errors import InputError, nearest
 Mixer = TypeVar("Mixer", bound=type[nn.Module])
 
 _MIXERS: dict[str, type[nn.Module]] = {}
-_OF_THE_MODEL = ("dim", "num_heads")  # a constructor's arguments that are no options
+_OF_THE_MODEL = ("dim", "num_heads")  # constructor arguments that are not options
 HOW_TO_REGISTER = (
     "A mixer from elsewhere is registered when its module is imported: name the module in the environment variable "
     "SITATCONV_PLUGINS (or, in training, in model.plugins), or import it in your own program first."
@@ -23,21 +23,22 @@ HOW_TO_REGISTER = (
 
 
 def register_mixer(name: str) -> Callable[[Mixer], Mixer]:
-    """Class decorator: `mixer_pattern` may name this token mixer.
+    """Class decorator that makes a token mixer available to `mixer_pattern` under `name`.
 
     A mixer is an `nn.Module` with
 
-    * ``__init__(self, dim, num_heads, **options)``: the width C, the model's attention heads (left out where there are
-      none), and options with annotations and defaults, of values that JSON can hold;
+    * ``__init__(self, dim, num_heads, **options)``: the width C, the number of attention heads (a mixer without heads
+      leaves it out), and options with annotations and defaults, whose values JSON can hold;
     * ``forward(x, grid)``: tokens (B, N, C) in raster order and their grid (H, W), N = H·W -> (B, N, C);
 
-    and, where it wants them,
+    and, optionally,
 
     * ``flops(grid) -> int``: operations for one image, a multiply-add counting as two;
     * ``initialise()``: called last, after the model has initialised every `nn.Linear`;
-    * ``check_grid(grid)``: raises `InputError` for a training size that it cannot mix.
+    * ``check_grid(grid)``: raises `InputError` for a training grid that the mixer does not support.
 
-    It computes the same in training and evaluation mode, draws no random numbers, and keeps samples apart.
+    A mixer computes the same in training and evaluation mode, draws no random numbers, and treats samples
+    independently.
 
     Raises:
         InputError: when another class has this name.
@@ -45,7 +46,7 @@ def register_mixer(name: str) -> Callable[[Mixer], Mixer]:
 
     def register(mixer: Mixer) -> Mixer:
         known = _MIXERS.get(name, mixer)
-        if _qualified_name(known) != _qualified_name(mixer):  # the same one may be defined again, as in a notebook
+        if _qualified_name(known) != _qualified_name(mixer):  # the same class may be defined again, as in a notebook
             raise InputError(
                 f"The mixer name '{name}' is taken by {_qualified_name(known)}: choose another for {mixer.__name__}."
             )
@@ -71,9 +72,9 @@ def find_mixer(name: str) -> type[nn.Module]:
 
 
 def create_mixer(name: str, dim: int, num_heads: int = 1, **options: Any) -> nn.Module:
-    """Build the mixer called `name` for tokens of width `dim`; `num_heads` goes to those that have heads.
+    """Build the mixer called `name` for tokens of width `dim`; `num_heads` is passed to mixers that take it.
 
-    Raises `InputError` for an unknown name or option, and for a value of another type than the option's.
+    Raises `InputError` for an unknown name or option, and for a value of the wrong type.
     """
     mixer = find_mixer(name)
     heads = {"num_heads": num_heads} if "num_heads" in inspect.signature(mixer).parameters else {}
@@ -87,7 +88,7 @@ def mixer_options(name: str) -> dict[str, Any]:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options`, if the mixer called `name` has them and they are of their annotations' types; else `InputError`."""
+    """`options`, converted to the annotated types. Raises `InputError` for an unknown option or a wrong type."""
     known, types = mixer_options(name), get_type_hints(find_mixer(name).__init__)
     checked = {}
     for option, value in options.items():
@@ -97,14 +98,15 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             checked[option] = msgspec.convert(value, types.get(option, Any))
         except msgspec.ValidationError as error:
-            raise InputError(f"The mixer '{name}' cannot have the {option} {value!r}: {error}.") from None
+            raise InputError(f"The mixer '{name}' does not accept {option} = {value!r}: {error}.") from None
     return checked
 
 
 def mixer_flops(mixer: nn.Module, grid: tuple[int, int], dim: int | None = None) -> int:
     """Operations of a mixer for one image of `grid` (H, W) tokens, a multiply-add counting as two.
 
-    Its own count; or, of a mixer that does not count itself, torch's count of its products for tokens of width `dim`.
+    This is the mixer's own count or, for a mixer without `flops`, torch's count of its products for tokens of width
+    `dim`.
     """
     if hasattr(mixer, "flops"):
         return mixer.flops(grid)

@@ -1,1 +1,1 @@
-"""What samples become: a directory with npz and PNG files, a grid, a model card."""
+"""Writers: a directory of samples with npz and PNG files, a grid, and a model card."""

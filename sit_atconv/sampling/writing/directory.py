@@ -1,7 +1,7 @@
 """A directory of samples: filled by any number of processes, continued after an interruption, finished as one npz.
 
-While it grows, images lie in a memory-mapped array with one row a sample, and beside it the digest of each row that is
-there: who continues believes no row that is not what was written.
+Until then, images are rows of a memory-mapped array, and a second array holds a digest of each written row: a run that
+is continued uses only rows that match their digest.
 """
 
 import hashlib
@@ -33,21 +33,21 @@ from sit_atconv.sampling.writing.grid import pick_for_grid, save_grid
 log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-_DIGEST = 16  # bytes; those of a row that is not there are zero
-_FLAGS = "done.npy"  # in which an earlier version noted, without digests, which rows are there
+_DIGEST = 16  # bytes; zero for rows that are not written yet
+_FLAGS = "done.npy"  # an earlier version's record of the written rows, without digests
 
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """settings.json, beside the settings themselves: the hash of each file of each model, by the setting's name."""
+    """The part of settings.json beside the settings themselves: hashes of each model's files, by setting."""
 
     sha256: dict[str, dict[str, str]]
 
 
 class SampleDirectory:
-    """OUT/samples.npz (ADM's keys), OUT/grid.png, OUT/settings.json and, when asked for, OUT/png/000000.png …
+    """OUT/samples.npz (ADM's keys), OUT/grid.png, OUT/settings.json and, if requested, OUT/png/000000.png …
 
-    Whoever writes into it holds the directory's lock.
+    A program that writes into it must hold the directory's lock.
     """
 
     def __init__(self, out: Path, count: int, png: bool = False) -> None:
@@ -58,29 +58,29 @@ class SampleDirectory:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was asked for is there."""
+        """Whether all requested files exist."""
         pngs = not self.png or (self._pngs.exists() and not self._lacking_png())
         return self.npz.exists() and self.grid.exists() and pngs
 
     def prepare(self, size: tuple[int, int], settings: dict[str, Any]) -> None:
-        """Make or check the directory, for images of (height, width); one process calls it, before any `write`.
+        """Create or check the directory, for images of (height, width); one process calls it, before any `write`.
 
         Args:
-            settings: all that decides what the samples are, but for their number. Under `sha256`, by the name of the
-                setting that says where a model is, the hash of each of its files. A directory that was begun with
-                other settings or models is refused; one begun with the same is continued.
+            settings: everything that determines the samples, except their number. `sha256` maps each setting that is
+                the path of a model to the hashes of its files. A directory with other settings or models is refused;
+                one with the same settings and models is continued.
 
         Raises:
-            InputError: when it holds samples of other settings or models, or a file of samples that is not whole, or
-                the disk has no room for these. Nothing is written then.
+            InputError: when it holds samples of other settings or models, or an incomplete file of samples, or the disk
+                has too little room. Nothing is written then.
         """
         settings, shape = {"num_samples": self.count, **settings}, (self.count, *size, 3)
         begun = self._begun_with(settings)
         remove_leftovers(self.out)
         if self.npz.exists():
             self._check_npz(shape)
-            shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed while it tidied up
-        shutil.rmtree(self._partial / "png", ignore_errors=True)  # written anew, from rows that have digests
+            shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed during cleanup
+        shutil.rmtree(self._partial / "png", ignore_errors=True)  # written again from rows that have digests
         self._require_room(shape)
         if not begun:
             write_json(self.out / SETTINGS, settings)
@@ -88,11 +88,11 @@ class SampleDirectory:
             self._reserve(shape)
 
     def _begun_with(self, settings: dict[str, Any]) -> bool:
-        """Whether samples of these settings were begun here before; `InputError` for others, and other people's."""
+        """Whether samples of these settings were begun here. Raises `InputError` for other settings or files."""
         path = self.out / SETTINGS
         if not path.exists():
             if set(self.out.iterdir()) - {self.out / LOCK, *leftovers(self.out)}:
-                raise InputError(f"{self.out} is not empty and holds no samples of ours: choose another --out.")
+                raise InputError(f"{self.out} is not empty and holds no samples of this program: choose another --out.")
             return False
         found = read_json(path, dict[str, Any], f"Remove {self.out}, or choose another --out.")
         hashes = understand(found, SettingsFile, str(path), f"Remove {self.out}, or choose another --out.").sha256
@@ -112,7 +112,7 @@ class SampleDirectory:
         return True
 
     def _check_npz(self, shape: tuple[int, ...]) -> None:
-        """Raise `InputError` unless the finished file is undamaged and holds such images."""
+        """Raise `InputError` unless the finished file is undamaged and its images have this shape."""
         advice = "Remove it, and the same command draws the samples again; or choose another --out."
         try:
             images = read_npz_member(str(self.npz), "arr_0")
@@ -122,9 +122,9 @@ class SampleDirectory:
             raise InputError(f"{self.npz} holds {images.dtype} {images.shape}, expected uint8 {shape}. {advice}")
 
     def _require_room(self, shape: tuple[int, ...]) -> None:
-        """For the rows, the npz made of them and the PNG files, as far as they are not there.
+        """Check that the disk has room for the rows, the npz and the PNG files that do not exist yet.
 
-        A PNG is counted as its pixels: it takes less, unless the image is noise.
+        A PNG is counted with the size of its pixels, which is larger unless the image is noise.
         """
         reserved = self._rows.stat().st_size if self._rows.exists() else 0
         needed = 0 if self.npz.exists() else 2 * math.prod(shape) - min(reserved, math.prod(shape))
@@ -138,7 +138,7 @@ class SampleDirectory:
             )
 
     def _reserve(self, shape: tuple[int, ...]) -> None:
-        """Make the files of rows and digests, or what is left of them, what they should be, but for their values."""
+        """Create the files of rows and digests, or repair them after an interruption; written values stay."""
         self._partial.mkdir(exist_ok=True)
         if (flags := self._partial / _FLAGS).exists():
             log.warning("%s was begun by an earlier version, without digests: its samples are drawn again.", self.out)
@@ -147,18 +147,18 @@ class SampleDirectory:
         _reserve_array(self._digests, (self.count, _DIGEST))
 
     def missing(self) -> np.ndarray:
-        """Numbers of the samples that are still to be drawn: their rows are not there, or not what was written."""
+        """Numbers of the samples still to be drawn: their rows are not written yet, or do not match their digests."""
         if self.npz.exists():
             return np.arange(0)
         images, digests = open_memmap(self._rows, "r"), np.array(open_memmap(self._digests, "r"))
         noted = np.flatnonzero(digests.any(axis=1))
         damaged = [i for i in noted if not np.array_equal(_digest(images[i]), digests[i])]
         if damaged:
-            log.warning("%d samples in %s are not what was written: they are drawn again.", len(damaged), self._partial)
+            log.warning("%d samples in %s are damaged and are drawn again.", len(damaged), self._partial)
         return np.setdiff1d(np.arange(self.count), np.setdiff1d(noted, damaged))
 
     def write(self, batches: Iterable[SampleBatch]) -> Iterator[int]:
-        """Store batches as they come; yields how many samples are there by now, whichever process drew them."""
+        """Store batches as they arrive; yields how many samples exist so far, over all processes."""
         images, digests = open_memmap(self._rows, "r+"), open_memmap(self._digests, "r+")
         with ThreadPoolExecutor() as pool:
             for batch in batches:
@@ -166,14 +166,14 @@ class SampleDirectory:
                 if self.png:
                     list(pool.map(self._save_png, batch.indices, pixels))
                 images[batch.indices] = pixels
-                images.flush()  # a row's digest is noted once it is on disk
+                images.flush()  # a row's digest is written after the row is on disk
                 digests[batch.indices] = [_digest(image) for image in pixels]
                 yield int(digests.any(axis=1).sum())
 
     def finish(self, labels: torch.Tensor | None) -> None:
-        """Assemble npz, grid and PNG files from the rows, then drop the rows. One process calls it.
+        """Assemble npz, grid and PNG files from the rows, then delete the rows. One process calls it.
 
-        Samples that were complete already get the grid and the PNG files that they lack.
+        For samples that were complete already, missing grid and PNG files are added.
         """
         finished = self.npz.exists()  # and was verified by `prepare`
         images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(self._rows, "r")
@@ -200,11 +200,11 @@ class SampleDirectory:
 
     @property
     def _png_folder(self) -> Path:
-        """Where PNG files go: into a folder that becomes OUT/png once it is full, or into that."""
+        """Where PNG files are written: OUT/png if it exists, else a folder that becomes OUT/png when complete."""
         return self._pngs if self._pngs.exists() else self._partial / "png"
 
     def _lacking_png(self) -> list[int]:
-        """Numbers of the samples without a PNG file: still to be drawn, drawn before they were asked for, or lost."""
+        """Numbers of the samples without a PNG file: not drawn yet, drawn before --png was given, or lost."""
         written = self._written_png()
         return [i for i in range(self.count) if f"{i:06d}" not in written]
 
@@ -218,9 +218,9 @@ class SampleDirectory:
 
 
 def _reserve_array(path: Path, shape: tuple[int, ...]) -> None:
-    """Make `path` a uint8 npy of this shape: its header and length are set, values that are there stay.
+    """Make `path` a uint8 npy file of this shape: set its header and length, and keep existing values.
 
-    Its room is taken now: a memory map that the disk cannot fill later would kill the process without a word.
+    Disk space is reserved now: a memory map on a full disk would kill the process without an error message.
     """
     with naming(path), path.open("r+b" if path.exists() else "w+b") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -1,4 +1,4 @@
-"""Pictures of many samples on one sheet."""
+"""Grids of many samples in one image."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from torchvision.utils import make_grid
 
 from sit_atconv.runtime.whole_files import whole_file
 
-_SMALLEST_CELL = 48  # pixels: smaller images are enlarged by a whole factor
+_SMALLEST_CELL = 48  # pixels: smaller images are enlarged by an integer factor
 
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
-    """Write images (n, 3, H, W) uint8 row by row as one PNG, `columns` to a row; small ones are enlarged, bicubic."""
+    """Write images (n, 3, H, W) uint8 row by row to a PNG, `columns` per row; small ones are enlarged (bicubic)."""
     factor = -(-_SMALLEST_CELL // min(images.shape[-2:]))
     if factor > 1:
         images = resize(images, [factor * side for side in images.shape[-2:]], InterpolationMode.BICUBIC)
@@ -25,9 +25,10 @@ def save_grid(images: Tensor, columns: int, path: Path) -> None:
 
 
 def pick_for_grid(labels: Tensor | None, count: int, rows: int = 10, columns: int = 10) -> list[int]:
-    """Numbers of samples for a grid: row r holds the first samples of the r-th class present, or simply the next ones.
+    """Numbers of the samples for a grid: row r holds the first samples of the r-th class that is present.
 
-    `labels` (count,) or None for unlabelled samples. Classes with fewer than `columns` samples shorten all rows.
+    `labels` is (count,), or None for unlabelled samples, which are taken in order. A class with fewer than `columns`
+    samples shortens all rows.
     """
     if labels is None:
         return list(range(min(count, rows * columns)))

@@ -1,4 +1,4 @@
-"""The README.md of a published model: what it is, how it was trained, what it scored."""
+"""The model card (README.md) of a published model: what it is, how it was trained, and its scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,14 @@ images = pipe({arguments}).images
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """How many samples were scored."""
+    """The number of samples that were scored."""
 
     count: Count
 
 
 @dataclass(frozen=True)
 class ScoredReference:
-    """What they were compared with."""
+    """The reference that they were compared with."""
 
     path: str
     kind: str
@@ -37,7 +37,7 @@ class ScoredReference:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model card takes from the JSON of evaluate_fid.py."""
+    """The part of evaluate_fid.py's JSON that a model card uses."""
 
     metrics: dict[str, Finite]
     samples: ScoredSamples
@@ -51,8 +51,8 @@ def write_model_card(
     """Write folder/README.md.
 
     Args:
-        name: what `from_pretrained` will be given.
-        recipe: the run's configuration, YAML.
+        name: the name to pass to `from_pretrained`.
+        recipe: the run's configuration, as YAML.
         scores: JSON that evaluate_fid.py wrote.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Averages of the weights over training, whole or split among processes."""
+"""Averages of the weights over training, sharded or not."""

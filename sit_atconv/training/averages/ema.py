@@ -1,4 +1,4 @@
-"""Averages of the weights over training: what checkpoints offer and samples come from."""
+"""Averages of the weights over training, which are saved in checkpoints and used for sampling."""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from sit_atconv.training.averages.sharding import copy_whole, local, whole
 
 
 class Profile(Protocol):
-    """How much the weights of each step count. `name` tells averages of one run apart."""
+    """How much the weights of each step count. `name` distinguishes the averages of a run."""
 
     name: str
 
@@ -49,7 +49,7 @@ class PowerFunction:
 
     def __post_init__(self) -> None:
         if not 0 < self.width < 12**-0.5:
-            raise InputError(f"A relative width of {self.width} is none of a power function: choose one in (0, 0.288].")
+            raise InputError(f"No power function has a relative width of {self.width}: choose one in (0, 0.288].")
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class PowerFunction:
         return exponent_of_width(self.width)
 
     def weight(self, step: int) -> float:
-        # 1 − (1 − 1/t)^(γ+1), without its cancellation; 1 at the first step, so that the start is forgotten.
+        # 1 − (1 − 1/t)^(γ+1) without cancellation; 1 at the first step, so the initial weights do not count.
         return -math.expm1((self.exponent + 1) * math.log1p(-1 / step)) if step > 1 else 1.0
 
 
@@ -73,24 +73,24 @@ def exponent_of_width(width: float) -> float:
 
 
 def profiles(config: TrainingConfig) -> list[Profile]:
-    """The averages that a run keeps; the first is the one that samples come from.
+    """The averages that a run keeps; the first is used for sampling.
 
-    Raises `InputError` when one is asked for twice, or is no average.
+    Raises `InputError` when one is listed twice, or has an impossible width.
     """
     found = [ConstantDecay(d) for d in (config.ema_decay, *config.more_ema_decays)]
     found += [PowerFunction(w) for w in config.power_ema]
     names = [profile.name for profile in found]
     if len(set(names)) < len(names):
-        raise InputError(f"The averages {', '.join(names)} name one twice: give each decay and width once.")
+        raise InputError(f"The averages {', '.join(names)} name one twice: give each decay and width only once.")
     return found
 
 
 class WeightAverages:
-    """fp32 averages of a model's weights, each split among processes as the weights are.
+    """fp32 averages of a model's weights, each sharded as the weights are.
 
     Args:
-        model: whose weights are followed, on its device, wrapped for many processes or not.
-        twin: a model of its kind for drawing samples, which will hold the first average.
+        model: the model whose weights are averaged, on its device, wrapped for many processes or not.
+        twin: a copy of the model for sampling, which will hold an average.
     """
 
     def __init__(self, model: nn.Module, twin: SiT, profiles: list[Profile]) -> None:
@@ -101,11 +101,11 @@ class WeightAverages:
         }
         self._twin = twin.eval().requires_grad_(False)
         nothing = {key: tensor.to("meta") for key, tensor in twin.state_dict().items()}
-        self._twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: let go of their memory
+        self._twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: free their memory
 
     @torch.no_grad()
     def update(self, step: int, taken: Tensor) -> None:
-        """Move every average towards the weights after `step`; by nothing where `taken`, a bool scalar, is false."""
+        """Move every average towards the weights after `step`; leave them alone if `taken`, a bool scalar, is false."""
         weights = [local(parameter).detach() for parameter in self._model.parameters()]
         for name, profile in self.profiles.items():
             averages = [local(average) for average in self._averages[name].values()]
@@ -113,16 +113,16 @@ class WeightAverages:
             torch._foreach_lerp_(averages, weights, [weight] * len(weights))
 
     def model(self, name: str | None = None) -> SiT:
-        """The averaged model in eval mode, the first one by default: the same object every time, filled anew.
+        """The averaged model in eval mode, by default of the first average: always the same object, with new weights.
 
-        All processes call it when weights are split. Where they are not, it shares the average's memory.
+        All processes call it when weights are sharded. If they are not, the model shares the average's memory.
         """
         tensors = {key: whole(tensor) for key, tensor in self.tensors(name or self.main)}
         self._twin.load_state_dict(tensors, assign=True)
         return self._twin
 
     def tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
-        """An average by the model's names, each tensor as it is kept: split or whole."""
+        """An average's tensors by the model's names, sharded if the weights are."""
         return self._averages[name].items()
 
     def restore(self, name: str, state: dict[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Averages of any width after training: the post-hoc EMA of EDM2 (arXiv 2312.02696, section 3.1 and appendix C).
 
-During training, two or more averages with power-function profiles are kept, and snapshots of them written. The profile
-of a snapshot of exponent γ at step t is p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t]. Any other profile is approximated by
-the combination of snapshots whose profile is nearest in the least squares' sense.
+During training, two or more averages with power-function profiles are kept, and snapshots of them are written. The
+profile of a snapshot with exponent γ at step t is p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t]. Any other profile is
+approximated by the linear combination of snapshots that is nearest in the least-squares sense.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def save_snapshot(
     averages: the complete tensors of each power-function average, by its name. write_config: writes the model's
     config.json into a folder.
     """
-    folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
+    folder.mkdir(exist_ok=True)  # not its parent: the directory of a moved run is not created again
     with whole_folder(folder / f"step-{step:07d}") as unfinished:
         write_config(unfinished)
         for name, tensors in averages.items():
@@ -43,7 +43,7 @@ def profile_product(exponent_a: ArrayLike, end_a: ArrayLike, exponent_b: ArrayLi
 
 
 def combination(exponents: ArrayLike, ends: ArrayLike, exponent: float, end: float) -> NDArray:
-    """Weights (n,) of snapshots whose combined profile is nearest to that of `exponent` at step `end`.
+    """Weights (n,) of snapshots whose combined profile is nearest to the profile of `exponent` at step `end`.
 
     exponents, ends: (n,) γ and step of each snapshot.
     """
@@ -57,7 +57,7 @@ def reconstruct(folder: Path, width: float, step: int | None = None) -> SiT:
 
     Raises `InputError` when there are no snapshots up to that step.
     """
-    PowerFunction(width)  # a width that can be
+    PowerFunction(width)  # raises for an impossible width
     snapshots = [
         (int(path.parent.name.removeprefix("step-")), float(path.stem.removeprefix("power-")), path)
         for path in sorted(folder.glob("step-*/power-*.safetensors"))

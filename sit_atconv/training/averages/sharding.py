@@ -1,4 +1,4 @@
-"""Tensors that may be split among processes (DTensors of FSDP2), seen as a shard or as a whole."""
+"""Tensors that may be sharded across processes (DTensors of FSDP2): local shards and full tensors."""
 
 from collections.abc import Iterable
 
@@ -8,17 +8,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: a view of its shard, or all of it."""
+    """A view of this process's shard of a tensor, or all of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The complete tensor. All processes call it when the tensor is split."""
+    """The complete tensor. All processes call it when the tensor is sharded."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def gather_whole(tensors: Iterable[tuple[str, Tensor]], main: bool) -> dict[str, Tensor]:
-    """Complete tensors on the main process, nothing on the others; those that were split go to the CPU one by one.
+    """Complete tensors on the main process, none on the others; sharded ones are moved to the CPU one by one.
 
     All processes call it.
     """
@@ -31,7 +31,7 @@ def gather_whole(tensors: Iterable[tuple[str, Tensor]], main: bool) -> dict[str,
 
 
 def split_like(values: Tensor, model: Tensor) -> Tensor:
-    """A complete tensor, placed and split as `model` is. All processes call it, with the same values."""
+    """A complete tensor, placed and sharded like `model`. All processes call it, with the same values."""
     values = values.to(local(model).device)
     if not isinstance(model, DTensor):
         return values
@@ -40,5 +40,5 @@ def split_like(values: Tensor, model: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_whole(target: Tensor, values: Tensor) -> None:
-    """Fill `target`, split or not, with a complete tensor of its shape."""
+    """Fill `target`, sharded or not, with a complete tensor of its shape."""
     local(target).copy_(local(split_like(values, target)))

@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoints, log, and the ways in which it ends."""
+"""A run on disk: its directory, checkpoints and log, and the ways in which it ends."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which there are, which is the latest, which are kept, and that each is whole or not there."""
+"""The checkpoints of a run: finding, saving and removing them; each is either complete or not there."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ class Checkpoints:
         self.directory, self._settings, self._accelerator = directory, settings, accelerator
 
     def complete(self) -> list[Path]:
-        """All complete checkpoints, oldest first: those that have their name, which each gets when it is complete."""
+        """All complete checkpoints, oldest first. A checkpoint gets its final name when it is complete."""
         return sorted((p for p in self.directory.glob("step-*") if p.name[5:].isdecimal()), key=step_of)
 
     def find(self, wanted: str | None) -> Path | None:
-        """The checkpoint to go on from: the newest one or, if `wanted` names one by step, name or path, that one.
+        """The checkpoint to continue from: the newest, or the one that `wanted` names by step, name or path.
 
-        Raises `InputError` when the wanted one is none of this run's.
+        Raises `InputError` when this run has no such checkpoint.
         """
         complete = self.complete()
         if wanted is None:
@@ -48,7 +48,7 @@ class Checkpoints:
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let the main process `write` the checkpoint of `step` into a folder; all processes call it.
 
-        Raises `TrainingStopped` on all processes when it cannot be written, as on a full disk: what was there stays.
+        Raises `TrainingStopped` on all processes when it cannot be written, as on a full disk. Older checkpoints stay.
         """
         final = self.directory / f"step-{step:07d}"
         failure = self._write(final, write) if self._accelerator.is_main_process else None
@@ -61,24 +61,24 @@ class Checkpoints:
         return final
 
     def advice(self, failure: str) -> str:
-        """What to tell when a `failure` to write stops training."""
+        """The message when a `failure` to write stops training."""
         newest = self.find(None)
         there = f"{newest} is complete" if newest else "There is no complete checkpoint"
         cure = "raise the limit on the size of files (ulimit -f)" if "File too large" in failure else "make room"
         return f"{failure}. Training stopped. {there}: {cure}, and run the same command again to go on from there."
 
     def mark_best(self, checkpoint: Path) -> None:
-        """Let the link `best` name a checkpoint, which is then kept."""
+        """Point the link `best` to a checkpoint, which is then kept."""
         if self._accelerator.is_main_process:
             self._point("best", checkpoint)
 
     def begin_after(self, step: int, best: tuple[int, float] | None) -> None:
-        """Set aside checkpoints after `step`, and set `latest` and `best` right.
+        """Set aside checkpoints after `step`, and correct the links `latest` and `best`.
 
-        `best` is step and score of the best scored checkpoint: a kill may have come before the link to it.
+        `best` is step and score of the best checkpoint: a kill may have come before the link was written.
         """
-        for checkpoint in reversed(self.complete()):  # so that a kill on the way leaves no gap
-            if step_of(checkpoint) > step:  # only after --resume: they belong to a future that is given up
+        for checkpoint in reversed(self.complete()):  # newest first, so that a kill leaves no gap
+            if step_of(checkpoint) > step:  # only after --resume, which discards the steps after it
                 aside = checkpoint.with_name(_SET_ASIDE + checkpoint.name)
                 shutil.rmtree(aside, ignore_errors=True)
                 checkpoint.rename(aside)
@@ -92,9 +92,9 @@ class Checkpoints:
             link.unlink()
 
     def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
-        """Write it whole or not at all; the reason when that fails."""
+        """Write a checkpoint whole or not at all; returns the reason if that fails."""
         try:
-            self.directory.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
+            self.directory.mkdir(exist_ok=True)  # not its parent: the directory of a moved run is not created again
             with whole_folder(final) as unfinished:
                 write(unfinished)
             self._point("latest", final)
@@ -116,9 +116,9 @@ class Checkpoints:
         for old in self.complete()[:-keep]:
             if old.resolve() == best or (every and step_of(old) % every == 0):
                 continue
-            doomed = old.with_name(UNFINISHED + old.name)  # no longer complete before it is partly gone
+            doomed = old.with_name(UNFINISHED + old.name)  # renamed first: a half-removed one must not look complete
             old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)  # a file that somebody reads may stay, until the next start
+            shutil.rmtree(doomed, ignore_errors=True)  # a file that is being read may stay until the next start
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,7 +1,4 @@
-"""A run's directory: the configuration it was begun with, and which of its keys may change.
-
-What belongs after the step that a run goes back to is removed.
-"""
+"""A run's directory: the configuration it was begun with, the keys that may change, and going back to an older step."""
 
 import os
 import shutil
@@ -16,7 +13,7 @@ from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.whole_files import leftovers, whole_file
 from sit_atconv.training.run.stop import TrainingStopped
 
-# Sections and keys that decide nothing about the steps taken so far, nor about the weights to come but for rounding.
+# Sections and keys that do not affect the steps already taken, and change later weights at most by rounding.
 _FREE = (
     "log.",
     "preview.",
@@ -33,7 +30,7 @@ _FREE = (
 
 
 def check_run_directory(run: Path, config: Config) -> list[str]:
-    """What changed since the run was begun, as lines "key: old -> new", all of it allowed. Reads only.
+    """The allowed changes since the run was begun, as lines "key: old -> new". Writes nothing.
 
     Raises `InputError` unless `run` is new, empty, or was begun with a configuration that this one continues.
     """
@@ -62,7 +59,7 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
 
 
 def require_known_data(changed: list[str], state: dict[str, Any], run: Path) -> None:
-    """Raise `InputError` when data.path is among what `changed` and a checkpoint's `state` does not tell whose data."""
+    """Raise `InputError` when data.path is among `changed` and the checkpoint's `state` has no data fingerprint."""
     for line in changed:
         if line.startswith("data.path:") and "data" not in state:
             raise InputError(
@@ -78,16 +75,16 @@ class RunDirectory:
         self.path, self._status = path, path.stat()
 
     def require(self) -> None:
-        """Raise `TrainingStopped` unless the directory still is in its place."""
+        """Raise `TrainingStopped` unless the directory is still in its place."""
         if not self.path.is_dir() or not os.path.samestat(self.path.stat(), self._status):
             raise TrainingStopped(gone(self.path))
 
 
 def gone(run: Path) -> str:
-    """What to tell when a run's directory is no longer where it was."""
+    """The message when a run's directory is no longer where it was."""
     return (
-        f"{run} is gone: it was moved or removed while training went on. Training stopped, nothing was written in its "
-        "place. Run the same command with --run and where it is now, to go on from its newest checkpoint."
+        f"{run} is gone: it was moved or removed while training went on. Training stopped, and nothing was written in "
+        "its place. Run the same command with its new place as --run, to continue from its newest checkpoint."
     )
 
 
@@ -98,7 +95,7 @@ def write_configuration(run: Path, config: Config) -> None:
 
 
 def forget_after(step: int, run: Path) -> None:
-    """Remove grids and snapshots from after `step`: a run that goes back there makes them anew, or others."""
+    """Remove grids and snapshots of steps after `step`, which a run that goes back writes again."""
     for path in [*run.glob("samples/step-*.png"), *run.glob("ema/step-*")]:
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and int(number) > step:

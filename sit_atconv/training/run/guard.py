@@ -1,6 +1,6 @@
-"""What happens when a loss or gradient is not finite: the step is skipped, counted, and too many in a row end the run.
+"""Steps whose loss or gradient is not finite are skipped and counted; too many in a row end the run.
 
-Nothing here waits for the device before `check`, which is called where the log is written anyway.
+Only `check` waits for the device. It is called when the log is written, which waits anyway.
 """
 
 import math
@@ -19,36 +19,36 @@ from sit_atconv.training.run.stop import TrainingStopped
 
 
 def poisoned(loss: Tensor) -> Tensor:
-    """The loss, whose gradient is NaN when the loss is not finite.
+    """The loss, with a NaN gradient if the loss is not finite.
 
-    Gradients are averaged over processes: a bad loss on one of them is then known to all from the gradient's norm. A
-    finite loss and its gradient are multiplied by 1.
+    Gradients are averaged over processes, so all processes learn of a bad loss on one of them from the gradient norm.
+    A finite loss and its gradient are multiplied by 1.
     """
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def step_unless_bad(optimizer: Optimizer, finite: Tensor) -> None:
-    """Tell a fused optimizer, on the device, to leave weights and state alone in its next step unless `finite`."""
+    """Make a fused optimizer skip its next step, on the device, unless `finite`: weights and state stay unchanged."""
     optimizer.found_inf = (~finite).float()
 
 
 class Guard:
-    """Counts skipped steps on the device, and looks at the counts when asked.
+    """Counts skipped steps on the device; `check` reads the counts.
 
     Args:
-        limit: so many bad steps in a row stop the run.
-        indices: step -> indices of the samples of its whole batch.
-        folder: where the file about them is written.
+        limit: number of bad steps in a row that stops the run.
+        indices: step -> indices of the samples in its global batch.
+        folder: where the file about bad steps is written.
     """
 
     def __init__(self, limit: int, indices: Callable[[int], list[int]], folder: Path, accelerator: Accelerator) -> None:
         self._limit, self._indices, self._folder, self._accelerator = limit, indices, folder, accelerator
         self._row, self._longest, self._skipped = torch.zeros(3, dtype=torch.int64, device=accelerator.device).unbind()
-        self._steps: list[tuple[int, Tensor, dict[str, Tensor]]] = []  # since the last look, and bad ones before
+        self._steps: list[tuple[int, Tensor, dict[str, Tensor]]] = []  # since the last check, and bad steps just before
 
     @torch.no_grad()
     def note(self, step: int, finite: Tensor, terms: dict[str, Tensor]) -> None:
-        """Note whether `step` was finite, a bool scalar on the device, and its loss terms."""
+        """Record `finite` of `step`, a bool scalar on the device, and its loss terms."""
         self._skipped = self._skipped + ~finite
         self._row = (self._row + 1) * ~finite
         self._longest = torch.maximum(self._longest, self._row)
@@ -57,7 +57,7 @@ class Guard:
     def check(self) -> int:
         """The number of steps skipped so far; waits for the device. All processes call it.
 
-        Raises `TrainingStopped` when too many in a row were, after writing which they are.
+        Raises `TrainingStopped` when too many in a row were skipped, after writing a file that lists them.
         """
         skipped, longest, row = torch.stack([self._skipped, self._longest, self._row]).tolist()
         if longest >= self._limit:
@@ -71,11 +71,11 @@ class Guard:
         return skipped
 
     def state(self) -> dict[str, int]:
-        """What `restore` needs."""
+        """The state for `restore`."""
         return {"skipped": int(self._skipped), "row": int(self._row)}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on counting from what `state` returned."""
+        """Continue counting from what `state` returned."""
         self._skipped = torch.full_like(self._skipped, state["skipped"])
         self._row = self._longest = torch.full_like(self._row, state["row"])
 

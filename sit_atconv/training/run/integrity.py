@@ -1,4 +1,4 @@
-"""position.json: where a run stands, and the size and SHA-256 of every file beside it, so that damage has a name."""
+"""position.json: a run's position, and the size and SHA-256 of every file beside it, so that damage is found."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ class FileFacts(TypedDict):
 
 
 class AverageSums(TypedDict):
-    """Sums of what the log averages, a row for each process, and last the number of steps."""
+    """Sums of the logged quantities, one row per process, whose last entry is the number of steps."""
 
     names: list[str]
     rows: Annotated[list[list[float]], Meta(min_length=1)]
 
 
 class SkippedSteps(TypedDict):
-    """How many steps were skipped, and how many of them last in a row."""
+    """The number of steps skipped so far, and the length of the current row of skipped steps."""
 
     skipped: Count
     row: Count
@@ -49,7 +49,7 @@ class PositionFile(TypedDict):
 
 
 def write_position(folder: Path, position: dict[str, Any]) -> None:
-    """Write the position and the digests of everything in `folder`; the last file of a checkpoint."""
+    """Write the position and the digests of all files in `folder`; must be the last file of a checkpoint."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
         for path in sorted(folder.rglob("*"))
@@ -60,7 +60,7 @@ def write_position(folder: Path, position: dict[str, Any]) -> None:
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:
-    """The position of a checkpoint whose files are all as they were written.
+    """The position of a checkpoint, after checking that no file has changed since it was written.
 
     Raises `InputError` naming the first file that is missing, truncated or changed.
     """

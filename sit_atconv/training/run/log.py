@@ -1,4 +1,4 @@
-"""What a run says: averages over an interval, one line each in log.jsonl and to the trackers, and notes."""
+"""The log of a run: averages over intervals and notes, in log.jsonl and the trackers."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ Record = dict[str, Annotated[int, Meta(ge=-(2**53), le=2**53)] | float | str | N
 
 
 class Averages:
-    """Means of scalars over the finite steps, kept on the device: nothing waits for it until they are read."""
+    """Means of scalars over the finite steps, kept on the device, which is not waited for until they are read."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -48,12 +48,12 @@ class Averages:
         return {name: value / count if count else None for name, value in zip(names, totals, strict=True)}
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as plain numbers: a row of sums for each process. All processes call it."""
+        """The state for `restore`, as plain numbers: one row of sums per process. All processes call it."""
         rows = self._accelerator.gather(self._totals().unsqueeze(0)).tolist()
         return {"names": list(self._sums), "rows": rows}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state; of another number of processes, each takes the mean of their sums."""
+        """Continue from a state. If the number of processes has changed, each takes the mean of the sums."""
         rows, accelerator = torch.tensor(state["rows"], device=self._accelerator.device), self._accelerator
         row = rows[accelerator.process_index] if len(rows) == accelerator.num_processes else rows.mean(0)
         *sums, self._count = row.unbind()
@@ -94,7 +94,7 @@ class RunLog:
         self._accelerator.log(numbers, step=record["step"])
 
     def note(self, step: int, text: str) -> None:
-        """Append a line of words about what happened at `step`."""
+        """Append a line with a text about what happened at `step`."""
         self._append({"step": step, "note": text})
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -104,14 +104,14 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[Record]:
-    """The lines of a log.jsonl, but for those that cannot be read."""
+    """The lines of a log.jsonl, except those that cannot be read."""
     return [record for _, record in _split(path)[0]]
 
 
 def _split(path: Path) -> tuple[list[tuple[bytes, Record]], list[bytes]]:
-    """The lines with what they say, and those that are no record of a step.
+    """The valid lines with their records, and the lines that are not a record of a step.
 
-    What follows the last line break is dropped unless it is a whole record: a kill cut it short.
+    Text after the last line break is dropped unless it is a complete record: a kill cut it short.
     """
     *lines, rest = path.read_bytes().split(b"\n")
     good, damaged = [], []

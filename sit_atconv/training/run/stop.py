@@ -22,12 +22,12 @@ class TrainingStopped(SystemExit):
 
 
 class Termination:
-    """Notices SIGTERM, which schedulers send some time before they kill, and lets all processes stop at one step.
+    """Notices SIGTERM, which schedulers send some time before they kill, and stops all processes at the same step.
 
-    They tell one another beside the training: by a reduction between hosts, begun at one step and read at the next,
-    so that no device is waited for. Use it as a context: outside it, SIGTERM does what it did before; but if
-    `ends_process`, it is ignored once all is done. After `requested` was true, or after `settle`, nothing is under way
-    between the processes.
+    The processes inform one another by an asynchronous all-reduce on the CPU, begun at one step and read at the next,
+    so no device is waited for. Use it as a context manager: on exit the previous handler of SIGTERM is restored or, if
+    `ends_process` and without an error, SIGTERM is ignored. After `requested` returned True, or after `settle`, no
+    communication between the processes is pending.
     """
 
     def __init__(self, processes: int, ends_process: bool = False) -> None:
@@ -56,7 +56,7 @@ class Termination:
         return False
 
     def settle(self) -> bool:
-        """Wait for the last question's answer, and return it; False before the first."""
+        """Wait for the pending all-reduce and return its result; False if none is pending."""
         if self._asked is None:
             return False
         work, flag = self._asked
@@ -69,10 +69,11 @@ class Termination:
 
 
 def follow_trainer(worker: int) -> None:
-    """For data loading processes: a SIGTERM to the whole group must not kill them while the trainer finishes.
+    """For data loader workers: a SIGTERM to the whole process group must not kill them while the trainer finishes.
 
-    They leave when their loader is closed (see `ended`), and are killed when the trainer is gone (on Linux; elsewhere
-    they notice after a while): they hold copies of its connections, by whose end other trainers see that it is gone.
+    They exit when their loader is closed (see `ended`). On Linux they are killed when the trainer dies (elsewhere they
+    notice after a while), because they hold copies of its connections, and other trainers notice its death only when
+    these are closed.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -81,9 +82,10 @@ def follow_trainer(worker: int) -> None:
 
 @contextlib.contextmanager
 def ended(batches: Generator) -> Iterator[None]:
-    """A context that closes a loader's batches at its end and leaves none of its processes behind.
+    """A context manager that closes a loader's batches on exit and leaves none of its workers behind.
 
-    One that does not leave when told, because storage does not answer, would keep the trainer from it: it is killed.
+    A worker that does not exit when told to, because storage does not answer, is killed: it would keep the trainer from
+    exiting.
     """
     others = set(multiprocessing.active_children())
     try:

@@ -1,1 +1,1 @@
-"""Everything a run works with, from its configuration to the first step."""
+"""Everything that a run needs before its first step, built from the configuration."""

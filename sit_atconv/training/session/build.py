@@ -1,4 +1,4 @@
-"""From a configuration to the things a run needs, with every disagreement between them named before training starts."""
+"""Build a run's model and teachers from a configuration; conflicts are reported before training starts."""
 
 import importlib.util
 import os
@@ -26,9 +26,9 @@ def require_trackers(names: list[str]) -> None:
 
 
 def build_model(config: Config, dataset: LatentDataset) -> SiT:
-    """The model, sized by the data. Raises `InputError` when the data have classes that the model would not."""
+    """The model, with the data's latent size. Raises `InputError` when the data have more classes than the model."""
     options = {name: value for name, value in asdict(config.model).items() if value is not None}
-    options.pop("init_from", None)  # see begin_with
+    options.pop("init_from", None)  # used by begin_with
     import_plugins(options.pop("plugins"))
     name, wanted = options.pop("name"), options.pop("num_classes", None)
     if wanted and dataset.num_classes > wanted:
@@ -60,11 +60,11 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
 
 
 def require_undamaged(config: Config, dataset: LatentDataset, accelerator: Accelerator) -> None:
-    """Compare the data's files with their digests; the processes of each machine share them. All processes call it.
+    """Compare the data's files with their digests; the processes of a machine divide the files. All processes call it.
 
-    Raises `InputError` on all of them when a file differs.
+    Raises `InputError` on all processes when a file differs.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # a machine may have a copy of its own
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every machine checks all files: it may have its own copy
     faults = gather_object(dataset.damaged(accelerator.local_process_index % local, local))
     if faults:
         raise InputError(
@@ -74,9 +74,9 @@ def require_undamaged(config: Config, dataset: LatentDataset, accelerator: Accel
 
 
 def build_teachers(config: Config, dataset: LatentDataset, device: torch.device) -> list[Teacher | CachedTeacher]:
-    """The frozen teachers of the alignment, or what stands for them in the data; none when it is null.
+    """The alignment's frozen teachers, or their tokens cached in the data; an empty list without alignment.
 
-    Raises `InputError` when a teacher cannot be had, or the data do not hold the tokens that stand for it.
+    Raises `InputError` when a teacher cannot be loaded, or the data do not hold its cached tokens.
     """
 
     def build(teacher: TeacherConfig) -> Teacher | CachedTeacher:

@@ -1,4 +1,4 @@
-"""Fine-tuning: a new run that begins with a trained model's weights, whatever its classes and resolution were."""
+"""Fine-tuning: a new run starts from a trained model's weights; its classes and resolution may differ."""
 
 import logging
 from dataclasses import replace
@@ -16,17 +16,17 @@ from sit_atconv.models.mixers.pattern import Entry, describe_pattern, expand_pat
 log = logging.getLogger(__name__)
 
 _LABELS = "label_embed.weight"
-# What decides the weights' shapes and meaning. Position is computed anew for the new grid.
+# Settings that determine the weights' shapes and meaning. The position embedding is recomputed for the new grid.
 _NETWORK = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
 _MEANING = ("interpolant", "prediction")
 
 
 def begin_with(model: SiT, path: str) -> None:
-    """Give `model` the weights of the `model/` directory `path`.
+    """Initialise `model` with the weights of the `model/` directory `path`.
 
-    Rows of the label table go to the classes of the same name or, where names are missing and there are as many of
-    them, of the same number; other classes begin as the null class. Raises `InputError` when it is another network, or
-    was trained on latents of another kind.
+    Rows of the label embedding go to the classes of the same name or, if names are missing and the number of classes is
+    equal, of the same number; other classes start from the null class. Raises `InputError` when `path` is another
+    network, or was trained on latents of another kind.
     """
     source = load_model(Path(path))
     differing = _differences(source, model)
@@ -37,7 +37,7 @@ def begin_with(model: SiT, path: str) -> None:
         )
     if source.config.latents and model.config.latents:
         theirs, ours = (LatentSpec.from_dict(each.config.latents) for each in (source, model))
-        # Which weights encoded them is the user's choice and not compared; what the numbers mean is not.
+        # The meaning of the latents is compared; which weights encoded them is not, as that is the user's choice.
         replace(theirs, weights_hash="").require_same(ours, path, "the data")
     state = {name: tensor for name, tensor in source.state_dict().items() if name != "position_table"}
     old = state.pop(_LABELS, None)
@@ -61,7 +61,7 @@ def _differences(source: SiT, model: SiT) -> list[str]:
 
 
 def _mixers(model: SiT) -> list[Entry]:
-    """The mixer of each block with all its options, however the pattern says it."""
+    """The mixer of each block with all its options: equal for patterns that mean the same."""
     return [entry.resolve() for entry in expand_pattern(model.config.mixer_pattern, model.config.depth)]
 
 

@@ -22,7 +22,7 @@ from sit_atconv.randomness import Stream, keyed_normal, keyed_uniform
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random about a micro-batch, each row a function of (seed, position in the data order)."""
+    """All random numbers of a micro-batch; each row is a function of (seed, position in the data order)."""
 
     times: Tensor  # (B,) fp32
     noise: Tensor  # (B, C, H, W)
@@ -44,12 +44,12 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
 
 
 def draw_fields(positions: list[int], shape: tuple[int, ...], config: FlowConfig, seed: int) -> dict[str, Tensor]:
-    """`draw` as a dictionary, for the processes that load data: a large batch's noise takes longer than its reading."""
+    """`draw` as a dictionary, for data loader workers: a large batch's noise takes longer than reading the batch."""
     return vars(draw(torch.tensor(positions), shape, config, seed))
 
 
 class Objective(nn.Module):
-    """SiT and its projectors under one roof, so that wrappers for many processes see one forward.
+    """SiT and its projectors in one module, so that distributed wrappers see a single forward pass.
 
     Args:
         model: the network to train.
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         teacher_widths: D of each teacher.
 
     Raises:
-        InputError: for a weighting or a distribution of times that this prediction or interpolant does not have.
+        InputError: for a weighting or a distribution of times that the prediction or the interpolant does not support.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Objective(nn.Module):
     def forward(
         self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor] | None
     ) -> dict[str, Tensor]:
-        """Loss terms of latents (B, C, H, W) with labels (B,), each a scalar; "loss" is what to minimise.
+        """Scalar loss terms of latents (B, C, H, W) with labels (B,); "loss" is to be minimised.
 
         `teachers` holds the tokens (B, N, D) of each teacher; None when the alignment has stopped.
         """
@@ -106,7 +106,7 @@ class Objective(nn.Module):
         return {"loss": loss, "flow": flow.detach(), "alignment": alignment.detach()}
 
     def _alignment(self, projected: list[Tensor], teachers: list[Tensor] | None) -> Tensor:
-        if teachers is None:  # zero, with zero gradients: wrappers for many processes expect the same graph every step
+        if teachers is None:  # zero with zero gradients: distributed wrappers expect the same graph in every step
             return 0 * torch.stack([each.float().mean() for each in projected]).sum()
         if self.alignment.variant == "irepa":
             teachers = [normalise_spatially(target) for target in teachers]

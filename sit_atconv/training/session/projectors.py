@@ -1,4 +1,4 @@
-"""Fine-tuning with alignment: projectors that were trained with the weights a run begins with."""
+"""Fine-tuning with alignment: load the projectors that were trained with the model a run starts from."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ _PREFIX = "projectors."
 
 @dataclass(frozen=True)
 class ProjectorFacts:
-    """Metadata of projectors.safetensors, which are text: the block, and teachers in REPA's words, by commas."""
+    """Metadata of projectors.safetensors, as text: the block, and REPA's names of the teachers, separated by commas."""
 
     block: Annotated[str, Meta(pattern=r"^[1-9]\d{0,5}$")] | None = None
     teachers: str = ""
@@ -30,9 +30,9 @@ class ProjectorFacts:
 
 @dataclass(frozen=True)
 class _Trained:
-    """Projectors by the names of a ModuleList, the block they were trained at, and whose tokens they approach.
+    """Projectors by the names of a ModuleList, the block they follow, and their teachers' names.
 
-    None where the file does not say.
+    Block and teachers are None if the file does not name them.
     """
 
     tensors: dict[str, Tensor]
@@ -43,16 +43,16 @@ class _Trained:
         return len({key.split(".")[0] for key in self.tensors})
 
     def one(self, number: int) -> dict[str, Tensor]:
-        """The weights of the projector in this place; none when there are not so many."""
+        """The weights of projector `number`; empty if there are not so many."""
         prefix = f"{number}."
         return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
 
 def begin_projectors(projectors: nn.ModuleList, alignment: AlignmentConfig, path: str) -> None:
-    """Give each of the `projectors`, one a teacher, the weights of its place beside the `model/` directory `path`.
+    """Initialise the `projectors`, one per teacher, with those stored beside the `model/` directory `path`.
 
-    That is a release converted by sit_atconv.convert, or a checkpoint of ours. One begins anew, and a message says why,
-    where there is none, or it is of another block, teacher or shape.
+    `path` is a release converted by sit_atconv.convert, or in a checkpoint of a run. Projectors are matched by their
+    order. If one is missing or has another block, teacher or shape, a message says so and ours starts from scratch.
     """
     trained = _find(Path(path))
     if trained is None:
@@ -73,9 +73,9 @@ def begin_projectors(projectors: nn.ModuleList, alignment: AlignmentConfig, path
 def _obstacle(
     theirs: dict[str, Tensor], projector: nn.Module, trained: _Trained, number: int, alignment: AlignmentConfig
 ) -> str | None:
-    """Why a projector cannot have these weights; None if it can."""
+    """Why a projector cannot take these weights; None if it can."""
     if not theirs:
-        return f"of those there are only {len(trained)}"
+        return f"there are only {len(trained)} projectors"
     if trained.block not in (None, alignment.block):
         return f"there it follows block {trained.block}, here block {alignment.block}"
     ours = {key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
@@ -85,7 +85,7 @@ def _obstacle(
         key = differing[0]
         return f"{key} is {shapes.get(key, 'missing')} there, {ours.get(key, 'missing')} here"
     name = alignment.teachers[number].name
-    # REPA's words, such as dinov2-vit-b, are not compared with timm's names.
+    # REPA's names, such as dinov2-vit-b, cannot be compared with timm's, which contain "_".
     if trained.teachers and "_" in trained.teachers[number] and trained.teachers[number] != name:
         return f"there it is for {trained.teachers[number]}"
     return None

@@ -1,4 +1,4 @@
-"""Everything a run works with, built whole and checked before the first step and before anything is written."""
+"""Everything that a run needs, built and checked before the first step and before anything is written."""
 
 import copy
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from sit_atconv.training.session.zero import asked_for_zero, begin_moments, conf
 
 @dataclass
 class Session:
-    """`objective` and `optimizer` are what Accelerate made of `bare` and `adam`; `model` is the network in `bare`."""
+    """`objective` and `optimizer` are `bare` and `adam` as wrapped by Accelerate; `model` is the network in `bare`."""
 
     config: Config
     accelerator: Accelerator
@@ -48,7 +48,7 @@ class Session:
     teachers: list[Teacher | CachedTeacher]
 
     def loader(self, start_step: int) -> DataLoader:
-        """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch does not divide."""
+        """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch cannot be divided."""
         loader = training_loader(
             self.dataset,
             batch_size=self.config.training.batch_size,
@@ -75,11 +75,11 @@ class Session:
 
     @property
     def data(self) -> str:
-        """The fingerprint of what the run is trained on."""
+        """The fingerprint of the run's data, including its cached tokens."""
         return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
 
     def batch_indices(self, step: int) -> list[int]:
-        """The samples of the whole batch of step 1, 2, …, over all processes and micro-batches."""
+        """The samples in the global batch of step 1, 2, …, over all processes and micro-batches."""
         settings = self.config.training
         positions = range((step - 1) * settings.batch_size, step * settings.batch_size)
         return [index_at(position, len(self.dataset), settings.seed) for position in positions]
@@ -93,10 +93,10 @@ def build_session(config: Config, run: Path) -> Session:
     live = config.alignment is not None and any(not teacher.cached for teacher in config.alignment.teachers)
     dataset = open_dataset(config.data.path, images=live)
 
-    # Initial weights are drawn on the CPU: the same ones on every process and device.
+    # Initial weights are drawn on the CPU, so they are the same on every process and device.
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset)
-    begun = any((run / "checkpoints").glob("step-*"))  # then its weights follow, and the first ones need not be there
+    begun = any((run / "checkpoints").glob("step-*"))  # then a checkpoint has the weights, and init_from need not exist
     if config.model.init_from is not None and not begun:
         begin_with(model, config.model.init_from)
     teachers = build_teachers(config, dataset, device)
@@ -105,14 +105,14 @@ def build_session(config: Config, run: Path) -> Session:
     bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
     if config.model.init_from is not None and config.alignment and not begun:
         begin_projectors(bare.projectors, config.alignment, config.model.init_from)
-    twin = copy.deepcopy(model)  # for samples of the averaged weights: never compiled, wrapped or split
+    twin = copy.deepcopy(model)  # for sampling from the averaged weights: never compiled, wrapped or sharded
     model.recompute(config.training.gradient_checkpointing)
     if config.training.compile:
         model.compile_repeated_blocks()
 
     settings = config.optimizer
     adam = AdamW(bare.parameters(), settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay, fused=True)
-    if uses_zero(accelerator) and config.training.precision == "bf16":  # else Accelerate wraps it so
+    if uses_zero(accelerator) and config.training.precision == "bf16":  # without DeepSpeed, Accelerate does this
         bare.forward = torch.autocast(device.type, torch.bfloat16)(bare.forward)
     objective, optimizer = accelerator.prepare(bare, adam)
     if uses_zero(accelerator):
@@ -122,9 +122,9 @@ def build_session(config: Config, run: Path) -> Session:
 
 
 def _accelerator(config: Config, run: Path) -> Accelerator:
-    """Processes, devices and precision, as the launcher and the configuration say.
+    """The Accelerator, with processes from the launcher and precision from the configuration.
 
-    Raises `InputError` for a precision that the device, or a way to split the work, does not have.
+    Raises `InputError` for a precision that the device or the kind of sharding does not support.
     """
     require_same_from_launcher(config)
     cpu = not torch.accelerator.is_available()
@@ -138,9 +138,9 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
     group = {"backend": "gloo"} if zero and cpu else {}
     handlers.append(InitProcessGroupKwargs(timeout=WAIT_FOR_WORK, **group))
     accelerator = Accelerator(
-        cpu=cpu and not zero,  # without it, several CPU processes would not know of one another; with it, no DeepSpeed
+        cpu=cpu and not zero,  # needed for several CPU processes to find one another, but it would disable DeepSpeed
         mixed_precision="no" if zero else config.training.precision,  # DeepSpeed would round the weights as well
-        # A launcher for DeepSpeed has its own number of micro-batches, which would go before a plain number.
+        # A launcher for DeepSpeed passes its own number of micro-batches, which overrides a plain number here.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.training.accumulation),
         log_with=list(config.log.trackers) or None,
         project_dir=run,
@@ -151,6 +151,6 @@ def _accelerator(config: Config, run: Path) -> Accelerator:
     if accelerator.distributed_type == DistributedType.FSDP:
         if config.training.precision == "fp16":
             raise InputError("fp16 with weights split among processes is not supported: take training.precision bf16.")
-        # Weights travel in fp32 and autocast chooses the precision of each operation, as without splitting them.
+        # Weights are communicated in fp32 and autocast sets the precision of each operation, as without sharding.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator

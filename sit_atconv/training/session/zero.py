@@ -1,7 +1,7 @@
-"""ZeRO of DeepSpeed, stages 1 and 2: every process holds all weights and averages, and its share of Adam's moments.
+"""DeepSpeed's ZeRO, stages 1 and 2: every process holds all weights and averages, and its shard of Adam's moments.
 
-DeepSpeed strings the weights together, cuts that in as many parts as there are processes, and lets each process update
-a copy of its part. It clips gradients and skips steps that are not finite itself, within `Accelerator.backward`.
+DeepSpeed concatenates the weights, divides them into one part per process, and each process updates a copy of its part.
+It clips gradients and skips non-finite steps itself, within `Accelerator.backward`.
 """
 
 import importlib.util
@@ -36,9 +36,9 @@ def uses_zero(accelerator: Accelerator) -> bool:
 
 
 def configure_zero(accelerator: Accelerator, config: Config) -> None:
-    """Let a run's configuration decide all that a DeepSpeed file could say otherwise.
+    """Set DeepSpeed's options from a run's configuration.
 
-    Raises `InputError` for what would make other weights than the run without DeepSpeed, or split what must be whole.
+    Raises `InputError` for options that would give other weights than without DeepSpeed, or shard the weights.
     """
     settings = accelerator.deepspeed_plugin.deepspeed_config
     zero = settings["zero_optimization"]
@@ -54,7 +54,7 @@ def configure_zero(accelerator: Accelerator, config: Config) -> None:
         if asked:
             raise InputError(
                 f"The DeepSpeed configuration asks for {what}, which is not supported: start from "
-                "configs/accelerate/deepspeed.yaml (stage 1 or 2), leave precision and optimiser to the training "
+                "configs/accelerate/deepspeed.yaml (stage 1 or 2), leave precision and optimizer to the training "
                 "configuration, and take configs/accelerate/fsdp2.yaml to split the weights too."
             )
     training = config.training
@@ -64,13 +64,13 @@ def configure_zero(accelerator: Accelerator, config: Config) -> None:
     settings["gradient_clipping"] = config.optimizer.clip_norm or 0.0
     settings["train_batch_size"] = training.batch_size
     per_process = training.batch_size // (training.accumulation * accelerator.num_processes)
-    settings["train_micro_batch_size_per_gpu"] = max(per_process, 1)  # what does not divide, the loader refuses
+    settings["train_micro_batch_size_per_gpu"] = max(per_process, 1)  # the loader refuses what does not divide
 
 
 def begin_moments(adam: Optimizer, parameters: Iterable[Parameter]) -> None:
-    """Moments of zero for this process's part, as Adam would make them in its first step, and their links to weights.
+    """Create zero moments for this process's part, as Adam would in its first step, and link them to the weights.
 
-    A run can then go on, or save, before any step was taken.
+    This makes it possible to load or save a checkpoint before the first step.
     """
     from deepspeed.utils import lazy_init_hp_params_optimizer_state  # optional, and slow to import
 
@@ -83,7 +83,7 @@ def begin_moments(adam: Optimizer, parameters: Iterable[Parameter]) -> None:
 
 
 def whole_moments(adam: Optimizer, parameter: Parameter) -> dict[str, Tensor]:
-    """Step and moments of a parameter, whole and on the CPU. All processes call it."""
+    """Step and complete moments of a parameter, on the CPU. All processes call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     (state,) = adam.state.values()
@@ -92,7 +92,7 @@ def whole_moments(adam: Optimizer, parameter: Parameter) -> dict[str, Tensor]:
 
 
 def set_whole(adam: Optimizer, parameter: Parameter, values: Tensor, step: Tensor, moments: list[Tensor]) -> None:
-    """Set a parameter and its state from whole tensors: the weights, and their copy in the processes' parts."""
+    """Set a parameter, its copy in the processes' parts, and its Adam state from complete tensors."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""How a run is watched: speed, sample grids and scores."""
+"""Monitoring a run: speed, sample grids and scores."""

@@ -1,11 +1,11 @@
-"""How training draws, for its grids and its scores."""
+"""Sampler settings for the grids and scores of training."""
 
 from sit_atconv.config import EvaluationConfig, PreviewConfig
 from sit_atconv.sampling import SamplerSettings
 
 
 def sampler_settings(config: PreviewConfig | EvaluationConfig) -> SamplerSettings:
-    """What a configuration asks for; its interval is left out without guidance, where `SamplerSettings` refuses one.
+    """The settings of a configuration, without its interval if there is no guidance, as `SamplerSettings` refuses one.
 
     Raises `InputError` for settings that cannot be used.
     """

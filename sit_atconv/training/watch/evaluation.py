@@ -1,4 +1,4 @@
-"""Scores during training: samples of the averaged weights, drawn and compared with a reference by all processes."""
+"""Scores during training: all processes draw samples from the averaged weights and compare them with a reference."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sit_atconv.training.watch.drawing import sampler_settings
 
 
 class Evaluation:
-    """Draws samples 0 … n − 1 of the run's seed, balanced over classes, and scores them.
+    """Draws samples 0 … n − 1 with the run's seed, balanced over classes, and scores them.
 
     Raises `InputError` for features, a reference or settings that cannot be used.
     """
@@ -30,15 +30,15 @@ class Evaluation:
         self._config, self._seed, self._accelerator = config, seed, accelerator
         if config.samples < 2:
             raise InputError("evaluation.samples must be at least 2: one sample has no covariance.")
-        if not Path(config.reference).is_file():  # a file of statistics, or else pictures: a typo is found now
+        if not Path(config.reference).is_file():  # then it must be a source of pictures: find a typo now
             open_source(config.reference)
         self.settings = sampler_settings(config)
-        with accelerator.main_process_first():  # which may download the weights
+        with accelerator.main_process_first():  # the main process may download the weights
             self._features = create_features(config.features, config.weights, accelerator.device)
         self._reference = read_reference(config.reference, self._features, wanted_for(metric_names(self._features)))
         self._require_comparable(dataset)
         if not accelerator.is_main_process:
-            self._reference.points = None  # up to 400 MB, which only the main process looks at
+            self._reference.points = None  # up to 400 MB, which only the main process needs
         self._autoencoder = load_autoencoder(dataset.latents, device=accelerator.device)
 
     def scores(self, model: SiT) -> dict[str, float]:
@@ -52,7 +52,7 @@ class Evaluation:
         return broadcast_object_list(found)[0]
 
     def _require_comparable(self, dataset: LatentDataset) -> None:
-        """Raise `InputError` where pictures of the data's size have other features than the reference's have."""
+        """Raise `InputError` when features of the data's picture size differ in dimension from the reference's."""
         height, width = (side * dataset.latents.downscale for side in dataset.latent_shape[1:])
         black = torch.zeros(1, 3, height, width, dtype=torch.uint8)
         ours, theirs = self._features(black)["pool"].shape[1], len(self._reference.gaussians["pool"][0])

@@ -1,4 +1,4 @@
-"""Sample grids during training: the averaged weights, the same noise and labels every time."""
+"""Sample grids during training, from the averaged weights, with the same noise and labels every time."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from sit_atconv.training.watch.drawing import sampler_settings
 class Preview:
     """Draws RUN/samples/step-0010000.png: a row for each of the first classes, or one row of an unconditional model.
 
-    It is what sample.py draws from the checkpoint of that step with the same settings, labels and seed.
+    sample.py draws the same from the checkpoint of that step, given the same settings, labels and seed.
 
-    Raises `InputError` for settings that cannot be used, or when the data's autoencoder cannot be had: now, not when
-    the first grid is due.
+    Raises `InputError` at construction, not at the first grid, for settings that cannot be used or an autoencoder that
+    cannot be loaded.
     """
 
     def __init__(
@@ -36,5 +36,5 @@ class Preview:
         count = columns * max(rows, 1)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
-        self.folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
+        self.folder.mkdir(exist_ok=True)  # not its parent: the directory of a moved run is not created again
         save_grid(images, columns, self.folder / f"step-{step:07d}.png")

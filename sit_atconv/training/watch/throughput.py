@@ -14,7 +14,7 @@ from torch import Tensor
 from sit_atconv.models.flops import training_flops
 from sit_atconv.training.session.session import Session
 
-# Dense tensor-core peaks of bf16 and fp16 in FLOP/s, from the vendor's data sheets, by a part of the device's name.
+# Dense tensor-core peaks of bf16 and fp16 in FLOP/s, from the vendor's data sheets, keyed by part of the device's name.
 _HALF_PRECISION_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -27,7 +27,7 @@ _HALF_PRECISION_PEAKS = {
 
 
 class Interval:
-    """Time since the last line of the log: in all, for data, and what was no training at all."""
+    """Time since the last line of the log: in total, waiting for data, and not spent on training."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -38,7 +38,7 @@ class Interval:
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def fetch(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next micro-batch, and a note of how long it took to come."""
+        """The next micro-batch; adds the time it took to the time spent waiting."""
         asked = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - asked
@@ -50,15 +50,15 @@ class Interval:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """For checkpoints, previews and scores: their time is not the steps'."""
+        """Exclude checkpoints, previews and scores from the time of the steps."""
         if self._session.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize()  # what is still computing is the steps'
+            torch.accelerator.synchronize()  # work still running belongs to the steps
         stopped = time.perf_counter()
         yield
         self._began += time.perf_counter() - stopped
 
     def read(self, step: int) -> dict[str, Any]:
-        """Speed since the last call, of the slowest process; the device must have finished. All processes call it."""
+        """Speed since the last call, of the slowest process; the device must be idle. All processes call it."""
         config, accelerator = self._session.config, self._session.accelerator
         mine = (self._waited / self._steps, peak_memory_gib(accelerator.device))
         wait, memory = (max(values) for values in zip(*gather_object([mine]), strict=True))
