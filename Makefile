@@ -1,9 +1,11 @@
 # make quickstart    install, train a small model on handwritten digits, sample, score     (MODEL=SiT-S/4 for attention)
 # make real          the ImageNet recipe on a small scale: photographs of hands, about 20 minutes (SIGNS, TAESD, INCEPTION)
 # make test          install, run the whole test suite
-# VENV=path shares one environment between clones.
+# make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
+# VENV=path and LOWEST=path share the environments between clones.
 
 VENV   ?= .venv
+LOWEST ?= .venv-lowest
 PYTHON ?= python3
 MODEL  ?= SiT-ATConv-S/4
 STEPS  ?= 2400
@@ -25,7 +27,14 @@ CORES  := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
           --num_cpu_threads_per_process $(CORES)
 
-.PHONY: quickstart real test lint format env lock
+# Installs the versions of a lock file unless the environment already has them: (environment, Python, lock file).
+define install
+@test -x $(1)/bin/python || $(2) -m venv $(1)
+@cmp -s $(3) $(1)/requirements.lock || \
+    { $(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(3) && cp $(3) $(1)/requirements.lock; }
+endef
+
+.PHONY: quickstart real test test-lowest lint format env lock lock-lowest
 
 quickstart: env
 	$(LAUNCH) train.py --config configs/quickstart.yaml --run $(RUN) --model.name $(MODEL) --data.path digits:train@$(SIZE) \
@@ -50,6 +59,10 @@ real: env
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+test-lowest:
+	$(call install,$(LOWEST),python3.11,requirements-lowest.lock)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,15 +71,19 @@ format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Installs the locked versions unless the environment already has them.
 env:
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@cmp -s requirements.lock $(VENV)/requirements.lock || \
-	    { $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock \
-	      && cp requirements.lock $(VENV)/requirements.lock; }
+	$(call install,$(VENV),$(PYTHON),requirements.lock)
 
 # Locks the newest versions that pyproject.toml allows, for every Python from 3.10 on; [tool.uv] there limits torch.
 lock: env
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra eval --extra dev --universal --python-version 3.10 \
 	    --no-header --no-annotate --upgrade --output-file requirements.lock
+
+# Locks the lowest versions that pyproject.toml allows, for Linux and Python 3.11, and the newest of indirect dependencies.
+# --no-config: [tool.uv] would limit torch to a newer version.
+lock-lowest: env
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra eval --extra dev --resolution lowest-direct --no-config \
+	    --python-version 3.11 --python-platform linux --no-header --no-annotate --upgrade \
+	    --output-file requirements-lowest.lock

@@ -45,7 +45,7 @@ class GpuAttention(TorchFunctionMode):
 
 @contextlib.contextmanager
 def fake_gpu(precision: str) -> Iterator[None]:
-    """Create fake tensors on a GPU, in autocast if `precision` is bf16, without the need for a GPU.
+    """Create fake tensors on a GPU, in autocast if `precision` is bf16. From torch 2.10 on, no GPU is needed.
 
     torch.autocast would disable itself without a GPU, so its parts are called here.
     """

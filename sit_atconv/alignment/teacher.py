@@ -1,18 +1,15 @@
 """Frozen vision encoders from timm with whose patch tokens a diffusion model is aligned (REPA)."""
 
-import pickle
-import sys
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sit_atconv.alignment.cached import TeacherSpec
 from sit_atconv.alignment.tokens import resample_tokens
+from sit_atconv.alignment.weights import load_into_timm
 from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.weights import require_finite
@@ -107,42 +104,7 @@ def _create(name: str, weights: str) -> nn.Module:
     if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
         raise InputError(f"Teacher '{name}' has no patch tokens: give a vision transformer, such as those of DINOv2.")
     if weights not in ("hub", "random"):
-        _load_weights(model, weights)
+        if not Path(weights).is_file():
+            raise InputError(f"Teacher weights '{weights}' are not a file. Give a file, 'hub' or 'random'.")
+        load_into_timm(model, Path(weights))
     return model
-
-
-def _load_weights(model: nn.Module, path: str) -> None:
-    """Load a local file with timm's names, or with a release's names that timm can translate; heads are left out."""
-    state = _read_state(path)
-    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
-        state = translate(state, model) if translate else state
-        missing = model.load_state_dict(state, strict=False).missing_keys
-    except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or ["shapes differ"])[-1].strip()
-        raise InputError(f"{path} holds another teacher's weights: {reason}") from error
-    if missing:
-        raise InputError(
-            f"{path} lacks {len(missing)} of the teacher's tensors ({', '.join(missing[:3])}, …): is it the file of "
-            "another model?"
-        )
-    require_finite(model.state_dict(), path)
-
-
-def _read_state(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise InputError(f"Teacher weights '{path}' are not a file. Give a file, 'hub' or 'random'.")
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(
-            f"Cannot read teacher weights {path}: {str(error).strip().splitlines()[0]} Expected .safetensors, or a "
-            "torch checkpoint that holds tensors only."
-        ) from error
-    for key in ("teacher", "model", "state_dict"):
-        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no weights: expected a dictionary of tensors.")
-    return state

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sit_atconv.convert.files import read_file
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.weights import require_finite
+from sit_atconv.runtime.weights import read_weights
 
 # Names of the weights in a checkpoint, best first: the releases are scored with the averaged ones.
 WEIGHTS = ("ema", "model", "state_dict")
@@ -43,7 +42,7 @@ def read_released(source: str | Path | Mapping[str, Any], weights: str | None = 
     """
     from_file = isinstance(source, str | Path)
     name = str(source) if from_file else "the checkpoint"
-    content = read_file(Path(source)) if from_file else source
+    content = _read(Path(source)) if from_file else source
     if not isinstance(content, Mapping):
         raise InputError(
             f"{name} holds a {type(content).__name__}, not a checkpoint: expected a dictionary of tensors."
@@ -54,6 +53,15 @@ def read_released(source: str | Path | Mapping[str, Any], weights: str | None = 
     projectors = {key.removeprefix(_PROJECTORS): state.pop(key) for key in list(state) if key.startswith(_PROJECTORS)}
     arguments = _arguments(content)
     return Released(state, projectors, arguments, aligned_block or arguments.get("encoder_depth"))
+
+
+def _read(path: Path) -> Any:
+    if path.is_dir():
+        ours = " It is a model of ours: open it with SiT.from_pretrained." if (path / "config.json").exists() else ""
+        raise InputError(f"{path} is a directory, not a released checkpoint: name the file in it.{ours}")
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    return read_weights(path)
 
 
 def _choose(content: Mapping[str, Any], weights: str | None, name: str) -> Mapping[str, Tensor]:

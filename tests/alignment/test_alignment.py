@@ -140,12 +140,12 @@ def test_weights_that_do_not_fit(tmp_path):
         torch.save(content, tmp_path / name)
     (tmp_path / "cut.safetensors").write_bytes(b"\0" * 20)
     for name, message in {
-        "partial.pth": r"lacks \d+ of the teacher's tensors .blocks.1",
-        "wider.pth": "another teacher's weights|lacks",
-        "code.pth": "holds tensors only",
+        "partial.pth": r"lacks \d+ of the model's tensors .blocks.1",
+        "wider.pth": "another model's weights|lacks",
+        "code.pth": "could run code",
         "list.pth": "holds no weights",
         "settings.pth": "holds no weights",
-        "cut.safetensors": "Cannot read teacher weights",
+        "cut.safetensors": "is damaged, or no weights file",
         "missing.pth": "are not a file",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -355,12 +355,24 @@ def test_pixels_of_large_images_and_unknown_features(sets):
         create_features("timm:vit_tiny_patch16_224", "absent.safetensors")
 
 
+@pytest.mark.slow
+def test_a_published_dinov2_file_is_resampled_to_what_dgm_eval_shows_it(tmp_path):
+    timm = pytest.importorskip("timm")
+    published = timm.create_model("vit_small_patch14_dinov2", num_classes=0)  # 518 x 518: 37 x 37 positions
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    features = create_features("timm:vit_small_patch14_dinov2", tmp_path / "weights.pth")
+    assert features(torch.from_numpy(pictures(1)).permute(0, 3, 1, 2))["pool"].shape == (1, 384)
+
+
 def test_timm_features_from_a_local_file(sets, tmp_path):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"Cannot load resnet10t.*--weights"):
         create_features("timm:resnet10t", tmp_path / "weights.pth")  # a classifier of 10 is not the published model
+    torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"another model's weights"):
+        create_features("timm:resnet10t", tmp_path / "weights.pth")
     torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), tmp_path / "weights.pth")
     features = create_features("timm:resnet10t", tmp_path / "weights.pth")
     images = torch.from_numpy(pictures(9)).permute(0, 3, 1, 2)

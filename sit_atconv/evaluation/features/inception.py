@@ -7,8 +7,6 @@ groups, in the first layers in still smaller ones.
 
 import copy
 import io
-import pickle
-import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.grouping import Grouped
 from sit_atconv.runtime.files import sha256_of_file
+from sit_atconv.runtime.weights import read_weights
 
 PUBLISHED_WEIGHTS_PREFIX = "6726825d"  # of the SHA-256 of the file that torch-fidelity publishes
 _INPUT_SIZE = 299
@@ -158,11 +157,9 @@ def _where_to_get_weights() -> str:
 def _load_network(path: Path) -> nn.Module:
     """torch-fidelity's network with the weights of `path`, in float32; pickled code is never run."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is not a file of plain weights ({last_line(error)}). {_where_to_get_weights()}"
-        ) from error
+        state = read_weights(path)
+    except InputError as error:
+        raise InputError(f"{error} {_where_to_get_weights()}") from error
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     checked = io.BytesIO()
     torch.save(tensors, checked)

@@ -12,12 +12,13 @@ from timm.data import resolve_data_config
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
 
+from sit_atconv.alignment.weights import load_into_timm
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.grouping import Grouped
 from sit_atconv.evaluation.features.inception import InceptionFeatures, last_line, require_uint8_images
 from sit_atconv.runtime.files import sha256_of_file
 
-_NOT_WEIGHTS = (pickle.UnpicklingError, SafetensorError, EOFError, AttributeError)  # reading other files raises these
+_DAMAGED = (pickle.UnpicklingError, SafetensorError, EOFError)  # reading a damaged download raises these
 MAX_DIMENSIONS = 4096  # the largest practical covariance: an eigenproblem of 4096 x 4096
 
 
@@ -131,11 +132,23 @@ def _create_timm(name: str, weights: str | Path | None, size: int | None) -> tor
     if weights is not None and not Path(weights).is_file():
         raise InputError(f"There is no weights file {weights}.")
     options = {"num_classes": 0, **({"img_size": size} if size else {})}
-    options |= {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
     try:
-        return timm.create_model(name, **options).eval().requires_grad_(False)
-    except (OSError, RuntimeError, ValueError, LookupError, *_NOT_WEIGHTS) as error:
+        model = timm.create_model(name, pretrained=weights is None, **options)
+    except (OSError, RuntimeError, ValueError, LookupError, *_DAMAGED) as error:
         raise InputError(
-            f"Cannot load {name} from {weights or 'the model hub'} ({type(error).__name__}: {last_line(error)}). "
-            "Name a local file of its weights (timm's names, num_classes=0) with --weights."
+            f"Cannot load {name} from the model hub ({type(error).__name__}: {last_line(error)}). "
+            "Name a local file of its weights with --weights."
         ) from error
+    if weights is not None:
+        _fill(model, name, Path(weights))
+    return model.eval().requires_grad_(False)
+
+
+def _fill(model: torch.nn.Module, name: str, path: Path) -> None:
+    """Load a local file of exactly this model: the file of a deeper one holds all of its tensors, too."""
+    unexpected = load_into_timm(model, path)
+    if unexpected:
+        raise InputError(
+            f"Cannot load {name} from {path}: the model does not have {len(unexpected)} of its tensors "
+            f"({', '.join(unexpected[:3])}). Name a file of this model without a head (num_classes=0) with --weights."
+        )
