@@ -12,7 +12,6 @@ from sit_atconv.alignment.tokens import resample_tokens
 from sit_atconv.alignment.weights import load_into_timm
 from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.files import sha256_of_file
-from sit_atconv.runtime.weights import require_finite
 
 # Teachers get one patch for every 16 pixels: with patch 14 a picture of 256 px is resized to 224, with 16 it is kept.
 _PIXELS_PER_TOKEN = 16

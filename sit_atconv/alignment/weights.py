@@ -7,7 +7,7 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.weights import read_weights
+from sit_atconv.runtime.weights import read_weights, require_finite
 
 # The keys under which checkpoints keep an encoder's weights, best first: averaged ones, as timm chooses.
 _WEIGHTS = ("teacher", "state_dict_ema", "model_ema", "model", "state_dict")
@@ -32,6 +32,7 @@ def load_into_timm(model: nn.Module, path: Path) -> list[str]:
             f"{path} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])}, …): is it the file of "
             "another model?"
         )
+    require_finite(model.state_dict(), str(path))
     return unexpected
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.weights import read_weights
+from sit_atconv.runtime.weights import read_weights, require_finite
 
 # Names of the weights in a checkpoint, best first: the releases are scored with the averaged ones.
 WEIGHTS = ("ema", "model", "state_dict")
