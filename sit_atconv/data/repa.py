@@ -22,6 +22,7 @@ from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.pictures.decode import decode_image
 from sit_atconv.data.pictures.protocol import SourceImage, as_labels
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.files import BAD_HEADER
 from sit_atconv.runtime.reading import Text, read_json
 
 LATENTS, IMAGES = "vae-sd", "images"
@@ -172,7 +173,7 @@ def _read_image(root: Path, latent_name: str, convert: bool) -> np.ndarray:
 def _read_moments(path: Path, spec: LatentSpec) -> np.ndarray:
     try:
         moments = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, EOFError, MemoryError, *BAD_HEADER) as error:
         raise InputError(f"Cannot read latent {path}: {error}.") from error
     if moments.ndim != 3 or moments.shape[0] != 2 * spec.channels or moments.dtype != np.float32:
         raise InputError(

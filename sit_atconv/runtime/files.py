@@ -4,6 +4,9 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
+
+BAD_HEADER = (ValueError, SyntaxError, TokenError)  # what numpy makes of a damaged header of an npy
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -289,3 +289,20 @@ def test_a_zip_with_an_entry_without_a_name_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(content[:at] + b"\0.png" + content[at + 5 :])  # zipfile takes names up to a zero
     with pytest.raises(InputError, match="an entry without a name"):
         open_source(str(tmp_path / "x.zip"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"(1, 3, 2)", b"(1, 3, 2]"), (b"(1, 3, 2)", b"(1, 3 2( "), (b"'<f4'", b"'<f4\n")]
+)
+def test_a_damaged_header_of_an_array_is_named(tmp_path: Path, old: bytes, new: bytes) -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((1, 3, 2), np.float32))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0.npy", file.getvalue().replace(old, new))
+    with pytest.raises(InputError, match="'arr_0' is not a numpy array"):
+        open_source(str(tmp_path / "x.npz"))
+    (tmp_path / "vae-sd").mkdir()
+    (tmp_path / "vae-sd" / "a.npy").write_bytes(file.getvalue().replace(old, new))
+    (tmp_path / "vae-sd" / "dataset.json").write_text('{"labels": [["a.npy", 0]]}')
+    with pytest.raises(InputError, match="Cannot read latent"):
+        open_dataset(str(tmp_path))

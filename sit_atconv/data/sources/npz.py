@@ -11,6 +11,7 @@ import numpy as np
 
 from sit_atconv.data.pictures.protocol import SourceImage, as_labels
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.files import BAD_HEADER
 
 _BLOCK = 1 << 22  # bytes read at a time
 
@@ -131,7 +132,7 @@ def _read_header(member: BinaryIO, path: str, name: str) -> tuple[tuple[int, ...
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(member)
-    except ValueError as error:
+    except BAD_HEADER as error:
         raise InputError(f"{path}: '{name}' is not a numpy array: {error}.") from error
     if not 0 < dtype.itemsize * math.prod(max(1, side) for side in shape) <= sys.maxsize or min(shape, default=0) < 0:
         raise InputError(f"{path}: '{name}' is {dtype} of shape {shape}, which is not a possible array.")
