@@ -165,3 +165,33 @@ def test_adapters() -> None:
 def test_bad_labels_are_named_whatever_the_form() -> None:
     with pytest.raises(InputError, match="needs labels"):
         small()(*inputs()[:2], return_dict=True)
+
+
+@pytest.mark.parametrize("options", [{"variant": "ema"}, {"max_shard_size": "40KB"}], ids=["variant", "shards"])
+def test_variants_and_shards_of_weights(options: dict, tmp_path: Path) -> None:
+    model, given = small(), inputs()
+    model.save_pretrained(tmp_path, **options)
+    assert len(list(tmp_path.glob("*.safetensors"))) > ("max_shard_size" in options)
+    chosen = {key: value for key, value in options.items() if key == "variant"}
+    assert SiT.from_pretrained(tmp_path, **chosen)(*given).equal(model(*given))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_computes_in_its_dtype(name: str, tmp_path: Path) -> None:
+    small(name).save_pretrained(tmp_path)
+    exact = SiT.from_pretrained(tmp_path)
+    short = SiT.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    x, t, y = inputs()
+    velocity = short(x.bfloat16(), t, y)
+    assert velocity.dtype == short.dtype == torch.bfloat16
+    expected = exact(x, t, y)
+    assert (velocity.float() - expected).norm() <= 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_determinism_and_batches_of_one_and_many(name: str) -> None:
+    model, (x, t, y) = small(name), inputs(5)
+    velocity = model(x, t, y)
+    assert model.train()(x, t, y).equal(velocity)
+    alone = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, velocity)

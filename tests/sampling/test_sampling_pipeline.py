@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, AutoModel, DiffusionPipeline
 from sampling_fixtures import tiny_model
 from torch import nn
 
-from sit_atconv import SiTPipeline
-from sit_atconv.autoencoder import LatentSpec
+import sample
+from sit_atconv import SiT, SiTPipeline, create_model
+from sit_atconv.autoencoder import LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError
 from sit_atconv.sampling import SamplerSettings
 from sit_atconv.sampling.draw import Drawing
@@ -216,3 +217,71 @@ def test_nan_names_step_and_image(pipe: SiTPipeline) -> None:
     nn.init.constant_(pipe.transformer.final.proj.bias, float("nan"))
     with pytest.raises(InputError, match=r"NaN or infinity in step 1, from t = 1, for samples 0 to 1 of the batch"):
         pipe([0, 1], num_inference_steps=2)
+
+
+@pytest.fixture
+def decoded(tmp_path: Path) -> SiTPipeline:
+    """A pipeline of latents, with its autoencoder."""
+    folder = tmp_path / "vae"
+    AutoencoderTiny(in_channels=3, out_channels=3, latent_channels=4, **TINY_VAE).save_pretrained(folder)
+    spec = load_autoencoder(str(folder)).spec
+    model = create_model(
+        "SiT-S/2", input_size=4, hidden_size=16, depth=1, num_heads=2, num_classes=3, latents=spec.to_dict()
+    )
+    model.save_pretrained(tmp_path / "model")
+    pipeline = SiTPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+TINY_VAE = {
+    "encoder_block_out_channels": (8, 8),
+    "decoder_block_out_channels": (8, 8),
+    "num_encoder_blocks": (1, 1),
+    "num_decoder_blocks": (1, 1),
+}
+
+
+def test_a_saved_pipeline_opens_in_diffusers_and_in_sample(decoded: SiTPipeline, tmp_path: Path) -> None:
+    """By DiffusionPipeline, by AutoModel, by SiTPipeline without trusting the directory's code, and by sample.py."""
+    saved = tmp_path / "saved"
+    decoded.save_pretrained(saved)
+    draw = {"class_labels": [1, 2], "num_inference_steps": 2, "output_type": "pt"}
+    expected = decoded(**draw, generator=generator()).images
+    opened = DiffusionPipeline.from_pretrained(str(saved), trust_remote_code=True)
+    assert type(opened) is SiTPipeline
+    for pipeline in (opened, SiTPipeline.from_pretrained(saved)):
+        pipeline.set_progress_bar_config(disable=True)
+        torch.testing.assert_close(pipeline(**draw, generator=generator()).images, expected)
+    assert type(AutoModel.from_pretrained(str(saved), subfolder="transformer")) is SiT
+    sample.main(f"--checkpoint {saved} --out {tmp_path / 'out'} --num-samples 3 --steps 2".split())
+    assert np.load(tmp_path / "out" / "samples.npz")["arr_0"].shape[0] == 3
+
+
+def test_without_a_decoder_latents_do_not_come_out_as_pictures(decoded: SiTPipeline) -> None:
+    bare = SiTPipeline(decoded.transformer)
+    with pytest.raises(InputError, match="has no vae, and the model's latents are those of"):
+        bare([0], num_inference_steps=1)
+    assert bare([0], num_inference_steps=1, output_type="latent").images.shape == (1, 4, 4, 4)
+
+
+def test_labels_of_torch_and_numpy(pipe: SiTPipeline) -> None:
+    options = {"num_inference_steps": 1, "output_type": "latent", "latents": torch.randn(2, 1, 8, 6)}
+    expected = pipe([2, 1], **options).images
+    for labels in (torch.tensor([2, 1]), np.array([2, 1]), [torch.tensor(2), np.int64(1)]):
+        assert pipe(labels, **options).images.equal(expected)
+    assert pipe(np.int64(2), num_images=2, **options).images.shape[0] == 2
+
+
+def test_a_callback_reads_the_call_and_may_interrupt_it(pipe: SiTPipeline) -> None:
+    seen = []
+
+    def callback(pipeline: SiTPipeline, step: int, t: float, tensors: dict) -> dict:
+        seen.append((pipeline.guidance_scale, pipeline.num_timesteps, tensors["latents"]))
+        pipeline._interrupt = step == 1
+        return {}
+
+    drawn = pipe([0], 2.0, 4, output_type="latent", callback_on_step_end=callback).images
+    assert [(scale, steps) for scale, steps, _ in seen] == [(2.0, 4)] * 2
+    assert drawn.equal(seen[-1][2])
+    assert pipe([0], 2.0, 4, output_type="latent").images.shape == drawn.shape and not pipe.interrupt
