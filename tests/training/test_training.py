@@ -192,7 +192,7 @@ def test_labels_are_dropped_in_training_only() -> None:
     seen = []
 
     class Spy(SiT):
-        def condition(self, t, y):
+        def condition(self, t, y, dtype):
             seen.append(y.tolist())
             return super().condition(t, y)
 
