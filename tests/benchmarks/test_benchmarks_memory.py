@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from packaging.version import Version
+from fake_gpu import needs_fake_gpu
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,10 +34,7 @@ def test_the_count_without_numbers_is_that_of_a_real_step(mixer: str, what: str)
     assert fake == count() > 0
 
 
-@pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.10") and not torch.cuda.is_available(),
-    reason="before torch 2.10, random numbers of a fake GPU need a real one",
-)
+@needs_fake_gpu
 @pytest.mark.parametrize("family", ["SiT", "SiT-ATConv"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_activations_are_linear_in_tokens_and_shrink_by_checkpointing(family: str, precision: str) -> None:

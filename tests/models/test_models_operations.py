@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from fake_gpu import needs_fake_gpu
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -116,6 +117,7 @@ def cuda_autocast() -> Iterator[None]:
     torch.set_autocast_dtype("cuda", before[1])
 
 
+@needs_fake_gpu
 @pytest.mark.usefixtures("cuda_autocast")
 def test_on_a_gpu_triton_takes_what_the_projections_make(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sit_atconv.ops.selection.FORCED", "triton")

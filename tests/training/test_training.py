@@ -192,9 +192,9 @@ def test_labels_are_dropped_in_training_only() -> None:
     seen = []
 
     class Spy(SiT):
-        def condition(self, t, y):
+        def condition(self, t, y, dtype):
             seen.append(y.tolist())
-            return super().condition(t, y)
+            return super().condition(t, y, dtype)
 
     model = Spy(input_size=4, hidden_size=16, depth=1, num_heads=2, num_classes=2)
     objective = Objective(model, FlowConfig(label_dropout=0.5), None)
