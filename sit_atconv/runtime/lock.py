@@ -65,7 +65,7 @@ def gone(path: Path, doing: str, choose: str) -> str:
     """What to tell when a directory is no longer where it was, in the words of `Place`."""
     return (
         f"{path} is gone: it was moved or removed while {doing} went on. Nothing was written in its place. Run the "
-        f"same command with {choose} and where it is now, to go on."
+        f"same command with its new place as {choose} to continue."
     )
 
 
