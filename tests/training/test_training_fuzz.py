@@ -138,13 +138,9 @@ def test_spoilt_configurations_name_the_key(folder: Path, values: dict, data: st
     else:
         named = key
         keys[key] = {"not": ["a", "value"]}
-    with pytest.MonkeyPatch.context() as patched:
-        said: list[str] = []
-        patched.setattr("sys.stderr.write", said.append)
-        with pytest.raises(SystemExit) as exit_:
-            load(folder, {**values, section: keys})
-    assert exit_.value.code == 2
-    assert named in "".join(said)
+    with pytest.raises(InputError) as refusal:
+        load(folder, {**values, section: keys})
+    assert named in str(refusal.value)
 
 
 @pytest.fixture(scope="module")
