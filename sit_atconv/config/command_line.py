@@ -110,6 +110,10 @@ class _Mistake(SystemExit):
         self.paragraph = paragraph
 
 
+# What jsonargparse says before the errors of a type of several, such as "int or null"
+_SUBTYPES = re.compile(r"Does not validate against any of the Union subtypes Subtypes: \[.*\] Errors: ")
+
+
 class _Parser(ArgumentParser):
     """Reports errors as one paragraph that names the nearest key, without the usage of seventy options."""
 
@@ -121,5 +125,6 @@ class _Parser(ArgumentParser):
         group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
         option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
         key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None
-        paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else " ".join(message.split())
+        plain = _SUBTYPES.sub("", " ".join(message.split()))
+        paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else plain
         raise _Mistake(f"{self.source}{paragraph}")

@@ -9,8 +9,8 @@ from multiprocessing.queues import Queue
 import torch
 from accelerate import PartialState
 
-from sit_atconv.runtime.fellows import join_fellows
 from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.peers import join_peers
 
 # How long processes wait for one another's work: after a restart one may have hours more to do than the others. The
 # launcher detects dead processes.
@@ -41,25 +41,25 @@ def end_when_unable_to_send(worker: int) -> None:
 def leaving_in_order() -> Iterator[None]:
     """Wrap a command's work: its processes wait for one another before it, and end together after it.
 
-    When one fails, only that one reports why, and all exit with its code (`Fellows`). After success, each process
+    When one fails, only that one reports why, and all exit with its code (`Peers`). After success, each process
     destroys the process group before Python ends: otherwise a thread of Gloo may still hold a tensor at exit, which
     sometimes aborts the process (pytorch/pytorch#179291). After an error the group is kept, since a collective
     operation may be running.
 
-    Raises `InputError` when other processes do not arrive (`join_fellows`).
+    Raises `InputError` when other processes do not arrive (`join_peers`).
     """
-    fellows = join_fellows()
+    peers = join_peers()
     try:
         yield
         if torch.distributed.is_initialized():
             PartialState().wait_for_everyone()
     except BaseException as error:
-        code = None if fellows is None else fellows.leave_after(error)
+        code = None if peers is None else peers.leave_after(error)
         if code is None:
             raise
         raise SystemExit(code) from None
     finally:
-        if fellows is not None:
-            fellows.leave()
+        if peers is not None:
+            peers.leave()
     if torch.distributed.is_initialized():
         PartialState().destroy_process_group()

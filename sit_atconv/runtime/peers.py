@@ -30,7 +30,7 @@ _LOST = (
 )
 
 
-class Fellows:
+class Peers:
     """All processes of a command; this one is number `rank`.
 
     A thread watches for failures of the others. A process that keeps working, or hangs in a collective operation, is
@@ -131,7 +131,7 @@ class Fellows:
                 self._store.add(f"{_KEY}/heard", 1)
 
 
-def join_fellows() -> Fellows | None:
+def join_peers() -> Peers | None:
     """All processes that a launcher started, including this one; None for a single process.
 
     Raises `InputError` when process 0 or the launcher is not found within the time limit, or when the port is taken.
@@ -142,16 +142,16 @@ def join_fellows() -> Fellows | None:
         return None
     keeps_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     begun, limit = time.monotonic(), meeting_seconds()
-    fellows = Fellows(_open_store(keeps_store, limit), rank, world, keeps_store)
+    peers = Peers(_open_store(keeps_store, limit), rank, world, keeps_store)
     try:
-        fellows.meet(max(limit - (time.monotonic() - begun), 1))
+        peers.meet(max(limit - (time.monotonic() - begun), 1))
     except BaseException as error:
-        code = fellows.leave_after(error)
-        fellows.leave()
+        code = peers.leave_after(error)
+        peers.leave()
         if code is None:
             raise
         raise SystemExit(code) from None
-    return fellows
+    return peers
 
 
 def meeting_seconds() -> float:

@@ -14,8 +14,8 @@ import torch
 from accelerate import PartialState
 
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.runtime import fellows as fellows_module
-from sit_atconv.runtime.fellows import MINUTES, meeting_seconds
+from sit_atconv.runtime import peers as peers_module
+from sit_atconv.runtime.peers import MINUTES, meeting_seconds
 from sit_atconv.runtime.processes import leaving_in_order, process_state
 
 QUICK = {MINUTES: "0.02"}  # 1.2 seconds
@@ -34,7 +34,7 @@ def command(folder: Path, rank: int, world: int, environment: dict[str, str], wo
         os.dup2(file.fileno(), 2)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"OMP_NUM_THREADS": "1", **environment}
-    fellows_module._PATIENCE = 2.0
+    peers_module._PATIENCE = 2.0
     with exit_on_input_error(), leaving_in_order():
         state = process_state()
         state.wait_for_everyone()
