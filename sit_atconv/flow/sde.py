@@ -83,12 +83,10 @@ def integrate_sde(
         method: "euler-maruyama" (N network evaluations, weak order 1) or "heun" (2N−1, weak order 2).
         interpolant: of the network's training, `Linear()` when not given.
         start: `interpolant.time_range(prediction)[1]`, which is below 1 where a prediction is singular there. For sbdm,
-            and for Tweedie's estimate from pure noise, it is lowered to that of the score (1 − 1e-3 for linear and
-            cosine).
+            and for Tweedie's estimate from pure noise, it is lowered to that of the score.
         diffusion: D(t), a name in `DIFFUSIONS`, times `diffusion_scale`.
-        last_step: over [0, last_step_size]: "mean" (without noise; samples vary too little if D is still large there,
-            as with "constant"), "tweedie" (the estimate of the data), "euler" (an ODE step), or "none" (no special last
-            step: N equal steps, all with noise).
+        last_step: over [0, last_step_size]: "mean" (without noise; samples vary too little if D is large), "tweedie"
+            (the estimate of the data), "euler" (an ODE step), or "none" (N equal steps, all with noise).
         noise: step number -> standard normal tensor of x's shape; torch's global generator when not given.
         dtype: of state and time grid; fp64 where the device supports it.
         samples: numbers of the samples, for the message of `NonFiniteError`.

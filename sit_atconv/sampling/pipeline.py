@@ -186,9 +186,7 @@ class SiTPipeline(DiffusionPipeline):
         Raises:
             InputError: for labels that the model does not have, and for settings that contradict one another.
         """
-        require_one_of(output_type, OUTPUT_TYPES, "output type")
-        if output_type != "latent":
-            self._require_decoder()
+        self._require_output(output_type)
         if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
             raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")
         labels = self._labels(class_labels, num_images)
@@ -204,14 +202,11 @@ class SiTPipeline(DiffusionPipeline):
         def draw_noise(step: int | None = None) -> Tensor:
             return randn_tensor(shape, generator, self._execution_device)  # the device on which an offloaded model runs
 
+        noise = draw_noise() if latents is None else latents.to(self._execution_device, torch.float32)
         with self.progress_bar(total=num_inference_steps) as bar:
             try:
-                drawn = drawing.integrate(
-                    draw_noise() if latents is None else latents.to(self._execution_device, torch.float32),
-                    labels,
-                    increment=draw_noise,
-                    on_step=self._on_step(chosen.solver, bar, callback_on_step_end),
-                )
+                on_step = self._on_step(chosen.solver, bar, callback_on_step_end)
+                drawn = drawing.integrate(noise, labels, increment=draw_noise, on_step=on_step)
             except _Interrupted as interrupted:
                 drawn = interrupted.latents
         images = drawn if output_type == "latent" else self._decode(drawn, output_type)
@@ -283,7 +278,11 @@ class SiTPipeline(DiffusionPipeline):
         """Whether a callback has asked to stop after the current step."""
         return self._interrupt
 
-    def _require_decoder(self) -> None:
+    def _require_output(self, output_type: str) -> None:
+        """Raise `InputError` unless the pipeline can give this type of output."""
+        require_one_of(output_type, OUTPUT_TYPES, "output type")
+        if output_type == "latent":
+            return
         spec = self._spec
         if spec is None:
             raise InputError("This model does not name the autoencoder of its latents: use output_type='latent'.")
