@@ -10,17 +10,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import numpy as np
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
+from sit_atconv.classes import read_labels
 from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.data.pictures.decode import decode_image
-from sit_atconv.data.pictures.protocol import SourceImage, as_labels
+from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import BAD_HEADER
 from sit_atconv.runtime.reading import Text, read_json
@@ -40,7 +40,7 @@ def is_repa(directory: str | Path) -> bool:
 class RepaFile:
     """vae-sd/dataset.json: names of samples and their classes."""
 
-    labels: list[tuple[Text, Annotated[int, Meta(ge=0, le=1_000_000)]]] | None = None
+    labels: list[tuple[Text, Any]] | None = None
 
 
 class RepaSource:
@@ -48,11 +48,10 @@ class RepaSource:
 
     kind = "repa"
     lossy = False
-    class_names = None
 
-    def __init__(self, path: str, convert: bool = False) -> None:
-        self._root, self._convert = Path(path), convert
-        self.names, self.labels = _names_and_labels(self._root)
+    def __init__(self, path: str, options: SourceOptions) -> None:
+        self._root, self._options = Path(path), options
+        self.names, self.labels, self.class_names = _names_and_labels(self._root, not options.unconditional)
         if not (self._root / IMAGES).is_dir():
             raise InputError(f"{path} was prepared for REPA but has no {IMAGES}/: there are no pictures here.")
 
@@ -62,7 +61,7 @@ class RepaSource:
     def __getitem__(self, index: int) -> SourceImage:
         name = _image_name(self.names[index])
         label = None if self.labels is None else int(self.labels[index])
-        return SourceImage(_read_image(self._root, self.names[index], self._convert), label, name)
+        return _read_image(self._root, self.names[index], self._options, label, name)
 
 
 class RepaDataset(LatentDataset):
@@ -73,13 +72,12 @@ class RepaDataset(LatentDataset):
     """
 
     has_flip = False
-    class_names = None
 
-    def __init__(self, path: str, spec: LatentSpec = REPA_SPEC) -> None:
+    def __init__(self, path: str, spec: LatentSpec = REPA_SPEC, labelled: bool = True) -> None:
         self._root, self.latents = Path(path), spec
-        self.names, self.labels = _names_and_labels(self._root)
+        self.names, self.labels, self.class_names = _names_and_labels(self._root, labelled)
         self._targets = np.full(len(self.names), -1) if self.labels is None else self.labels
-        self.num_classes = 0 if self.labels is None else int(self.labels.max()) + 1
+        self.num_classes = 0 if self.labels is None else len(self.class_names or ()) or int(self.labels.max()) + 1
         height, width = self._grid()
         self.latent_shape = (spec.channels, height, width)
         self.resolution = (height * spec.downscale, width * spec.downscale)
@@ -130,26 +128,29 @@ class RepaDataset(LatentDataset):
         return torch.from_numpy(self._targets[np.asarray(indices)]).long()
 
     def _image(self, index: int) -> np.ndarray:
-        return _read_image(self._root, self.names[index], convert=False)
+        return _read_image(self._root, self.names[index], SourceOptions()).image
 
 
-def _names_and_labels(root: Path) -> tuple[list[str], np.ndarray | None]:
-    """Sorted names of latent files, relative to vae-sd/, and their labels or None."""
+def _names_and_labels(root: Path, labelled: bool) -> tuple[list[str], np.ndarray | None, list[str] | None]:
+    """Sorted names of latent files, relative to vae-sd/, their labels or None, and the classes' names or None."""
     path = root / LATENTS / "dataset.json"
     pairs = read_json(path, RepaFile, 'Expected {"labels": [[name, class], …]}, or null for labels.').labels
     if pairs is None:
         names = sorted(file.relative_to(root / LATENTS).as_posix() for file in (root / LATENTS).rglob("*.npy"))
         if not names:
             raise InputError(f"{root / LATENTS} holds no latents (*.npy).")
-        return names, None
-    labels = {name.replace("\\", "/"): label for name, label in pairs}
-    if not labels:
+        return names, None, None
+    rows = {name.replace("\\", "/"): row for row, (name, _) in enumerate(pairs)}
+    if not rows:
         raise InputError(f"{path} lists no samples.")
-    if len(labels) < len(pairs):
-        raise InputError(f"{path} lists {len(pairs) - len(labels)} names more than once: their labels are ambiguous.")
-    names = sorted(labels)
-    values = as_labels([labels[name] for name in names], str(path))
-    return [_latent_name(name) for name in names], values
+    if len(rows) < len(pairs):
+        raise InputError(f"{path} lists {len(pairs) - len(rows)} names more than once: their labels are ambiguous.")
+    names = sorted(rows)
+    latents = [_latent_name(name) for name in names]
+    if not labelled:
+        return latents, None, None
+    labels, class_names = read_labels([label for _, label in pairs], str(path))
+    return latents, labels[[rows[name] for name in names]], class_names
 
 
 def _latent_name(name: str) -> str:
@@ -162,10 +163,12 @@ def _image_name(latent_name: str) -> str:
     return latent_name.replace("img-mean-std-", "img").replace(".npy", ".png")
 
 
-def _read_image(root: Path, latent_name: str, convert: bool) -> np.ndarray:
+def _read_image(
+    root: Path, latent_name: str, options: SourceOptions, label: int | None = None, name: str | None = None
+) -> SourceImage:
     path = root / IMAGES / _image_name(latent_name)
     try:
-        return decode_image(path.read_bytes(), str(path), convert)
+        return decode_image(path.read_bytes(), str(path), options, label, name)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
 

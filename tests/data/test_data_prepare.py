@@ -19,6 +19,7 @@ import sit_atconv.data.shards.files as shard_files
 from sit_atconv.autoencoder import load_autoencoder
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.pictures.crop import center_crop
+from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.prepare.__main__ import main
 from sit_atconv.data.prepare.options import PrepareOptions
 from sit_atconv.data.prepare.preparation import prepare
@@ -224,7 +225,7 @@ def test_identity_needs_no_second_copy(photos, tmp_path):
 
 
 def test_unlabelled_sources(photos, vae, tmp_path):
-    manifest = prepare(options(photos, tmp_path / "out", vae, unconditional=True))
+    manifest = prepare(options(photos, tmp_path / "out", vae, reading=SourceOptions(convert=True, unconditional=True)))
     assert manifest.num_classes == 0 and manifest.class_names is None
     assert open_dataset(tmp_path / "out").read([0, 8], [False, True])["label"].tolist() == [-1, -1]
 

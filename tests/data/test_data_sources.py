@@ -239,9 +239,9 @@ def test_npz_grey_is_repeated_on_request(tmp_path):
         ({"arr_0": np.zeros((0, 6, 5, 3), np.uint8)}, "empty"),
         ({"other": np.zeros(3)}, "no array 'arr_0' .it holds other.npy."),
         ({"arr_0": np.array([{}], dtype=object)}, "pickled"),
-        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([0.5])}, "labels are integers"),
-        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([0, 1])}, "one an image"),
-        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([-1])}, "negative label in row 0"),
+        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([0.5])}, "row 0 is 0.5; labels are whole"),
+        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([0, 1])}, "2 labels for 1 images"),
+        ({"arr_0": np.stack([picture(1)]), "arr_1": np.array([-1])}, "label in row 0 is -1"),
     ],
 )
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

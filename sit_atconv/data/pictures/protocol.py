@@ -1,23 +1,41 @@
 """The interface of an image source: a sized, ordered collection of RGB pictures with optional labels."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from sit_atconv.errors import InputError
 
-MAX_LABEL = 10**6
+@dataclass(frozen=True)
+class SourceOptions:
+    """How pictures are read.
+
+    convert: greyscale, palette, CMYK, alpha and 16-bit pictures become RGB (preparation); otherwise they are refused
+    (evaluation). unconditional: labels are not read. image_key, label_key: the names of the arrays or columns to read,
+    where they are not the usual ones. exif: pictures are turned as their EXIF orientation says. bits: how many bits
+    16-bit grey pictures use (12 for many cameras and scanners); None means all.
+    """
+
+    convert: bool = False
+    unconditional: bool = False
+    image_key: str | None = None
+    label_key: str | None = None
+    exif: bool = False
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One picture: `image` uint8 (H, W, 3) RGB, its class or None, and a name by which the user can find it."""
+    """One picture: `image` uint8 (H, W, 3) RGB, its class or None, and a name by which the user can find it.
+
+    `turned`: it has an EXIF orientation. `bits`: of a 16-bit picture, how many bits its brightest pixel needs.
+    """
 
     image: np.ndarray
     label: int | None
     name: str
+    turned: bool = False
+    bits: int | None = None
 
 
 class ImageSource(Protocol):
@@ -37,10 +55,3 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> SourceImage: ...
-
-
-def as_labels(labels: Sequence[int] | np.ndarray, path: str) -> np.ndarray:
-    """Labels as int64. Raises `InputError` above `MAX_LABEL`: the label embedding has a row for every number below."""
-    if (largest := max(labels, default=0)) > MAX_LABEL:
-        raise InputError(f"{path} holds the label {largest}: labels must be class numbers from 0 to {MAX_LABEL}.")
-    return np.array(labels, dtype=np.int64)

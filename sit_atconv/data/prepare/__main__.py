@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 
+from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.prepare.options import PrepareOptions
 from sit_atconv.data.prepare.preparation import prepare
 from sit_atconv.data.prepare.teaching import add_teachers
@@ -22,6 +23,7 @@ from sit_atconv.runtime.processes import leaving_in_order, process_state
 
 log = logging.getLogger(__name__)
 
+_READING = ("unconditional", "image_key", "label_key", "exif", "bits")
 _side = whole_number(1, 16_384)  # pixels
 
 
@@ -40,7 +42,11 @@ def _parser() -> Parser:
     add("--teacher", action="append", default=[], metavar="NAME", help="keep this timm model's tokens; repeatable")
     weights = "hub (default), random or a file, for each"
     add("--teacher-weights", action="append", default=[], metavar="W", help=weights)
-    add("--unconditional", action="store_true", help="drop the labels, e.g. of folders that are not classes")
+    add("--unconditional", action="store_true", help="read no labels, e.g. where folders are not classes")
+    add("--image-key", metavar="NAME", help="the array or column of pictures, if it has no usual name")
+    add("--label-key", "--label-column", metavar="NAME", help="the array or column of labels, if it has no usual name")
+    add("--exif", action="store_true", help="turn pictures as their EXIF orientation says (ADM ignores it)")
+    add("--bits", type=whole_number(9, 16), help="bits that 16-bit grey pictures use, as 12 (default 16)")
     add("--batch-size", type=count, default=32, help="pictures encoded at a time (default 32)")
     most = f"samples a shard (default, most: {MAX_SHARD_SIZE})"
     add("--shard-size", type=whole_number(1, MAX_SHARD_SIZE), default=MAX_SHARD_SIZE, help=most)
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if process_state().is_main_process and (precision := asked_precision()):
             log.warning("The launcher's --mixed_precision %s is for training: pictures are encoded in fp32.", precision)
         if not in_place:
-            prepare(PrepareOptions(**given))
+            reading = SourceOptions(convert=True, **{key: given.pop(key) for key in _READING})
+            prepare(PrepareOptions(reading=reading, **given))
         elif names:
             kept = {key: given[key] for key in ("teachers", "flip", "batch_size", "workers")}
             add_teachers(given["source"], **kept)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.pictures.crop import center_crop
 from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.pictures.remarks import Remarks
 from sit_atconv.data.shards.dataset import ShardDataset
 from sit_atconv.data.shards.format import encode_png, pack_images
 from sit_atconv.data.shards.manifest import Manifest, SkippedImage
@@ -37,6 +38,7 @@ class PictureBatch:
     packed: dict[str, Tensor] = field(default_factory=dict)
     encoded: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[SkippedImage] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
 
 
 class SourceBatches(Dataset):
@@ -54,6 +56,7 @@ class SourceBatches(Dataset):
             except InputError as error:
                 batch.skipped.append(SkippedImage(index, str(error)))
                 continue
+            batch.remarks += Remarks.of([picture])
             crops.append(center_crop(picture.image, *self._manifest.resolution))
             batch.index.append(index)
             batch.labels.append(-1 if picture.label is None or not self._manifest.num_classes else picture.label)

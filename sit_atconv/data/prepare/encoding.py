@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sit_atconv.alignment import Teacher
 from sit_atconv.alignment.cached import tokens_name
 from sit_atconv.autoencoder import Autoencoder
+from sit_atconv.data.pictures.remarks import Remarks
 from sit_atconv.data.prepare.batches import PictureBatch
 from sit_atconv.data.shards.files import ShardFiles
 from sit_atconv.data.shards.format import join_images
@@ -53,11 +54,11 @@ def write_shards(
     workers: int,
     device: torch.device,
     progress: bool,
-) -> None:
+) -> Remarks:
     """Write the `files` whose numbers are in `ranges`, each from the encoded samples of its range of positions.
 
     `batches` gives a `PictureBatch` for (number, first position, one past the last). The contents of a file depend only
-    on its own range, so it is the same whichever process writes it.
+    on its own range, so it is the same whichever process writes it. Returns what was noticed in the pictures.
     """
     keys = [
         (number, start, min(start + batch_size, positions.stop))
@@ -69,6 +70,7 @@ def write_shards(
     )
     total = sum(len(positions) for positions in ranges.values())
     bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, smoothing=0.05)
+    remarks = Remarks()
     with bar, _grouping(device) as in_groups:
         for number, shard in itertools.groupby(loader, key=lambda batch: batch.shard):
             parts = []
@@ -78,8 +80,10 @@ def write_shards(
                 batch.encoded |= _encode(in_groups, encoders, files.rows, batch)
                 batch.images = batch.images.new_empty(0)  # a slice would keep their memory until the shard is written
                 parts.append(batch)
+                remarks += batch.remarks
                 bar.update(len(batch.index) + len(batch.skipped))
             _write(files, number, parts)
+    return remarks
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def open_for_import(options: PrepareOptions, autoencoder: Autoencoder) -> RepaDa
         raise InputError(f"{source} was not prepared for REPA (no vae-sd/dataset.json in it): leave out --import.")
     if options.flip:
         raise InputError(f"{source} holds no mirrored latents: leave out --flip, or --import to encode its pictures.")
-    dataset = RepaDataset(source, autoencoder.spec)
+    dataset = RepaDataset(source, autoencoder.spec, labelled=not options.reading.unconditional)
     if options.resolution not in (None, dataset.resolution):
         wanted, found = ("x".join(map(str, size)) for size in (options.resolution, dataset.resolution))
         raise InputError(f"{source} holds latents of {found} pixels, not {wanted}: leave out --resolution.")

@@ -1,7 +1,8 @@
 """The options of preparation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 
 
@@ -12,7 +13,8 @@ class PrepareOptions:
     `resolution` is (height, width); `channels` is that of the identity autoencoder (1 for grey). `take_latents` imports
     the latents of a REPA directory, which have a resolution already, instead of encoding its pictures. `flip` also
     encodes mirror images; `images` keeps the crops beside their latents; `teachers` lists (name, weights) of teachers
-    whose tokens are kept; `unconditional` drops the labels. More than `max_bad` undecodable pictures are an error.
+    whose tokens are kept; `reading` says how pictures and labels are read. More than `max_bad` undecodable pictures are
+    an error.
     """
 
     source: str
@@ -24,8 +26,8 @@ class PrepareOptions:
     flip: bool = False
     images: bool = False
     teachers: tuple[tuple[str, str], ...] = ()
-    unconditional: bool = False
     batch_size: int = 32
     shard_size: int = MAX_SHARD_SIZE
     max_bad: int = 0
     workers: int = 2
+    reading: SourceOptions = field(default_factory=lambda: SourceOptions(convert=True))

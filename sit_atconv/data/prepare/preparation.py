@@ -8,11 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
+import numpy as np
+from accelerate.utils import broadcast_object_list, gather_object
 
 from sit_atconv.alignment import Teacher
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, load_autoencoder
+from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.pictures.remarks import Remarks
 from sit_atconv.data.prepare.batches import LatentBatches, SourceBatches
 from sit_atconv.data.prepare.encoding import moments_encoder, tokens_encoder, write_shards
 from sit_atconv.data.prepare.importing import open_for_import
@@ -40,7 +43,9 @@ def prepare(options: PrepareOptions) -> Manifest:
     autoencoder = load_autoencoder(options.vae, channels=options.channels, device=state.device)
     teachers = [Teacher(name, weights, state.device) for name, weights in options.teachers]
     importing = options.take_latents
-    source = open_for_import(options, autoencoder) if importing else open_source(options.source, convert=True)
+    source = (
+        open_for_import(options, autoencoder) if importing else open_source(options.source, options=options.reading)
+    )
     manifest = _describe(options, source, autoencoder, teachers)
     out = Path(options.out)
     if not _on_all(_is_complete(out, manifest, source)):
@@ -63,7 +68,7 @@ def _encode(
     """Write the manifest, the missing shards, and then the manifest of the complete data set, which is returned."""
     state, out = process_state(), Path(options.out)
     require_undamaged(source)
-    files = ShardFiles(out, manifest.shard_rows, basis=partial(_basis, source.names, manifest))
+    files = ShardFiles(out, manifest.shard_rows, basis=partial(_basis, source, manifest))
     if state.is_main_process:
         remove_leftovers(out)
         save_manifest(manifest, out)
@@ -76,7 +81,7 @@ def _encode(
     batches = LatentBatches(source, manifest) if importing else SourceBatches(source, manifest)
     # The number of a shard alone decides which process writes it, whichever shards are already complete.
     mine = range(state.process_index, _shard_count(manifest), state.num_processes)
-    write_shards(
+    remarks = write_shards(
         batches,
         files,
         {number: _shard_range(manifest, number) for number in mine if _is_missing(files, number, batches)},
@@ -86,17 +91,24 @@ def _encode(
         device=state.device,
         progress=state.is_main_process,
     )
-    state.wait_for_everyone()
-    return _finish(manifest, files, options.max_bad) if state.is_main_process else manifest
+    remarks = sum(gather_object([remarks]), Remarks())
+    if not state.is_main_process:
+        return manifest
+    remarks.say(options.source, options.reading)
+    return _finish(manifest, source.labels, files, options.max_bad)
 
 
-def _basis(names: Sequence[str] | None, manifest: Manifest, number: int) -> dict:
-    """Identifies the pictures of a shard, in case the source changes before preparation is complete."""
-    if names is None:
-        return {}
+def _basis(source: ImageSource | RepaDataset, manifest: Manifest, number: int) -> dict:
+    """Identifies a shard's pictures and labels, in case the source changes before preparation is complete."""
     covered = _shard_range(manifest, number)
-    text = json.dumps(names[covered.start : covered.stop])  # escapes names that are not UTF-8
-    return {"names": hashlib.sha256(text.encode()).hexdigest()}
+    basis = {}
+    if source.names is not None:
+        text = json.dumps(source.names[covered.start : covered.stop])  # escapes names that are not UTF-8
+        basis["names"] = hashlib.sha256(text.encode()).hexdigest()
+    if source.labels is not None:
+        labels = np.ascontiguousarray(source.labels[covered.start : covered.stop], dtype=np.int64)
+        basis["labels"] = hashlib.sha256(labels).hexdigest()
+    return basis
 
 
 def _is_missing(files: ShardFiles, number: int, batches: LatentBatches | SourceBatches) -> bool:
@@ -125,10 +137,7 @@ def _describe(
     autoencoder.require_divisible(*resolution)
     # Latents that are pixels can be mirrored exactly when they are read, and are their own pictures.
     is_pixels = spec.autoencoder == IDENTITY
-    labels = None if options.unconditional else source.labels
-    if labels is not None and labels.min() < 0:
-        raise InputError(f"{options.source} has pictures without a label (below 0): give --unconditional to drop all.")
-    names = None if labels is None else source.class_names
+    labels, names = source.labels, source.class_names
     return Manifest(
         source=options.source,
         resolution=resolution,
@@ -141,6 +150,8 @@ def _describe(
         source_count=len(source),
         teachers=[teacher.spec(*resolution, options.flip) for teacher in teachers],
         moments_dtype="float32" if options.take_latents else "float16",
+        exif=options.reading.exif,
+        bits=options.reading.bits,
     )
 
 
@@ -172,7 +183,7 @@ def _on_all(answer: bool) -> bool:
     return answer
 
 
-def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
+def _finish(manifest: Manifest, labels: np.ndarray | None, files: ShardFiles, max_bad: int) -> Manifest:
     """Collect the shards' notes into dataset.json."""
     out, numbers = files.directory, range(_shard_count(manifest))
     notes = [files.read_note(number) for number in numbers]
@@ -190,6 +201,12 @@ def _finish(manifest: Manifest, files: ShardFiles, max_bad: int) -> Manifest:
     if count == 0:
         raise InputError(f"Not one picture of {manifest.source} could be decoded.")
     manifest = replace(manifest, shards=shards, skipped=skipped, count=count, complete=True)
+    if labels is not None:
+        present = set(np.delete(labels, [skip.index for skip in skipped]).tolist())
+        manifest = replace(manifest, empty_classes=[c for c in range(manifest.num_classes) if c not in present])
+        if empty := manifest.empty_classes:
+            named = Classes(manifest.num_classes, manifest.class_names).titles(empty)
+            log.warning("%s: %d classes have no picture: %s.", out, len(empty), named)
     save_manifest(manifest, out)
     files.remove_notes(numbers)
     classes = f"{manifest.num_classes} classes" if manifest.num_classes else "no labels"

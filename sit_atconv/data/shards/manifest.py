@@ -53,7 +53,8 @@ class Manifest:
 
     `moments_dtype` is float16, or float32 for latents that were imported bit for bit. `teachers` lists the teachers
     whose tokens are kept; `token_files` has, by `tokens_name`, one file per shard for each teacher that was added to
-    complete data. `complete` is False while preparation runs; `shards` and `skipped` are filled in when it ends.
+    complete data. `exif` and `bits` are those of `SourceOptions`; `empty_classes` lists classes without a picture.
+    `complete` is False while preparation runs; `shards` and `skipped` are filled in when it ends.
     """
 
     source: str
@@ -72,6 +73,9 @@ class Manifest:
     teachers: list[TeacherSpec] = field(default_factory=list)
     moments_dtype: Literal["float16", "float32"] = "float16"
     token_files: dict[str, list[ShardInfo]] = field(default_factory=dict)
+    exif: bool = False
+    bits: Annotated[int, Meta(ge=9, le=16)] | None = None
+    empty_classes: list[Count] = field(default_factory=list)
     version: int = VERSION
 
     @property
@@ -105,7 +109,7 @@ class Manifest:
 
     def settings(self) -> dict:
         """The settings of preparation: two runs with equal settings write equal shards."""
-        outcome = ("count", "complete", "shards", "skipped", "token_files")
+        outcome = ("count", "complete", "shards", "skipped", "token_files", "empty_classes")
         settings = {key: value for key, value in self.to_dict().items() if key not in outcome}
         first = [spec for k, spec in enumerate(settings["teachers"]) if tokens_name(k) not in self.token_files]
         return settings | {"teachers": first}

@@ -2,44 +2,76 @@
 
 import logging
 import os
+import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from sit_atconv.data.pictures.decode import IMAGE_SUFFIXES, LOSSY_SUFFIXES, decode_image
-from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
+from sit_atconv.data.sources.listed import LISTS, listed_labels
 from sit_atconv.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
+_SPLIT_NAMES = frozenset(
+    ("train", "training", "trn", "val", "valid", "validation", "dev", "test", "testing", "eval", "heldout")
+)
+_SPLIT_ENDINGS = re.compile(r"[\W_]*(set|images?|data|split|\d+)?$")  # of "training_set", "val2017"
 
 
 class FileSource:
     """Pictures by relative name ("n01443537/img_0.JPEG"), sorted. Subclasses implement reading bytes.
 
-    The first folder of a name is its class, after leading folders that all pictures share; sorted class folders are
-    classes 0, 1, … Pictures without folders make an unlabelled source.
+    A list beside the pictures (`listed`) gives the labels. Without one, the first folder of a name is its class, after
+    leading folders that all pictures share; sorted class folders are classes 0, 1, … Pictures without folders make an
+    unlabelled source. `part` chooses one of the first folders, such as a split.
     """
 
     kind: str
 
-    def __init__(self, path: str, names: Iterable[str], empty_folders: Iterable[str], convert: bool) -> None:
-        self.path, self._convert = str(path), convert
+    def __init__(
+        self,
+        path: str,
+        names: Iterable[str],
+        empty_folders: Iterable[str],
+        options: SourceOptions,
+        part: str | None = None,
+    ) -> None:
+        self.path, self._options = str(path), options
         visible = [name for name in names if not _hidden(name)]
         wanted = (name for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES)
         self.names = sorted(wanted, key=lambda name: name.split("/"))
+        if part is not None:
+            self.names, empty_folders = _only(self.path, part, self.names, empty_folders)
         if not self.names:
             raise InputError(
                 f"No pictures in {path}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either directly "
                 "or in one folder a class."
             )
+        self.class_names = self.labels = None
+        if not options.unconditional:
+            listed = self._listed(set(visible))
+            self.class_names, self.labels = listed or _classes(self.path, self.names, empty_folders)
         _mention_others(self.path, visible)
-        self.class_names, self.labels = _classes(self.path, self.names, empty_folders)
         self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self.names)
+
+    def _listed(self, visible: Set[str]) -> tuple[list[str] | None, np.ndarray | None] | None:
+        """Class names and labels from the list in the folder that holds all pictures, or the nearest one above it."""
+        parts = [name.split("/")[:-1] for name in self.names]
+        above = parts[0][: _common_depth(parts)]
+        for depth in range(len(above), -1, -1):
+            folder = "".join(f"{part}/" for part in above[:depth])
+            for name in LISTS:
+                if folder + name not in visible:
+                    continue
+                text = self._read(folder + name)
+                if found := listed_labels(self.path, folder, name, text, self.names, self._options):
+                    return found
+        return None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +79,7 @@ class FileSource:
     def __getitem__(self, index: int) -> SourceImage:
         name = self.names[index]
         label = None if self.labels is None else int(self.labels[index])
-        return SourceImage(decode_image(self._read(name), f"{self.path}/{name}", self._convert), label, name)
+        return decode_image(self._read(name), f"{self.path}/{name}", self._options, label, name)
 
     def _read(self, name: str) -> bytes:
         raise NotImplementedError
@@ -58,7 +90,7 @@ class FolderSource(FileSource):
 
     kind = "folder"
 
-    def __init__(self, path: str, convert: bool = False) -> None:
+    def __init__(self, path: str, options: SourceOptions, part: str | None = None) -> None:
         names, empty = [], []
         for folder, subfolders, files in os.walk(path, followlinks=True, onerror=_refuse_unreadable):
             _refuse_loops(folder, subfolders)
@@ -67,7 +99,7 @@ class FolderSource(FileSource):
             names += files if prefix == "." else [f"{prefix}/{file}" for file in files]
             if not subfolders and all(_hidden(file) for file in files):
                 empty.append(prefix)
-        super().__init__(path, names, empty, convert)
+        super().__init__(path, names, empty, options, part)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -81,7 +113,7 @@ class ZipSource(FileSource):
 
     kind = "zip"
 
-    def __init__(self, path: str, convert: bool = False) -> None:
+    def __init__(self, path: str, options: SourceOptions, part: str | None = None) -> None:
         self.path, self._handle = str(path), None
         infos = self._archive().infolist()
         locked = next((info.filename for info in infos if info.flag_bits & 1), None)
@@ -96,7 +128,7 @@ class ZipSource(FileSource):
         filled |= {parent for folder in filled for parent in folder.parents}
         folders = (info.filename.rstrip("/") for info in infos if info.is_dir())
         empty = [folder for folder in folders if PurePosixPath(folder) not in filled]
-        super().__init__(path, names, empty, convert)
+        super().__init__(path, names, empty, options, part)
 
     def _archive(self) -> zipfile.ZipFile:
         # Keyed by process, because a handle shared across a fork would share its file position.
@@ -134,13 +166,43 @@ def _classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[st
     missing = sorted({folder[depth] for folder in folders if len(folder) > depth} - set(classes))
     if missing:
         raise InputError(
-            f"{path} has class folders without a picture: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}. "
+            f"{path} has class folders without a picture: {_some(missing)}. "
             "They would take a class number each: fill or remove them."
         )
-    if set(map(str.lower, classes)) <= _SPLIT_NAMES:
-        raise InputError(f"{path} holds splits ({', '.join(classes)}), not classes: give one, as {path}/{classes[0]}.")
+    _refuse_splits(path, classes, [part[depth:] for part in parts])
     number = {name: i for i, name in enumerate(classes)}
     return classes, np.array([number[part[depth]] for part in parts], dtype=np.int64)
+
+
+def _refuse_splits(path: str, folders: list[str], parts: Iterable[Sequence[str]]) -> None:
+    """Raise `InputError` if the first folders are not classes but splits, each with the same classes."""
+    within: dict[str, set[str]] = {folder: set() for folder in folders}
+    for first, *rest in parts:
+        within[first].update(rest[:1])
+    inner = within[folders[0]]
+    same = len(folders) > 1 and len(inner) > 1 and all(each == inner for each in within.values())
+    named = [folder for folder in folders if _SPLIT_ENDINGS.sub("", folder.lower()) in _SPLIT_NAMES]
+    if same or len(named) > 1 or named == folders:
+        example = (named or folders)[0]
+        raise InputError(
+            f"{path} holds splits ({_some(folders)}), not classes: choose one, as {path}:{example}."
+            + (f" (Each holds the same folders, {_some(sorted(inner))}: those are the classes.)" if same else "")
+            + " Labels of another kind can be listed in a dataset.json beside them."
+        )
+
+
+def _only(path: str, part: str, names: list[str], folders: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names and the folders that lie in `part`, one of the first folders."""
+    depth = _common_depth([name.split("/")[:-1] for name in names]) if names else 0
+    chosen = [name for name in names if name.split("/")[depth:-1][:1] == [part]]
+    if not chosen:
+        there = sorted({name.split("/")[depth] for name in names if name.count("/") > depth})
+        raise InputError(f"{path} has no folder '{part}' of pictures; it has {_some(there) or 'none'}.")
+    return chosen, [folder for folder in folders if folder.split("/")[depth : depth + 1] == [part]]
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def _common_depth(paths: list[list[str]]) -> int:

@@ -6,8 +6,9 @@ from types import ModuleType
 
 from PIL import Image
 
+from sit_atconv.classes import read_labels
 from sit_atconv.data.pictures.decode import FORMATS, LOSSY_FORMATS, UNDECODABLE, decode_image
-from sit_atconv.data.pictures.protocol import SourceImage, as_labels
+from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.errors import InputError, require_one_of
 
 
@@ -21,9 +22,9 @@ class HuggingFaceSource:
     kind = "hf"
     names = None
 
-    def __init__(self, name: str, convert: bool = False) -> None:
+    def __init__(self, name: str, options: SourceOptions) -> None:
         datasets = _import_datasets()
-        self._name, self._convert = name, convert
+        self._name, self._options = name, options
         table = _load(datasets, name)
         features = table.features
         columns = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -36,8 +37,10 @@ class HuggingFaceSource:
         self._table = table.cast_column(self._column, datasets.Image(decode=False))
         classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         label = (classes or [key for key in features if key == "label"] or [None])[0]
-        self.labels = None if label is None else as_labels(table[label], f"hf:{name}")
-        self.class_names = list(features[label].names) if classes else None
+        self.labels = self.class_names = None
+        if label is not None and not options.unconditional:
+            names = features[label].names if classes else None
+            self.labels, self.class_names = read_labels(table[label], f"hf:{name}", names)
         self.lossy = self._first_format() in LOSSY_FORMATS
 
     def __len__(self) -> int:
@@ -46,7 +49,7 @@ class HuggingFaceSource:
     def __getitem__(self, index: int) -> SourceImage:
         name = f"hf:{self._name}[{index}]"
         label = None if self.labels is None else int(self.labels[index])
-        return SourceImage(decode_image(self._bytes(index), name, self._convert), label, name)
+        return decode_image(self._bytes(index), name, self._options, label)
 
     def _first_format(self) -> str | None:
         """PIL's name of the first picture's format; None if it cannot be read, which raises when it is decoded."""

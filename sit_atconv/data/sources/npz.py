@@ -1,4 +1,4 @@
-"""ADM-style npz files: `arr_0` uint8 (N, H, W, 3) and, optionally, `arr_1` integer labels (N,)."""
+"""ADM-style npz files: `arr_0` uint8 (N, H, W, 3) and, optionally, `arr_1` labels (N,) and `class_names`."""
 
 import math
 import os
@@ -9,10 +9,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sit_atconv.data.pictures.protocol import SourceImage, as_labels
+from sit_atconv.classes import read_labels
+from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import BAD_HEADER
 
+CLASS_NAMES = "class_names"
 _BLOCK = 1 << 22  # bytes read at a time
 
 
@@ -25,14 +27,14 @@ class NpzSource:
 
     kind = "npz"
     lossy = False
-    class_names = names = None
+    names = None
 
-    def __init__(self, path: str, convert: bool = False) -> None:
-        self.path, self._convert = str(path), convert
+    def __init__(self, path: str, options: SourceOptions) -> None:
+        self.path = str(path)
         images = self._open_images()
-        _check_images(self.path, images, convert)
+        _check_images(self.path, images, options.convert)
         self._count = len(images)
-        self.labels = self._read_labels()
+        self.labels, self.class_names = (None, None) if options.unconditional else self._read_labels()
 
     def __len__(self) -> int:
         return self._count
@@ -57,18 +59,16 @@ class NpzSource:
             self._images = read_npz_member(self.path, "arr_0", verify=False)  # as every worker opens them
         return self._images
 
-    def _read_labels(self) -> np.ndarray | None:
-        if "arr_1" not in npz_members(self.path):
-            return None
-        labels = read_npz_member(self.path, "arr_1")
-        if labels.dtype.kind not in "iu" or labels.shape != (self._count,):
-            raise InputError(
-                f"{self.path}: arr_1 is {labels.dtype} of shape {labels.shape}; labels are integers, one an image "
-                f"({self._count})."
-            )
-        if labels.size and labels.min() < 0:
-            raise InputError(f"{self.path}: arr_1 holds a negative label in row {int(labels.argmin())}.")
-        return as_labels(labels, f"{self.path}: arr_1")
+    def _read_labels(self) -> tuple[np.ndarray | None, list[str] | None]:
+        members = npz_members(self.path)
+        if "arr_1" not in members:
+            return None, None
+        names = read_npz_member(self.path, CLASS_NAMES).tolist() if CLASS_NAMES in members else None
+        values = read_npz_member(self.path, "arr_1")
+        labels, names = read_labels(values, f"{self.path}: arr_1", names)
+        if len(labels) != self._count:
+            raise InputError(f"{self.path}: arr_1 holds {len(labels)} labels for {self._count} images.")
+        return labels, names
 
 
 def npz_members(path: str) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sit_atconv.data.digits import DigitsSource, is_digits, parse_digits
-from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.pictures.protocol import ImageSource, SourceOptions
 from sit_atconv.data.repa import RepaSource, is_repa
 from sit_atconv.data.shards.manifest import MANIFEST_NAME
 from sit_atconv.data.sources.files import FolderSource, ZipSource
@@ -17,27 +17,33 @@ _KINDS = (
 )
 
 
-def open_source(path: str, convert: bool = False) -> ImageSource:
-    """Open pictures by path or name; only the list of names is read.
+def open_source(path: str, convert: bool = False, options: SourceOptions | None = None) -> ImageSource:
+    """Open pictures by path or name; only the list of names and the labels are read.
 
-    `convert=True` (preparation) turns greyscale, palette, CMYK, alpha and 16-bit pictures into RGB when they are read;
-    `convert=False` (evaluation) refuses them. Raises `InputError` for a source that is missing or unusable.
+    `convert=True` is short for the options of preparation, `SourceOptions(convert=True)`; by default pictures are read
+    for evaluation. `PATH:FOLDER` is one of the first folders of a folder or an archive, such as a split. Raises
+    `InputError` for a source that is missing or unusable.
     """
-    path = str(path)
+    path, options = str(path), options or SourceOptions(convert=convert)
     if is_digits(path):
         return DigitsSource(*parse_digits(path))
     if path.startswith("hf:"):
         from sit_atconv.data.sources.huggingface import HuggingFaceSource
 
-        return HuggingFaceSource(path.removeprefix("hf:"), convert)
+        return HuggingFaceSource(path.removeprefix("hf:"), options)
+    part = None
     if not Path(path).exists():
-        raise InputError(f"'{path}' does not exist. A source is {_KINDS}.")
+        path, colon, part = path.rpartition(":")
+        if not colon or not Path(path).exists():
+            raise InputError(f"'{path}{colon}{part}' does not exist. A source is {_KINDS}.")
     if Path(path).is_dir():
-        return _open_directory(path, convert)
-    if path.lower().endswith(".npz"):
-        return NpzSource(path, convert)
+        return _open_directory(path, options, part)
     if path.lower().endswith(".zip"):
-        return ZipSource(path, convert)
+        return ZipSource(path, options, part)
+    if part is not None:
+        raise InputError(f"{path} has no folders: leave out ':{part}'.")
+    if path.lower().endswith(".npz"):
+        return NpzSource(path, options)
     raise InputError(f"'{path}' is not a source of pictures. A source is {_KINDS}.")
 
 
@@ -50,9 +56,9 @@ def require_undamaged(source: ImageSource) -> None:
         source.verify()
 
 
-def _open_directory(path: str, convert: bool) -> ImageSource:
-    if (Path(path) / MANIFEST_NAME).is_file() and any(Path(path).glob("*.safetensors")):
-        return PreparedSource(path)
-    if is_repa(path):
-        return RepaSource(path, convert)
-    return FolderSource(path, convert)
+def _open_directory(path: str, options: SourceOptions, part: str | None) -> ImageSource:
+    if part is None and (Path(path) / MANIFEST_NAME).is_file() and any(Path(path).glob("*.safetensors")):
+        return PreparedSource(path, options)
+    if part is None and is_repa(path):
+        return RepaSource(path, options)
+    return FolderSource(path, options, part)

@@ -1,6 +1,6 @@
 """The pictures kept in a prepared data set (`prepare --images`), as a source for references and new preparation."""
 
-from sit_atconv.data.pictures.protocol import SourceImage
+from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.data.shards.dataset import ShardDataset
 from sit_atconv.errors import InputError
 
@@ -12,12 +12,13 @@ class PreparedSource:
     lossy = False
     names = None
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, options: SourceOptions) -> None:
         self._dataset = ShardDataset(path)
         if not self._dataset.has_images:
             raise InputError(f"{path} holds latents without pictures: prepare it with --images, or give its source.")
-        self.class_names = self._dataset.class_names
-        self.labels = self._dataset.labels() if self._dataset.num_classes else None
+        labelled = self._dataset.num_classes > 0 and not options.unconditional
+        self.class_names = self._dataset.class_names if labelled else None
+        self.labels = self._dataset.labels() if labelled else None
 
     def verify(self) -> None:
         """Raise `InputError` if a shard has changed since it was written; reads all shards, at 1 GB/s per thread."""

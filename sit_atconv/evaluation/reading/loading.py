@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sit_atconv.data.pictures.protocol import ImageSource, SourceImage
+from sit_atconv.data.pictures.protocol import ImageSource, SourceImage, SourceOptions
+from sit_atconv.data.pictures.remarks import Remarks
 from sit_atconv.data.sources import open_source, require_undamaged
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.processes import end_when_unable_to_send
@@ -55,10 +57,13 @@ def load_batches(source: ImageSource, indices: Sequence[int], batch_size: int, w
         worker_init_fn=end_when_unable_to_send,
         pin_memory=torch.cuda.is_available(),
     )
+    remarks = Remarks()
     for batch in loader:
         if isinstance(batch, InputError):
             raise batch
+        remarks += batch["remarks"]
         yield Batch(batch["images"], batch.get("labels"), batch["digests"].numpy())
+    remarks.say(source.kind, SourceOptions())
 
 
 class _Pictures(Dataset):
@@ -78,14 +83,15 @@ class _Pictures(Dataset):
             return error
 
 
-def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Tensor] | InputError:
+def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Any] | InputError:
     for picture in pictures:
         if isinstance(picture, InputError):
             return picture
         if picture.image.shape != pictures[0].image.shape:
             return mixed_sizes(pictures[0].image.shape[:2], picture.image.shape[:2], picture.name)
     pixels = np.stack([picture.image for picture in pictures])
-    batch = {
+    batch: dict[str, Any] = {
+        "remarks": Remarks.of(pictures),
         "images": torch.from_numpy(pixels).permute(0, 3, 1, 2),
         "digests": torch.from_numpy(np.stack([_digest(image) for image in pixels])),
     }
