@@ -66,7 +66,7 @@ class Classes:
         if not isinstance(label, str):
             number = _whole(label)
             if number is None or not 0 <= number < self.count:
-                raise InputError(f"Unknown label {_show(label)}: expected {self._expected()}.")
+                raise InputError(f"Unknown label '{_short(str(label))}': expected {self._expected()}.")
             return number
         names = list(self.names or ())
         word = label.removeprefix(_BY_NAME).removeprefix(_BY_NUMBER) if label not in names else label
@@ -90,11 +90,14 @@ class Classes:
 
         A name with a comma stands in double quotes, as in CSV. Raises `InputError` as `find`.
         """
-        parts = [part.strip() for part in next(csv.reader([words], skipinitialspace=True), [""])]
+        try:
+            parts = [part.strip() for part in next(csv.reader([words], skipinitialspace=True, strict=True)) or [""]]
+        except csv.Error as error:
+            raise InputError(f"'{_short(words)}' is no list of labels ({error}).") from None
         if self.names and "," in words and words in self.names:
             if all(part in self.names for part in parts):
                 raise InputError(
-                    f"{words} is the name of a class, and a list of classes. Which? Quote it: '\"{words}\"'."
+                    f"{words} is a class and a list of classes. Which is meant? Quote a class: '\"{words}\"'."
                 )
             parts = [words]
         return [self.find(part) for part in parts]
@@ -102,12 +105,12 @@ class Classes:
     def numbers_in(self, other: "Classes") -> list[int | None]:
         """For each class, the number that the same class has in `other`, or None.
 
-        By name where both have names; else by number if the numbers of classes are equal, and otherwise none.
+        By name where both have names, and otherwise by number.
         """
         if self.names and other.names:
             numbers = {name: number for number, name in enumerate(other.names)}
             return [numbers.get(name) for name in self.names] + [None] * (self.count - len(self.names))
-        return list(range(self.count)) if self.count == other.count else [None] * self.count
+        return [number if number < other.count else None for number in range(self.count)]
 
     def _expected(self) -> str:
         names = ", or class names (a name with a comma in double quotes)" if self.names else ""

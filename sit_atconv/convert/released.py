@@ -93,8 +93,9 @@ def convert(released: Released, num_heads: int | None = None, layout: str | None
     if LABELS in state and not model.num_classes:
         state = fold_single_label(state)
     elif LABELS in state and len(state[LABELS]) == model.num_classes:
-        log.warning("The label table has no null class: the mean of its rows replaces it, and guidance means little.")
+        log.warning("The label table has no null class: the mean of its rows replaces it, and cannot guide.")
         state = append_null_label(state)
+        model.register_to_config(label_dropout=0.0)
     model.load_state_dict({key: state[released_name(key)] for key in model.state_dict()}, assign=True)
     return model.eval()
 

@@ -11,6 +11,7 @@ from torch.utils.data import get_worker_info
 
 from sit_atconv.alignment.cached import TeacherSpec, tokens_name
 from sit_atconv.autoencoder import IDENTITY, LatentSpec
+from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError
 from sit_atconv.images import to_uint8
 
@@ -21,20 +22,26 @@ class LatentDataset(ABC):
     """Rows of latents. Picklable; every data loader worker opens files itself, when it first needs them.
 
     `latents` describes the autoencoder and its scale; `latent_shape` is (C, h, w); `num_classes` 0 means unlabelled
-    (labels are then -1); `has_flip` and `has_images` say whether mirrored latents and pictures can be read; `teachers`
-    lists the teachers whose tokens can be read.
+    (labels are then -1); `empty_classes` lists classes without a picture; `has_flip` and `has_images` say whether
+    mirrored latents and pictures can be read; `teachers` lists the teachers whose tokens can be read.
     """
 
     latents: LatentSpec
     latent_shape: tuple[int, int, int]
     num_classes: int
     class_names: list[str] | None
+    empty_classes: Sequence[int] = ()
     has_flip: bool
     has_images: bool
     teachers: Sequence[TeacherSpec] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def classes(self) -> Classes:
+        """Numbers and names of the classes."""
+        return Classes(self.num_classes, self.class_names, self.empty_classes)
 
     def damaged(self, process: int = 0, processes: int = 1, rows: range | None = None) -> list[str]:
         """What is wrong with this process's part of the files, a sentence for each that differs from its digest.

@@ -78,6 +78,7 @@ class RepaDataset(LatentDataset):
         self.names, self.labels, self.class_names = _names_and_labels(self._root, labelled)
         self._targets = np.full(len(self.names), -1) if self.labels is None else self.labels
         self.num_classes = 0 if self.labels is None else len(self.class_names or ()) or int(self.labels.max()) + 1
+        self.empty_classes = sorted(set(range(self.num_classes)) - set(self._targets.tolist()))
         height, width = self._grid()
         self.latent_shape = (spec.channels, height, width)
         self.resolution = (height * spec.downscale, width * spec.downscale)

@@ -50,6 +50,8 @@ class ModelFile(ClassName):
     prediction: str = "velocity"
     latents: dict[str, Any] | None = None
     class_names: list[str] | None = None
+    label_dropout: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    empty_classes: list[Annotated[int, Meta(ge=0, le=MOST_CLASSES)]] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from torch import Tensor, nn
 
+from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
@@ -54,7 +55,10 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             (for converted models whose table differs from the sine-cosine one); or "none".
         interpolant, prediction, latents, class_names: saved with the model because generation needs them: the
             interpolant of training, the predicted quantity ("velocity", "noise", "score" or "data"), the description of
-            the latents (`sit_atconv.autoencoder.LatentSpec` as a dict), and the names of the classes.
+            the latents (`sit_atconv.autoencoder.LatentSpec` as a dict), and the names of the first classes.
+        label_dropout, empty_classes: saved with the model, which does not drop labels itself: the share of labels that
+            training replaced by the null class (0: it was never trained, and cannot guide), and the classes of which
+            training saw no picture.
     """
 
     _supports_gradient_checkpointing = True
@@ -81,6 +85,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         prediction: str = "velocity",
         latents: dict | None = None,
         class_names: Sequence[str] | None = None,
+        label_dropout: float = 0.1,
+        empty_classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if hidden_size % 4:
@@ -116,6 +122,11 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.register_load_state_dict_post_hook(SiT._make_position_table)
         self.gradient_checkpointing = False
         self._initialise()
+
+    @property
+    def classes(self) -> Classes:
+        """Numbers and names of the classes."""
+        return Classes(self.num_classes, self.config.class_names, self.config.empty_classes or ())
 
     def _initialise(self) -> None:
         """DiT's initialisation (blocks start as the identity, the velocity as zero), then that of each mixer."""

@@ -35,10 +35,8 @@ class Drawing:
             require_same_space(model, weak)
             if settings.guidance == 1:
                 raise InputError("A weak model without guidance does nothing: give a guidance scale other than 1.")
-        elif settings.guidance != 1 and not model.config.num_classes:
-            raise InputError(
-                f"Guidance {settings.guidance} needs a model with classes, or a weak model: this one is unconditional."
-            )
+        else:
+            require_guidance(model, settings.guidance)
         if settings.guidance_channels is not None and not 0 < settings.guidance_channels <= model.config.in_channels:
             raise InputError(
                 f"{settings.guidance_channels} channels cannot be guided: the model's latents have "
@@ -123,12 +121,29 @@ def latent_shape(model: SiT) -> tuple[int, int, int]:
     return (model.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
 
+def require_guidance(model: SiT, guidance: float, what: str = "Guidance") -> None:
+    """Raise `InputError` unless the model's null class can guide with this scale; `what` names the scale's setting."""
+    if guidance == 1:
+        return
+    if not model.config.num_classes:
+        raise InputError(
+            f"{what} {guidance} needs a model with classes, or a weak model: this one is unconditional. Give 1."
+        )
+    if model.config.label_dropout == 0:
+        raise InputError(
+            f"{what} {guidance} needs a null class, which this model never learned: it was trained without dropping "
+            "labels (flow.label_dropout 0), or released without one. Give 1, or a weak model to guide away from."
+        )
+
+
 def require_same_space(model: SiT, weak: SiT) -> None:
     """Raise `InputError` unless the weak model makes the same prediction for the same latents and classes."""
     for key in ("in_channels", "num_classes", "interpolant", "prediction"):
         mine, other = model.config[key], weak.config[key]
         if mine != other:
             raise InputError(f"The weak model cannot guide: its {key} is {other}, the model's {mine}.")
+    if model.classes.names and weak.classes.names and list(model.classes.names) != list(weak.classes.names):
+        raise InputError("The weak model cannot guide: its class names are others, or in another order.")
     if model.config.latents and weak.config.latents:
         specs = (LatentSpec.from_dict(each.config.latents) for each in (model, weak))
         next(specs).require_same(next(specs), "the model", "the weak model")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec, sample_posterior
@@ -24,13 +25,22 @@ class EncodedBatch:
 def encoded_batches(
     model: SiT, dataset: LatentDataset, rows: Sequence[int], seed: int, batch_size: int
 ) -> Iterator[EncodedBatch]:
-    """Latents of the data set's `rows`: posterior samples that depend only on (seed, row)."""
+    """Latents of the data set's `rows`: posterior samples that depend only on (seed, row).
+
+    Labels are the model's, by name where both have names. Raises `InputError` for a class that the model lacks.
+    """
+    numbers = torch.tensor([-1 if n is None else n for n in dataset.classes.numbers_in(model.classes)])
     for first in range(0, len(rows), batch_size):
         chunk = list(rows[first : first + batch_size])
         batch = dataset.read(chunk, [False] * len(chunk))
         noise = keyed_normal(seed, Stream.POSTERIOR, chunk, dataset.latent_shape)
         latents = sample_posterior(batch["moments"], noise, dataset.latents).to(model.device)
-        yield EncodedBatch(latents, batch["label"] if model.config.num_classes else None, chunk)
+        labels = numbers[batch["label"]] if model.config.num_classes else None
+        if labels is not None and (labels < 0).any():
+            row = int(labels.argmin())
+            missing = dataset.classes.title(int(batch["label"][row]))
+            raise InputError(f"{dataset.where(chunk[row])} is of the class '{missing}', which the model does not have.")
+        yield EncodedBatch(latents, labels, chunk)
 
 
 def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:
@@ -40,7 +50,8 @@ def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:
         LatentSpec.from_dict(config.latents).require_same(dataset.latents, "the checkpoint", what)
     if dataset.latent_shape[0] != config.in_channels:
         raise InputError(f"{what} has latents of {dataset.latent_shape[0]} channels, the model {config.in_channels}.")
-    if config.num_classes and not 0 < dataset.num_classes <= config.num_classes:
+    named = model.classes.names and dataset.classes.names
+    if config.num_classes and not (dataset.num_classes and (named or dataset.num_classes <= config.num_classes)):
         raise InputError(f"{what} has {dataset.num_classes} classes, the model {config.num_classes}.")
 
 

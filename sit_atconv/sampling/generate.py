@@ -1,6 +1,6 @@
 """Sampling as an iterable of finished batches, which a writer, a grid or the metrics consume."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -30,7 +30,7 @@ def generate(
     indices: Iterable[int],
     settings: SamplerSettings | None = None,
     *,
-    labels: str = "balanced",
+    labels: str | Sequence[int] = "balanced",
     seed: int = 0,
     batch_size: int = 64,
     weak: SiT | None = None,
@@ -51,9 +51,9 @@ def generate(
         NonFiniteError: when samples become NaN or infinite; it names them and the step.
     """
     drawing, decoder = Drawing(model, settings or SamplerSettings(), weak), Decoder(autoencoder)
-    config, pending, numbers = model.config, None, iter(indices)
+    pending, numbers = None, iter(indices)
     while chunk := list(islice(numbers, batch_size)):
-        chosen = choose_labels(labels, chunk, config.num_classes, seed, config.class_names)
+        chosen = choose_labels(labels, chunk, model.classes, seed)
         with torch.inference_mode():
             decoding = decoder.start(drawing.latents(chunk, chosen, seed))
         if pending is not None:

@@ -23,7 +23,6 @@ from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.runtime.whole_files import apply_umask, write_json, write_text
 from sit_atconv.sampling.draw import Drawing, latent_shape
-from sit_atconv.sampling.labels import parse_label
 from sit_atconv.sampling.settings import SamplerSettings
 from sit_atconv.sampling.writing.model_card import write_model_card
 
@@ -171,7 +170,7 @@ class SiTPipeline(DiffusionPipeline):
 
         Args:
             class_labels: one label or several, as numbers or class names that the model knows; None if unconditional.
-            guidance_scale: 1 for none; by default 4, as in DiT's pipeline, or 1 for an unconditional model.
+            guidance_scale: 1 for none; by default 4, as in DiT's pipeline, or 1 for a model that guidance cannot use.
             num_inference_steps: N intervals of the solver; dopri5 chooses its own.
             num_images: number of images per label, or in total for an unconditional model.
             height, width: in pixels, if not the training size.
@@ -191,13 +190,12 @@ class SiTPipeline(DiffusionPipeline):
             raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")
         labels = self._labels(class_labels, num_images)
         if guidance_scale is None:
-            guidance_scale = 1.0 if labels is None else 4.0
+            guidance_scale = 1.0 if labels is None or self.transformer.config.label_dropout == 0 else 4.0
         chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
         drawing = Drawing(self.transformer, chosen)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_inference_steps, False
         shape = (num_images if labels is None else len(labels), *self._latent_shape(height, width))
-        if latents is not None and latents.shape != shape:
-            raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
+        _require_noise(shape, latents, generator)
 
         def draw_noise(step: int | None = None) -> Tensor:
             return randn_tensor(shape, generator, self._execution_device)  # the device on which an offloaded model runs
@@ -247,8 +245,7 @@ class SiTPipeline(DiffusionPipeline):
         if isinstance(given, Tensor | np.ndarray | np.generic):
             given = given.tolist()
         several = [given] if isinstance(given, int | str) else list(given)
-        several = [label.item() if isinstance(label, Tensor | np.generic) else label for label in several]
-        numbers = [parse_label(str(label), config.num_classes, config.class_names or []) for label in several]
+        numbers = [self.transformer.classes.find(label) for label in several]
         return torch.tensor(numbers, dtype=torch.int64).repeat_interleave(repeat)
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
@@ -306,3 +303,11 @@ class SiTPipeline(DiffusionPipeline):
             return [Image.fromarray(array) for array in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
         images = images / 2 + 0.5
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _require_noise(shape: tuple[int, ...], latents: Tensor | None, generator: Generators) -> None:
+    """Raise `InputError` unless given latents have this shape, and listed generators are one for each image."""
+    if latents is not None and latents.shape != shape:
+        raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
+    if isinstance(generator, list | tuple) and len(generator) != shape[0]:
+        raise InputError(f"{len(generator)} generators were given for {shape[0]} images: give one for each, or one.")

@@ -84,8 +84,7 @@ def sample_to_directory(
     model, autoencoder = open_generator(checkpoint, vae, state.device)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # raises for a mismatch before anything is written
-    num_classes, names = model.config.num_classes, model.config.class_names
-    choose_labels(labels, range(1), num_classes, seed, names)  # raises for unknown labels before anything is written
+    choose_labels(labels, range(1), model.classes, seed)  # raises for unknown labels before anything is written
     directory = SampleDirectory(out, num_samples, png)
     with locked(out, state, "sampled into", "--out"):
         if state.is_main_process:
@@ -113,7 +112,7 @@ def sample_to_directory(
         state.wait_for_everyone()
         if state.is_main_process:
             with _kept_in(place):
-                directory.finish(choose_labels(labels, range(num_samples), num_classes, seed, names))
+                directory.finish(choose_labels(labels, range(num_samples), model.classes, seed), model.classes.names)
             log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, directory.grid)
 
 

@@ -16,6 +16,7 @@ from sampling_fixtures import PIXELS, images_of, require_same_images, tiny_model
 from torch import nn
 
 from sit_atconv.autoencoder import load_autoencoder
+from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError
 from sit_atconv.flow import NonFiniteError, guided_velocity
 from sit_atconv.sampling import SamplerSettings, generate
@@ -125,27 +126,27 @@ def test_a_weak_model_of_another_space_is_refused_before_any_call() -> None:
 
 
 def test_balanced_labels_are_balanced_unsorted_and_independent_of_the_rest() -> None:
-    labels = choose_labels("balanced", range(50), 10, seed=0)
+    labels = choose_labels("balanced", range(50), Classes(10), seed=0)
     assert labels.bincount().tolist() == [5] * 10
     for start in range(0, 50, 10):
         assert sorted(labels[start : start + 10].tolist()) == list(range(10))
     assert not torch.equal(labels, labels.sort().values)
-    assert choose_labels("balanced", [31, 7], 10, seed=0).tolist() == labels[[31, 7]].tolist()
+    assert choose_labels("balanced", [31, 7], Classes(10), seed=0).tolist() == labels[[31, 7]].tolist()
 
 
 def test_random_and_listed_labels() -> None:
-    labels = choose_labels("random", range(3000), 3, seed=0)
+    labels = choose_labels("random", range(3000), Classes(3), seed=0)
     assert labels.bincount().min() > 900
-    assert choose_labels("random", [17], 3, seed=0).item() == labels[17]
-    assert choose_labels("2,0", range(5), 3, seed=0).tolist() == [2, 0, 2, 0, 2]
-    assert choose_labels("cat, 1", range(2), 3, 0, ["dog", "mouse", "cat"]).tolist() == [2, 1]
-    assert choose_labels("balanced", range(5), 0, seed=0) is None
+    assert choose_labels("random", [17], Classes(3), seed=0).item() == labels[17]
+    assert choose_labels("2,0", range(5), Classes(3), seed=0).tolist() == [2, 0, 2, 0, 2]
+    assert choose_labels("cat, 1", range(2), Classes(3, ["dog", "mouse", "cat"]), 0).tolist() == [2, 1]
+    assert choose_labels("balanced", range(5), Classes(0), seed=0) is None
 
 
 @pytest.mark.parametrize(("rule", "classes"), [("3", 3), ("1,x", 3), ("-1", 3), ("", 3), ("1", 0)])
 def test_unknown_labels_are_named(rule: str, classes: int) -> None:
     with pytest.raises(InputError, match=r"Unknown label|unconditional"):
-        choose_labels(rule, range(2), classes, seed=0)
+        choose_labels(rule, range(2), Classes(classes), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_seeds_that_are_none_end_at_the_command_line(word: str, capsys) -> None:
     assert f"argument --seed: '{word[:40]}" in capsys.readouterr().err
     for fine in (0, 2**64 - 1):
         assert parser.parse_args(["--seed", str(fine)]).seed == fine
-    choose_labels("random", [0], 3, seed=2**64 - 1)
+    choose_labels("random", [0], Classes(3), seed=2**64 - 1)
 
 
 def test_guidance_that_the_model_cannot_have_is_refused_before_any_call() -> None:

@@ -41,6 +41,7 @@ class ShardDataset(LatentDataset):
         self._readers: dict[tuple[int, int], ShardReader] = {}
         self.latents, self.latent_shape = manifest.latents, manifest.latent_shape
         self.num_classes, self.class_names = manifest.num_classes, manifest.class_names
+        self.empty_classes = manifest.empty_classes
         # Latents that are pixels are mirrored when they are read, and are their own pictures.
         self._is_pixels = manifest.latents.autoencoder == IDENTITY
         self._stored_images = manifest.has_images

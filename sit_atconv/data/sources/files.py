@@ -183,7 +183,7 @@ def _refuse_splits(path: str, folders: list[str], parts: Iterable[Sequence[str]]
     same = len(folders) > 1 and len(inner) > 1 and all(each == inner for each in within.values())
     named = [folder for folder in folders if _SPLIT_ENDINGS.sub("", folder.lower()) in _SPLIT_NAMES]
     if same or len(named) > 1 or named == folders:
-        example = (named or folders)[0]
+        example = next((folder for folder in named if folder.lower().startswith("tr")), (named or folders)[0])
         raise InputError(
             f"{path} holds splits ({_some(folders)}), not classes: choose one, as {path}:{example}."
             + (f" (Each holds the same folders, {_some(sorted(inner))}: those are the classes.)" if same else "")

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from sit_atconv.config import config_differences
-from sit_atconv.data.sources.npz import read_npz_member
+from sit_atconv.data.sources.npz import CLASS_NAMES, read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import naming
 from sit_atconv.runtime.lock import LOCK
@@ -170,10 +170,11 @@ class SampleDirectory:
                 digests[batch.indices] = [_digest(image) for image in pixels]
                 yield int(digests.any(axis=1).sum())
 
-    def finish(self, labels: torch.Tensor | None) -> None:
+    def finish(self, labels: torch.Tensor | None, class_names: Sequence[str] | None = None) -> None:
         """Assemble npz, grid and PNG files from the rows, then delete the rows. One process calls it.
 
-        For samples that were complete already, missing grid and PNG files are added.
+        For samples that were complete already, missing grid and PNG files are added. `class_names` stand beside the
+        labels in the npz, so that classes can be compared by name.
         """
         finished = self.npz.exists()  # and was verified by `prepare`
         images = read_npz_member(str(self.npz), "arr_0", verify=False) if finished else open_memmap(self._rows, "r")
@@ -182,8 +183,10 @@ class SampleDirectory:
         if not (self.npz.exists() and self.grid.exists()):
             self._finish_grid(images, labels)
         if not self.npz.exists():
+            arrays = {} if labels is None else {"arr_1": labels.numpy()}
+            arrays |= {CLASS_NAMES: np.array(class_names)} if labels is not None and class_names else {}
             with whole_file(self.npz) as file:
-                np.savez(file, arr_0=images, **({} if labels is None else {"arr_1": labels.numpy()}))
+                np.savez(file, arr_0=images, **arrays)
         if self._partial.exists():
             shutil.rmtree(self._partial)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sit_atconv.classes import Classes
 from sit_atconv.models import SiT
 from sit_atconv.models.mixers import describe_pattern
 from sit_atconv.runtime.reading import Count, Finite, read_json
@@ -90,7 +91,7 @@ def _title(model: SiT) -> str:
 
 def _description(model: SiT) -> str:
     config = model.config
-    task = f"{config.num_classes} classes" if config.num_classes else "unconditional"
+    task = _classes(model.classes) if config.num_classes else "unconditional"
     latents = config.latents["autoencoder"] if config.latents else "not stated"
     mixers = describe_pattern(config.mixer_pattern)
     return (
@@ -101,8 +102,17 @@ def _description(model: SiT) -> str:
     )
 
 
+def _classes(classes: Classes) -> str:
+    named = f" ({classes.titles(range(len(classes.names)))})" if classes.names else ""
+    unseen = f", {len(classes.empty)} of them without a picture in training" if classes.empty else ""
+    return f"{classes.count} classes{named}{unseen}"
+
+
 def _use(name: str, model: SiT) -> str:
-    arguments = "class_labels=[0], guidance_scale=4.0" if model.config.num_classes else "num_images=4"
+    arguments = "num_images=4"
+    if model.config.num_classes:
+        guidance = 4.0 if model.config.label_dropout else 1.0
+        arguments = f"class_labels={model.classes.learned[:1]}, guidance_scale={guidance}"
     return _USE.format(name=name, arguments=f"{arguments}, num_inference_steps=50")
 
 

@@ -46,7 +46,9 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
         interpolant=config.flow.interpolant,
         prediction=config.flow.prediction,
         latents=dataset.latents.to_dict(),
-        class_names=dataset.class_names if num_classes == dataset.num_classes else None,
+        class_names=dataset.class_names if num_classes else None,
+        label_dropout=config.flow.label_dropout,
+        empty_classes=[*dataset.empty_classes, *range(dataset.num_classes, num_classes)] if num_classes else None,
         **options,
     )
     if config.alignment and config.alignment.block > len(model.blocks):

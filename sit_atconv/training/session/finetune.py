@@ -43,6 +43,7 @@ def begin_with(model: SiT, path: str) -> None:
     old = state.pop(_LABELS, None)
     if model.label_embed is not None and old is not None:
         state[_LABELS] = _resize_labels(old, source, model)
+        _keep_learned(source, model)
     model.load_state_dict({**model.state_dict(), **state})
     log.info("Beginning with the weights of %s.", path)
 
@@ -67,13 +68,25 @@ def _mixers(model: SiT) -> list[Entry]:
 
 def _resize_labels(old: Tensor, source: SiT, model: SiT) -> Tensor:
     """The rows (num_classes + 1, C) of `model`, the null class last, from those of `source`."""
-    ours, theirs = model.config.class_names, source.config.class_names
-    count, null = model.num_classes, source.num_classes
-    if ours and theirs:
-        number = {name: row for row, name in enumerate(theirs)}
-        rows = [number.get(name, null) for name in ours]
-    else:
-        rows = list(range(count)) if count == null else [null] * count
-    known = count - rows.count(null)
-    log.info("%d of %d classes are known to it; the others begin as its null class.", known, count)
-    return old[torch.tensor([*rows, null])]
+    rows = _rows_of_source(source, model)
+    known = len(rows) - rows.count(None)
+    log.info("%d of %d classes are known to it; the others begin as its null class.", known, len(rows))
+    null = source.num_classes
+    return old[torch.tensor([*(null if row is None else row for row in rows), null])]
+
+
+def _rows_of_source(source: SiT, model: SiT) -> list[int | None]:
+    """For each class of `model`, its number in `source`: without names on both sides only for equally many classes."""
+    named = model.classes.names and source.classes.names
+    if not named and model.num_classes != source.num_classes:
+        return [None] * model.num_classes
+    return model.classes.numbers_in(source.classes)
+
+
+def _keep_learned(source: SiT, model: SiT) -> None:
+    """What `source` has learned of the classes and the null class, `model` knows from the start."""
+    learned, rows = set(source.classes.learned), _rows_of_source(source, model)
+    empty = [number for number in model.classes.empty if rows[number] not in learned]
+    model.register_to_config(
+        empty_classes=empty, label_dropout=max(model.config.label_dropout, source.config.label_dropout)
+    )

@@ -31,9 +31,9 @@ class Preview:
 
     def save(self, model: SiT, step: int) -> Path:
         """Draw and write the grid of `step`; returns its file."""
-        columns, rows = self.config.per_class, min(self.config.classes, model.config.num_classes)
-        labels = ",".join(str(label) for label in range(rows) for _ in range(columns)) or "balanced"
-        count = columns * max(rows, 1)
+        columns, rows = self.config.per_class, model.classes.learned[: self.config.classes]
+        labels = [label for label in rows for _ in range(columns)] or "balanced"
+        count = columns * max(len(rows), 1)
         batches = generate(model, self._autoencoder, range(count), self.settings, labels=labels, seed=self.seed)
         images = torch.cat([batch.images for batch in batches])
         self.folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
