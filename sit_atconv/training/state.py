@@ -5,6 +5,7 @@ Nothing is pickled.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.reading import read_json
 from sit_atconv.training.averages.sharding import copy_whole, gather_whole, local, split_like
 from sit_atconv.training.run.integrity import read_position, write_position
 from sit_atconv.training.session.session import Session
@@ -22,6 +24,14 @@ from sit_atconv.training.session.zero import set_whole, uses_zero, whole_moments
 
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", SAFETENSORS_WEIGHTS_NAME
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What config.json says of classes and null class, which a fine-tuned model owes to the one it began with."""
+
+    label_dropout: float | None = None
+    empty_classes: list[int] | None = None
 
 
 def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path], None]:
@@ -64,6 +74,9 @@ def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
         session.adam.state[parameter] = dict(zip(_ADAM, state, strict=True))
     for name in session.averages.profiles:
         session.averages.restore(name, load_file(checkpoint / model_folder(session, name) / _AVERAGE))
+    learned = read_json(checkpoint / "model" / "config.json", Learned)
+    for model in (session.model, session.averages.twin):
+        model.register_to_config(**{key: value for key, value in asdict(learned).items() if value is not None})
     return position
 
 

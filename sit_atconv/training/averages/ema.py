@@ -99,9 +99,9 @@ class WeightAverages:
         self._averages = {
             name: {key: p.detach().float().clone() for key, p in model.named_parameters()} for name in self.profiles
         }
-        self._twin = twin.eval().requires_grad_(False)
+        self.twin = twin.eval().requires_grad_(False)
         nothing = {key: tensor.to("meta") for key, tensor in twin.state_dict().items()}
-        self._twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: free their memory
+        self.twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: free their memory
 
     @torch.no_grad()
     def update(self, step: int, taken: Tensor) -> None:
@@ -118,8 +118,8 @@ class WeightAverages:
         All processes call it when weights are sharded. If they are not, the model shares the average's memory.
         """
         tensors = {key: whole(tensor) for key, tensor in self.tensors(name or self.main)}
-        self._twin.load_state_dict(tensors, assign=True)
-        return self._twin
+        self.twin.load_state_dict(tensors, assign=True)
+        return self.twin
 
     def tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
         """An average's tensors by the model's names, sharded if the weights are."""
