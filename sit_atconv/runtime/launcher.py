@@ -1,12 +1,19 @@
-"""What `accelerate launch` says by environment variables that a command's own options say, too."""
+"""What `accelerate launch` was told that a command's own options say, too."""
 
+import argparse
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import psutil
 
 from sit_atconv.errors import InputError
 
 _PREFIX = "ACCELERATE_"
 _NOTHING = ("none", "auto")
+# The ways to call it: accelerate launch, accelerate-launch, python -m accelerate.commands.launch
+_LAUNCHES = re.compile(r"accelerate(_cli\.py)?[ -]launch$|accelerate[./]commands[./]launch(\.py)?$")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,31 @@ def asked_precision() -> str | None:
 
 
 def _asked(option: str, default: str) -> str | None:
-    asked = os.environ.get(_PREFIX + option.upper(), default).lower()
+    asked = os.environ.get(_PREFIX + option.upper()) or _told(option, _launcher()) or default
+    asked = asked.lower()
     return None if asked in (default, *_NOTHING) else asked
+
+
+def _launcher() -> list[str]:
+    """The command line of the parent process."""
+    try:
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent else []
+    except psutil.Error:  # of another user, or gone
+        return []
+
+
+def _told(option: str, words: Sequence[str]) -> str | None:
+    """The value of an option on the command line of `accelerate launch`, which does not hand on all of its options."""
+    places = [i for i, word in enumerate(words) if _LAUNCHES.search(" ".join(words[max(0, i - 1) : i + 1]))]
+    if not places:
+        return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(f"--{option}", f"--{option.replace('_', '-')}", dest="value")
+    try:
+        return parser.parse_known_args(words[places[0] + 1 :])[0].value
+    except argparse.ArgumentError:  # an option without a value
+        return None
 
 
 def _is_same(asked: str, value: object) -> bool:

@@ -33,9 +33,8 @@ class Attention(nn.Module):
         if self.backend is None:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
-            y = dispatch_attention_fn(*(part.transpose(1, 2) for part in (q, k, v)), backend=self.backend).transpose(
-                1, 2
-            )
+            heads = (part.transpose(1, 2) for part in (q, k, v))
+            y = dispatch_attention_fn(*heads, backend=self.backend).transpose(1, 2)
         return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))
 
     def flops(self, grid: tuple[int, int]) -> int:

@@ -5,10 +5,7 @@ from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
 
 
 def require_launcher_of(config: Config) -> None:
-    """Raise `InputError` where the launcher asks for something else than the configuration.
-
-    How many micro-batches it was told, `accelerate launch` hands on with DeepSpeed only.
-    """
+    """Raise `InputError` where the launcher asks for something else than the configuration."""
     training = config.training
     require_same_from_launcher(
         Setting("mixed_precision", "no", "training.precision", training.precision),
