@@ -21,6 +21,7 @@ ENOUGH_NEIGHBOURS = 10_000
 _TITLES = {
     **{"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID", "fd": "FD"},
     **{"precision": "precision", "recall": "recall"},
+    **{"rfid": "rFID", "rsfid": "rsFID", "ris": "rIS", "rkid": "rKID", "rfd": "rFD", "psnr": "PSNR"},  # reconstructions
 }
 _SUFFIXES = {"pixels": "pixels", "dinov2": "DINOv2"}
 _NAMED = ("sit-atconv", "torch", "torch-fidelity", "timm")  # versions that the table shows; the JSON has more
@@ -66,7 +67,7 @@ class Report:
         width = max(len(title(name)) for name in (*self.metrics, *self.unsupported))
         for name, value in self.metrics.items():
             interval = self.intervals.get(name)
-            digits = 6 if name.startswith("kid") else 4
+            digits = 6 if name.startswith(("kid", "rkid")) else 4
             around = f"   95 % in [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]" if interval else ""
             lines.append(f"{title(name):<{width}}  {value:10.{digits}f}{around}")
         lines += [f"{title(name):<{width}}  {'—':>10}   {reason}" for name, reason in self.unsupported.items()]
@@ -85,7 +86,7 @@ def title(name: str) -> str:
     std = " std" if rest.endswith("_std") else ""
     suffix = rest.removesuffix("_std")
     suffix = _SUFFIXES.get(suffix, suffix)
-    return (f"{_TITLES[root]}-{suffix}" if root in ("fd", "kid") else f"{_TITLES[root]} ({suffix})") + std
+    return (f"{_TITLES[root]}-{suffix}" if root in ("fd", "kid", "rfd", "rkid") else f"{_TITLES[root]} ({suffix})") + std
 
 
 def library_versions() -> dict[str, str]:

@@ -89,9 +89,9 @@ def read_reference(
         InputError: for a reference that cannot be used, or that lacks requested labels or classes.
     """
     reading = reading or Reading()
-    members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
+    members = _members(path)
     stored = "mu" in members and features.name == "inception"
-    if "arr_0" not in members and "mu" in members:
+    if is_statistics(path):
         if not stored:
             raise InputError(f"{path} holds statistics of Inception features only; {features.title} need its images.")
         if classes != ():
@@ -99,14 +99,11 @@ def read_reference(
         return _from_statistics(path, members, features)
     source = open_images(path)
     if not stored:
-        require_two(len(source), "references")
-    if classes != ():
-        require_classes(source.labels, _chosen(source, classes), "references")
-    if not stored:
-        reference = _from_images(source, path, features, wanted, reading, classes)
+        reference = reference_of_images(source, path, features, wanted, reading, classes)
         if "mu" in members:
             reference.facts["note"] = "stored statistics are Inception's: computed from the images in arr_0 instead"
         return reference
+    _require_classes(source, classes)
     reference = _from_statistics(path, members, features)
     if reference.facts["height"] is None:
         reference.facts["height"], reference.facts["width"] = source[0].image.shape[:2]
@@ -115,6 +112,26 @@ def read_reference(
         reference.points, reference.by_class = images.points, images.by_class
         reference.facts["images_in_arr_0"] = images.facts
     return reference
+
+
+def is_statistics(path: str) -> bool:
+    """Whether the file at `path` holds statistics without images."""
+    members = _members(path)
+    return "mu" in members and "arr_0" not in members
+
+
+def reference_of_images(
+    source: ImageSource,
+    path: str,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading,
+    classes: tuple[int, ...] | None = (),
+) -> Reference:
+    """The reference of a source's images, as `read_reference`, without a look at statistics stored beside them."""
+    require_two(len(source), "references")
+    _require_classes(source, classes)
+    return _from_images(source, path, features, wanted, reading, classes)
 
 
 def look_at(
@@ -172,6 +189,16 @@ def _from_images(
         reference.points = kept[torch.from_numpy(near[rows])]
         reference.by_class = {int(c): kept[torch.from_numpy(source.labels[rows] == c)] for c in chosen}
     return reference
+
+
+def _members(path: str) -> list[str]:
+    """The arrays of an npz; none of what is not one."""
+    return npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
+
+
+def _require_classes(source: ImageSource, classes: tuple[int, ...] | None) -> None:
+    if classes != ():
+        require_classes(source.labels, _chosen(source, classes), "references")
 
 
 def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
