@@ -1,8 +1,7 @@
-"""What an autoencoder alone loses: every picture is encoded and decoded, and the results are compared with the pictures.
+"""What an autoencoder alone loses: pictures are encoded and decoded, and the results are compared with the pictures.
 
-The Fréchet distance between the two is called rFID (arXiv 2112.10752, table 8, with PSNR; arXiv 2501.01423): the part of
-a model's FID that is the autoencoder's. Encoding takes the posterior's mean and draws nothing, as diffusers'
-`AutoencoderKL` does when it is called on a picture.
+The Fréchet distance between the two is called rFID (arXiv 2112.10752, table 8, with PSNR; arXiv 2501.01423). Encoding
+takes the posterior's mean and draws nothing, as diffusers' `AutoencoderKL` does when it is called on a picture.
 """
 
 import math

@@ -86,7 +86,8 @@ def title(name: str) -> str:
     std = " std" if rest.endswith("_std") else ""
     suffix = rest.removesuffix("_std")
     suffix = _SUFFIXES.get(suffix, suffix)
-    return (f"{_TITLES[root]}-{suffix}" if root in ("fd", "kid", "rfd", "rkid") else f"{_TITLES[root]} ({suffix})") + std
+    joined = root in ("fd", "kid", "rfd", "rkid")
+    return (f"{_TITLES[root]}-{suffix}" if joined else f"{_TITLES[root]} ({suffix})") + std
 
 
 def library_versions() -> dict[str, str]:

@@ -100,7 +100,7 @@ def test_pictures_come_from_any_source_and_never_from_statistics(vae, pictures, 
     with pytest.raises(InputError, match=r"statistics\.npz holds no pictures: --autoencoder encodes"):
         score_autoencoder(str(vae), str(tmp_path / "statistics.npz"), StandIn(), Options())
     Image.fromarray(images[0][:4]).save(tmp_path / "folder" / "99.png")
-    with pytest.raises(InputError, match="Images differ in size: .* crop or resize them first"):
+    with pytest.raises(InputError, match=r"Images differ in size: .* crop or resize them first"):
         score_autoencoder(str(vae), str(tmp_path / "folder"), StandIn(), Options())
 
 
