@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import sys
 from argparse import Namespace
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -16,7 +17,7 @@ from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.evaluation.command import parse, run
 from sit_atconv.evaluation.evaluate import SampleStream
 from sit_atconv.evaluation.reading.loading import share
-from sit_atconv.models.checkpoint import load_model
+from sit_atconv.models.checkpoint import find_weights, load_model
 from sit_atconv.runtime.processes import leaving_in_order
 from sit_atconv.sampling import generate, open_generator
 from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
@@ -29,16 +30,23 @@ def open_stream(options: Namespace, device: torch.device) -> SampleStream:
         raise InputError(f"--num-samples must be at least 2, not {rest['num_samples']}: one sample has no covariance.")
     state = PartialState()
     mine = share(rest["num_samples"], state.process_index, state.num_processes)
-    model, autoencoder = open_generator(options.checkpoint, rest.get("vae"), device)
+    weights = rest.pop("checkpoint_weights", None)
+    model, autoencoder = open_generator(options.checkpoint, rest.get("vae"), device, weights)
     weak = load_model(rest["weak_checkpoint"]).to(device) if "weak_checkpoint" in rest else None
     draw = {name: rest[name] for name in ("labels", "seed") if name in rest}
     batches = generate(model, autoencoder, mine, settings, **draw, batch_size=options.batch_size, weak=weak)
-    facts = {"path": str(options.checkpoint), "kind": "checkpoint", **rest, **asdict(settings)}
+    facts = {
+        "path": str(options.checkpoint),
+        "kind": "checkpoint",
+        "weights": find_weights(options.checkpoint, weights).name,
+    }
+    facts |= {**rest, **asdict(settings)}
     return SampleStream(batches, mine.start, len(mine), facts)
 
 
 def main() -> None:
-    options = parse(sys.argv[1:], add_sampling_arguments)
+    # There, --weights are those of the features
+    options = parse(sys.argv[1:], partial(add_sampling_arguments, weights="--checkpoint-weights"))
     with exit_on_input_error(), leaving_in_order():
         run(options, open_stream)
 

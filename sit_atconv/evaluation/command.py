@@ -15,6 +15,7 @@ from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
 from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.references import Reading, write_reference
+from sit_atconv.evaluation.reconstruction import score_autoencoder
 from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
 from sit_atconv.runtime.launcher import asked_precision
 from sit_atconv.runtime.processes import process_state
@@ -41,6 +42,8 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--samples", metavar="SOURCE", help=_SOURCES)
     given.add_argument("--checkpoint", type=Path, help="draw the samples from this model during the evaluation")
+    encoding = "score this autoencoder (rFID): encode and decode the pictures of --reference"
+    given.add_argument("--autoencoder", metavar="VAE", help=encoding)
     parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {_SOURCES}")
     parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these: fid sfid is precision recall")
@@ -63,7 +66,8 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
     device = _device(options.device, state)
     if state.is_main_process and (precision := asked_precision()) and not options.fast:
         log.warning("The launcher's --mixed_precision %s is for training: features are computed in fp32.", precision)
-    samples = None if options.command == "reference" else options.samples or open_stream(options, device)
+    drawn = options.command == "evaluate" and options.checkpoint
+    samples = open_stream(options, device) if drawn else None
     with state.main_process_first():  # it may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
     reading = Reading(options.batch_size, _workers(options.workers, device), options.cache)
@@ -72,7 +76,10 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
         return
     chosen = Options(options.metrics, options.kid, options.bootstrap, _classes(options.classes), reading)
-    report = evaluate(samples, options.reference, features, chosen)
+    if options.autoencoder:
+        report = score_autoencoder(options.autoencoder, options.reference, features, chosen)
+    else:
+        report = evaluate(samples or options.samples, options.reference, features, chosen)
     if report is not None:
         try:
             if options.json:
@@ -140,9 +147,9 @@ def _classes(words: str | None) -> tuple[int, ...] | None:
 
 def _check(options: Namespace) -> None:
     """Find out before the work, not after it, what cannot be done."""
-    if options.command == "evaluate" and options.samples and options.sampling:
+    if options.command == "evaluate" and not options.checkpoint and options.sampling:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
-        raise InputError(f"{flags}: only with --checkpoint, which draws samples; those of --samples exist already.")
+        raise InputError(f"{flags}: only with --checkpoint, which draws samples; nothing is drawn here.")
     out = options.out if options.command == "reference" else options.json
     if out is not None:
         make_folder_of(out)

@@ -21,6 +21,7 @@ ENOUGH_NEIGHBOURS = 10_000
 _TITLES = {
     **{"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID", "fd": "FD"},
     **{"precision": "precision", "recall": "recall"},
+    **{"rfid": "rFID", "rsfid": "rsFID", "ris": "rIS", "rkid": "rKID", "rfd": "rFD", "psnr": "PSNR"},  # reconstructions
 }
 _SUFFIXES = {"pixels": "pixels", "dinov2": "DINOv2"}
 _NAMED = ("sit-atconv", "torch", "torch-fidelity", "timm")  # versions that the table shows; the JSON has more
@@ -66,7 +67,7 @@ class Report:
         width = max(len(title(name)) for name in (*self.metrics, *self.unsupported))
         for name, value in self.metrics.items():
             interval = self.intervals.get(name)
-            digits = 6 if name.startswith("kid") else 4
+            digits = 6 if name.startswith(("kid", "rkid")) else 4
             around = f"   95 % in [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]" if interval else ""
             lines.append(f"{title(name):<{width}}  {value:10.{digits}f}{around}")
         lines += [f"{title(name):<{width}}  {'—':>10}   {reason}" for name, reason in self.unsupported.items()]
@@ -85,7 +86,8 @@ def title(name: str) -> str:
     std = " std" if rest.endswith("_std") else ""
     suffix = rest.removesuffix("_std")
     suffix = _SUFFIXES.get(suffix, suffix)
-    return (f"{_TITLES[root]}-{suffix}" if root in ("fd", "kid") else f"{_TITLES[root]} ({suffix})") + std
+    joined = root in ("fd", "kid", "rfd", "rkid")
+    return (f"{_TITLES[root]}-{suffix}" if joined else f"{_TITLES[root]} ({suffix})") + std
 
 
 def library_versions() -> dict[str, str]:
@@ -127,7 +129,7 @@ def find_warnings(
     dimensions = {"fid": 2048, "sfid": 2023}
     for name, dimension in dimensions.items():
         for what, facts in (("samples", samples), ("references", reference)):
-            if name in metrics and facts.get("count", dimension + 1) <= dimension:
+            if name in metrics and (facts["count"] or dimension + 1) <= dimension:
                 warnings.append(
                     f"{title(name)}: {facts['count']} {what} give a rank-deficient covariance ({dimension} dimensions)."
                 )
@@ -138,11 +140,12 @@ def find_warnings(
         if facts["lossy"]:
             warnings.append(f"Some {what} are stored lossily (JPEG or WebP), which changes every number.")
     ours, theirs = ((facts.get("height"), facts.get("width")) for facts in (samples, reference))
-    if None not in theirs and ours != theirs:
+    if None not in (*ours, *theirs) and ours != theirs:
         warnings.append(
             f"Samples are {ours[1]}x{ours[0]}, reference images {theirs[1]}x{theirs[0]}: the numbers include resizing."
         )
-    if samples.get("images_sha256") and samples["images_sha256"] == reference.get("images_sha256"):
+    digests = [facts.get("images_sha256") for facts in (reference, reference.get("images_in_arr_0", {}))]
+    if samples.get("images_sha256") and samples["images_sha256"] in digests:
         warnings.append("Samples and reference are the same images.")
     return warnings
 
@@ -159,7 +162,7 @@ def _about_features(features: Features, reference: dict[str, Any]) -> list[str]:
     made_with = reference.get("weights_sha256")
     if made_with and made_with != features.weights_sha256:
         warnings.append(f"The reference was made with other weights ({made_with[:8]}): the distances mean nothing.")
-    if reference["kind"] == "statistics" and "images_in_arr_0" not in reference and not made_with:
+    if reference["kind"] == "statistics" and not made_with:
         warnings.append("The reference does not name the network of its statistics; it must be the same network.")
     return warnings
 
@@ -170,14 +173,19 @@ def _about_counts(metrics: dict[str, float], samples: dict[str, Any], reference:
         warnings.append(
             f"{samples['count']} samples: published numbers use {PUBLISHED_COUNT}; fewer give larger distances."
         )
-    points = reference.get("images_in_arr_0", reference).get("count", 0)
+    if reference["count"] is None:
+        warnings.append(
+            "The reference does not say how many images its statistics come from; fewer give larger distances."
+        )
+    points = reference.get("images_in_arr_0", reference)["count"] or 0
     if any(name.startswith(("precision", "recall")) for name in metrics) and points < ENOUGH_NEIGHBOURS:
         warnings.append(f"Precision and recall use {points} reference images: published ones use {ENOUGH_NEIGHBOURS}.")
     return warnings
 
 
 def _described(facts: dict[str, Any]) -> str:
-    count = f"{facts['count']} images" if "count" in facts else "stored statistics"
-    size = f" of {facts['width']}x{facts['height']}" if "width" in facts else ""
-    digest = facts.get("images_sha256") or facts.get("file_sha256")
-    return f"{facts['path']}: {count}{size}, sha256 {digest[:8]}"
+    count = "an unknown number of" if facts["count"] is None else facts["count"]
+    size = f" of {facts['width']}x{facts['height']}" if facts["width"] else ""
+    stored = "statistics of " if facts["kind"] == "statistics" else ""
+    digest = facts.get("file_sha256") or facts["images_sha256"]
+    return f"{facts['path']}: {stored}{count} images{size}, sha256 {digest[:8]}"

@@ -17,11 +17,19 @@ NUM_SAMPLES = 50_000
 seed, steps = whole_number(0, MAX_SEED), whole_number(1, MOST_STEPS)
 
 
-def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
-    """Add the sampling options to `parser`, absent from its result unless given; returns their names."""
+def add_sampling_arguments(parser: ArgumentParser, weights: str = "--weights") -> list[str]:
+    """Add the sampling options to `parser`, absent from its result unless given; returns their names.
+
+    `weights`: what the option is called that chooses among a checkpoint's weights.
+    """
     add = parser.add_argument_group("drawing", argument_default=SUPPRESS).add_argument
     added = [
         add("--num-samples", type=count, help=f"{NUM_SAMPLES} unless given"),
+        add(
+            weights,
+            metavar="NAME",
+            help="of the checkpoint's: raw (in training), or an average: 0.9999, power-0.1, ...",
+        ),
         add("--labels", help="balanced (unless given), random, or labels separated by commas, taken in turn"),
         add("--seed", type=seed, help="0 unless given"),
         add("--vae", help="decode with this autoencoder instead of the one the checkpoint names"),
@@ -47,8 +55,8 @@ def add_sampling_arguments(parser: ArgumentParser) -> list[str]:
 def split_sampling_arguments(given: dict[str, Any]) -> tuple[SamplerSettings, dict[str, Any]]:
     """Split the given options into sampler settings and the rest.
 
-    The rest always contains `num_samples`; `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's other options
-    only if given.
+    The rest always contains `num_samples`; `weights`, `labels`, `seed`, `vae`, `weak_checkpoint` and the parser's other
+    options only if given.
 
     Raises `InputError` for options that do not go together, or with what the launcher was told.
     """

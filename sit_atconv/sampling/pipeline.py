@@ -20,7 +20,7 @@ from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.flow.field import OnStep
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
-from sit_atconv.models.checkpoint import load_model
+from sit_atconv.models.checkpoint import Weights, find_weights, load_model
 from sit_atconv.runtime.whole_files import apply_umask, write_json, write_text
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.settings import SamplerSettings
@@ -63,15 +63,17 @@ class SiTPipeline(DiffusionPipeline):
     def __init__(self, transformer: SiT, vae: ModelMixin | None = None) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
-        self.recipe: str | None = None  # the run's configuration, for the model card
+        # For the model card: the run's configuration, and which of a checkpoint's weights these are
+        self.recipe: str | None = None
+        self.weights: Weights | None = None
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "SiTPipeline":
         """Open a directory or hub repository of `save_pretrained`, or a checkpoint of training (RUN/checkpoints/…).
 
         Args:
-            options: diffusers' options; for a checkpoint only `torch_dtype` (or `dtype`) and `vae`, the place of the
-                autoencoder if it is not where the checkpoint says.
+            options: diffusers' options; for a checkpoint only `torch_dtype` (or `dtype`), `vae`, the place of the
+                autoencoder if it is not where the checkpoint says, and `weights`, as of `sample.py --weights`.
 
         Raises:
             InputError: for a checkpoint that cannot be opened.
@@ -82,18 +84,22 @@ class SiTPipeline(DiffusionPipeline):
         if not path.is_dir():
             hub = {key: options.pop(key) for key in _OF_THE_HUB if key in options}
             path = Path(snapshot_download(str(source), **hub))
-        if (path / "model_index.json").exists():
+        weights = options.pop("weights", None)
+        if weights is None and (path / "model_index.json").exists():
             return super().from_pretrained(path, **options)
         dtype, location = options.pop("torch_dtype", torch.float32), options.pop("vae", None)
         if options:
-            raise InputError(f"{source} is a checkpoint, which takes torch_dtype and vae, not {', '.join(options)}.")
-        model = load_model(path)
+            raise InputError(
+                f"{source} is a checkpoint, which takes torch_dtype, vae and weights, not {', '.join(options)}."
+            )
+        model = load_model(path, weights)
         module = None
         if model.config.latents is not None:
             spec = LatentSpec.from_dict(model.config.latents)
             autoencoder = load_autoencoder(spec, location=location)
             module = autoencoder.module if isinstance(autoencoder, DiffusersAutoencoder) else None
         pipeline = cls(model, module)
+        pipeline.weights = find_weights(path, weights)
         if dtype != torch.float32:
             pipeline.to(dtype)
         # RUN/config.yaml of RUN/checkpoints/step-…/model
@@ -126,7 +132,7 @@ class SiTPipeline(DiffusionPipeline):
         index = folder / "model_index.json"
         write_json(index, {**json.loads(index.read_text()), "_class_name": _CLASS, "transformer": _TRANSFORMER})
         write_text(folder / f"{_CLASS[0]}.py", _OPENS_A_PIPELINE)
-        write_model_card(folder, name, self.transformer, self.recipe, scores)
+        write_model_card(folder, name, self.transformer, self.recipe, scores, self.weights)
 
     def push_to_hub(
         self,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sit_atconv.autoencoder import IDENTITY, Autoencoder, LatentSpec, load_autoencoder
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
-from sit_atconv.models.checkpoint import load_model, model_directory
+from sit_atconv.models.checkpoint import NOTABLE_SHARE, Weights, find_weights, load_model
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.lock import Place, locked
 from sit_atconv.runtime.processes import process_state
@@ -28,15 +28,19 @@ log = logging.getLogger(__name__)
 
 
 def open_generator(
-    checkpoint: Path, vae: str | None = None, device: torch.device | str = "cpu"
+    checkpoint: Path, vae: str | None = None, device: torch.device | str = "cpu", weights: str | None = None
 ) -> tuple[SiT, Autoencoder]:
-    """Open a checkpoint's averaged model and the autoencoder of its latents, both on `device`.
+    """Open a checkpoint's model and the autoencoder of its latents, both on `device`.
 
+    `weights` chooses an average, or "raw"; by default it is the average in model/ (see `find_weights`).
     `vae` names another autoencoder for decoding, such as a copy in another place; its latents must have the same
     normalisation. A saved pipeline contains its own. Raises `InputError` when neither the checkpoint nor `vae` names an
     autoencoder.
     """
-    model = load_model(checkpoint).to(device)
+    chosen = find_weights(checkpoint, weights)
+    if chosen.first_share > NOTABLE_SHARE:
+        log.warning("Samples are drawn from %s. The weights in training are called raw.", chosen)
+    model = load_model(checkpoint, weights).to(device)
     spec = LatentSpec.from_dict(model.config.latents) if model.config.latents else None
     if vae is None and spec is None:
         raise InputError(f"{checkpoint} does not say which autoencoder decodes its latents: name it with --vae.")
@@ -65,13 +69,15 @@ def sample_to_directory(
     labels: str = "balanced",
     seed: int = 0,
     batch_size: int = 64,
+    weights: str | None = None,
     vae: str | None = None,
     png: bool = False,
     weak_checkpoint: Path | None = None,
 ) -> None:
     """Draw samples 0 … num_samples−1 into `out`; the same call continues an interrupted run.
 
-    `weak_checkpoint` is a model to guide away from (autoguidance), instead of the null class.
+    `weights` are those of `open_generator`. `weak_checkpoint` is a model to guide away from (autoguidance), instead of
+    the null class.
 
     Raises `InputError` for a checkpoint, label or directory that cannot be used, before anything is written, and
     `SystemExit` with a message when `out` is moved meanwhile.
@@ -81,7 +87,7 @@ def sample_to_directory(
     state = process_state()
     # Resolve links once: a training run moves its link "latest".
     checkpoint, weak_checkpoint = checkpoint.resolve(), weak_checkpoint and weak_checkpoint.resolve()
-    model, autoencoder = open_generator(checkpoint, vae, state.device)
+    model, autoencoder = open_generator(checkpoint, vae, state.device, weights)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # raises for a mismatch before anything is written
     choose_labels(labels, range(1), model.classes, seed)  # raises for unknown labels before anything is written
@@ -89,7 +95,7 @@ def sample_to_directory(
     with locked(out, state, "sampled into", "--out"):
         if state.is_main_process:
             described = {"labels": labels, "seed": seed, **asdict(settings), "interval": list(settings.interval)}
-            origins = _origins(checkpoint, weak_checkpoint, vae)
+            origins = _origins(checkpoint, weights, weak_checkpoint, vae)
             directory.prepare(_image_size(model, autoencoder), {**origins, **described})
         state.wait_for_everyone()
         if directory.complete:
@@ -131,25 +137,20 @@ def _kept_in(place: Place) -> Iterator[None]:
         raise
 
 
-def _origins(checkpoint: Path, weak_checkpoint: Path | None, vae: str | None) -> dict[str, Any]:
+def _origins(checkpoint: Path, weights: str | None, weak_checkpoint: Path | None, vae: str | None) -> dict[str, Any]:
     """Paths of the models and, under `sha256`, the hashes of their files, since a path may be trained again."""
-    folders = {"checkpoint": model_directory(checkpoint)}
+    models = {"checkpoint": find_weights(checkpoint, weights)}
     if weak_checkpoint:
-        folders["weak_checkpoint"] = model_directory(weak_checkpoint)
+        models["weak_checkpoint"] = find_weights(weak_checkpoint)
     if vae and vae != IDENTITY and Path(vae).is_dir():
-        folders["vae"] = Path(vae)
+        models["vae"] = Weights(Path(vae))
     return {
         "checkpoint": str(checkpoint),
+        "weights": models["checkpoint"].name,
         "vae": vae,
         "weak_checkpoint": weak_checkpoint and str(weak_checkpoint),
-        "sha256": {what: _hashes(folder) for what, folder in folders.items()},
+        "sha256": {what: {path.name: sha256_of_file(path) for path in model.files} for what, model in models.items()},
     }
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file of a model in diffusers' layout: its configuration and its weights."""
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return {path.name: sha256_of_file(path) for path in (folder / "config.json", *weights)}
 
 
 def _image_size(model: SiT, autoencoder: Autoencoder) -> tuple[int, int]:

@@ -27,14 +27,16 @@ class Position:
 
     def state(self) -> dict[str, Any]:
         """The state for `restore`. All processes call it."""
-        scaler = self._session.accelerator.scaler
+        scaler, guard = self._session.accelerator.scaler, self.guard.state()
         return {
             "step": self.step,
             "images": self.step * self._session.config.training.batch_size,
             "data": self._session.data,
             "processes": self._session.accelerator.num_processes,
             "averages": self.averages.state(),
-            "guard": self.guard.state(),
+            "guard": guard,
+            # By name, the first of them in model/: how much of each are the weights that the run began with
+            "weights": self._session.averages.first_shares(self.step, guard["skipped"]),
             "best": self.best,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }

@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
@@ -17,6 +18,7 @@ from sit_atconv.runtime.lock import Place, locked
 from sit_atconv.runtime.whole_files import remove_leftovers
 from sit_atconv.sampling.draw import Drawing
 from sit_atconv.training.averages.ema import PowerFunction
+from sit_atconv.training.averages.first_weights import first_weights_caption, first_weights_note
 from sit_atconv.training.averages.power_ema import save_snapshot
 from sit_atconv.training.averages.sharding import gather_whole, whole
 from sit_atconv.training.position import Position
@@ -118,7 +120,7 @@ class Trainer:
         steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
         self.interval = Interval(self.session)
         bar = tqdm(initial=self.position.step, total=steps, unit="step", desc="training", disable=silent)
-        with bar as progress, ended(self.batches):
+        with bar as progress, ended(self.batches), logging_redirect_tqdm():  # messages go above the bar
             while self.position.step < steps:
                 self.step()
                 progress.update()
@@ -169,6 +171,9 @@ class Trainer:
         def due(every: int | None) -> bool:
             return bool(every) and (last or step % every == 0)
 
+        seen = (config.preview.every, config.log.checkpoint_every, config.evaluation and config.evaluation.every)
+        if last or step == min(filter(None, seen)):
+            self.note_first_weights()
         shown = self.write_line() if due(config.log.every) else {}
         if due(config.preview.every):
             with self.interval.paused():
@@ -200,11 +205,24 @@ class Trainer:
         shown = ("loss", "grad_norm", "images_per_second", "data_seconds", "mfu", "skipped")
         return {name: f"{record[name]:.4g}" for name in shown if record[name] is not None}
 
+    def note_first_weights(self) -> None:
+        """Say how much of the averages are the weights that the run began with, if it is notable."""
+        note = self.of_first_weights(first_weights_note)
+        if note is not None:
+            logger.warning("%s", note)
+            self.log.note(self.position.step, note)
+
+    def of_first_weights(self, text: Callable[..., str | None]) -> str | None:
+        """A note or caption about the weights that the run began with. Waits for the device."""
+        skipped = self.position.guard.state()["skipped"]
+        return text(self.session.averages, self.position.step, skipped, self.session.config)
+
     def draw_preview(self) -> None:
         """Draw the grid of this step from the averaged weights."""
         model = self.session.averages.model()
         if self.preview is not None:
-            path = self.preview.save(model, self.position.step)
+            caption = self.of_first_weights(first_weights_caption)
+            path = self.preview.save(model, self.position.step, caption)
             show_picture(self.session.accelerator, path, self.position.step)
 
     def evaluate(self) -> bool:

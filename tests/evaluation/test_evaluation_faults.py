@@ -147,8 +147,13 @@ def test_what_a_killed_evaluation_left_unfinished_is_removed(scored, tmp_path):
         ({"count": np.array("many")}, "count: Expected `int`, got `str`"),
         ({"count": np.array([5, 6])}, "count: Expected `int`, got `array`"),
         ({"count": np.array(np.nan)}, "count: Expected `int`, got `float`"),
-        ({"sigma": -np.eye(6)}, "sigma is not a covariance: a variance in it is -1"),
-        ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "A covariance has the negative eigenvalue -1"),
+        ({"count": np.array(1)}, "number of references is 1"),
+        ({"lossy": np.array("no")}, "lossy: Expected `bool"),
+        ({"sigma": -np.eye(6)}, r"reference\.npz: sigma: A covariance has the negative eigenvalue -1"),
+        ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "sigma: A covariance has the negative eigenvalue -1"),
+        ({"sigma": np.diag([1, 1, 1, 1, 1, -2e-6])}, "sigma: A covariance has the negative eigenvalue -2e-06"),
+        ({"sigma_s": np.diag([1, 1, 1, 1, -1.0]), "mu_s": np.zeros(5)}, "sigma_s: A covariance has the negative"),
+        ({"sigma": np.eye(6) + np.eye(6, k=1)}, "sigma: A covariance is not symmetric: two entries .* differ by 1 "),
     ],
 )
 def test_statistics_that_are_none(arrays, message, tmp_path):

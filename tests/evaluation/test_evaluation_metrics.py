@@ -99,11 +99,31 @@ def test_frechet_distance_is_symmetric_zero_on_itself_and_reusable(values):
         (np.zeros(3), np.eye(4), r"covariance \(d, d\)"),
         (np.zeros((1, 3)), np.eye(3), r"mean \(d,\)"),
         (np.full(3, np.nan), np.eye(3), "not finite"),
+        (np.zeros(0), np.zeros((0, 0)), r"mean \(d,\)"),
+        (np.zeros(3), -np.eye(3), "negative eigenvalue -1"),
+        (np.zeros(3), np.diag([1, 1, -2e-6]), "negative eigenvalue -2e-06"),
+        (np.zeros(3), np.array([[1, 0.5, 0], [0, 1, 0], [0, 0, 1]]), r"not symmetric: .* differ by 0\.5"),
     ],
 )
 def test_frechet_distance_refuses_what_does_not_fit(mu, sigma, message):
     with pytest.raises(InputError, match=message):
         frechet_distance(np.zeros(3), np.eye(3), mu, sigma)
+
+
+def test_what_rounding_may_do_to_a_covariance_is_accepted(values):
+    mu, sigma = gaussian(values["samples"][:20])  # rank 19 of 32
+    rounded = sigma.float() + 1e-7 * sigma.max() * torch.randn(32, 32)
+    assert frechet_distance(mu, rounded, *gaussian(values["reference"])) == pytest.approx(
+        frechet_distance(mu, sigma, *gaussian(values["reference"])), rel=1e-3
+    )
+    assert frechet_distance(mu, sigma.float(), mu, sigma) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_distance_negative_beyond_rounding_is_an_error():
+    """Each eigenvalue may come from rounding, all of them together may not."""
+    sigma = np.diag([1.0] + [-9e-7] * 100)
+    with pytest.raises(InputError, match=r"distance comes out as -0\.00018"):
+        frechet_distance(np.zeros(101), sigma, np.zeros(101), sigma)
 
 
 # --- inception score

@@ -64,7 +64,11 @@ def test_accumulation_and_checkpointing_leave_the_losses(tmp_path: Path, extra: 
 @pytest.mark.parametrize("guidance", ["1", "2"])
 def test_the_preview_is_what_sample_py_draws_from_that_checkpoint(tmp_path: Path, guidance: str) -> None:
     run, interval = tmp_path / "run", [] if guidance == "1" else ["--interval", "0", "0.5"]
-    run_tiny(run, f"--training.steps 3 --preview.guidance {guidance} --preview.interval [0,0.5] --training.seed 3")
+    run_tiny(
+        run,
+        f"--training.steps 3 --preview.guidance {guidance} --preview.interval [0,0.5] --training.seed 3 "
+        "--training.ema_decay 0.1",
+    )
     words = f"--num-samples 4 --labels 0,0,1,1 --seed 3 --solver heun --steps 2 --batch-size 3 --guidance {guidance}"
     checkpoint = ["--checkpoint", str(run / "checkpoints" / "latest" / "model"), "--out", str(tmp_path / "out")]
     sample_command.main([*checkpoint, *words.split(), *interval])

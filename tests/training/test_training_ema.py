@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import NO_PREVIEW, run_tiny
+from PIL import Image
+from training_runs import NO_PREVIEW, log_lines, run_tiny
 
 from sit_atconv import SiT
 from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.training import power_ema
 from sit_atconv.training.averages.ema import ConstantDecay, PowerFunction, WeightAverages, exponent_of_width
+from sit_atconv.training.averages.first_weights import longest_decay
 from sit_atconv.training.averages.power_ema import combination, profile_product, reconstruct
 
 
@@ -112,3 +114,59 @@ def test_any_width_is_reconstructed_from_a_run(tmp_path: Path) -> None:
         reconstruct(folder, 0.1, step=5)
     with pytest.raises(InputError, match="there are none"):
         reconstruct(tmp_path, 0.1)
+
+
+# --- the weights that a run began with
+
+
+@pytest.mark.parametrize(
+    "profile", [ConstantDecay(0.9), ConstantDecay(0.9999), PowerFunction(0.1), PowerFunction(0.28)]
+)
+@pytest.mark.parametrize(("step", "skipped"), [(0, 0), (1, 0), (1, 1), (40, 0), (40, 3)])
+def test_the_share_of_the_first_weights_follows_from_the_update(profile, step: int, skipped: int) -> None:
+    """The first steps are skipped here, as those of fp16 are."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    averages = WeightAverages(model, tiny_model(), [profile])
+    torch.nn.init.zeros_(model.weight)
+    for number in range(1, step + 1):
+        averages.update(number, torch.tensor(number > skipped))
+    ((_, average),) = averages.tensors(profile.name)
+    assert averages.first_shares(step, skipped)[profile.name] == pytest.approx(average.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 300, 46_050, 7_000_000])
+def test_the_longest_decay_forgets_the_first_weights_in_time(steps: int) -> None:
+    decay = longest_decay(steps)
+    assert 0.0075 < decay**steps <= 0.01 or decay == pytest.approx(0.01, abs=1e-3)
+
+
+def test_a_run_says_that_its_average_is_what_it_began_with(tmp_path: Path, caplog) -> None:
+    narrow = "--preview.every 2 --preview.steps 1 --log.checkpoint_every 4"
+    run_tiny(tmp_path / "long", f"{narrow} --training.ema_decay 0.9999 --training.more_ema_decays [0.001]")
+    notes = [(line["step"], line["note"]) for line in log_lines(tmp_path / "long") if "note" in line]
+    assert [step for step, _ in notes] == [2, 6]  # the first grid, and the end of the run
+    for step, note in notes:
+        assert (
+            f"After step {step}, {100 * 0.9999**step:.3g} % of the average 0.9999 are still the random weights" in note
+        )
+        assert "A decay of 0.46 or less" in note and "--weights raw" in note and note in caplog.text
+    run_tiny(tmp_path / "short", f"{narrow} --training.ema_decay 0.4")  # 0.16 and 0.004
+    ((step, note),) = [(line["step"], line["note"]) for line in log_lines(tmp_path / "short") if "note" in line]
+    assert step == 2 and "16 % of the average 0.4" in note and "By step 6 it is 1 % or less" in note
+
+    grids = {
+        name: [np.asarray(Image.open(tmp_path / name / "samples" / f"step-000000{step}.png")) for step in (2, 6)]
+        for name in ("long", "short")
+    }
+    heights = {name: [grid.shape[0] for grid in pair] for name, pair in grids.items()}
+    assert heights["long"] == [heights["short"][0]] * 2 and heights["short"][1] < heights["short"][0]
+    text = grids["long"][1][heights["short"][1] :]
+    assert text.min() < 100 and text.mean() > 200  # black on white
+
+
+def test_a_fine_tuned_run_names_the_weights_it_began_with(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "base", f"--training.steps 1 {NO_PREVIEW}")
+    model = tmp_path / "base" / "checkpoints" / "latest" / "model"
+    run_tiny(tmp_path / "tuned", f"--training.steps 1 {NO_PREVIEW} --model.init_from {model}")
+    assert any("the weights of model.init_from" in line.get("note", "") for line in log_lines(tmp_path / "tuned"))

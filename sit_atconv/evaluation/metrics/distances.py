@@ -15,7 +15,10 @@ from sit_atconv.randomness import Stream, keyed_generator
 Array = np.ndarray | Tensor
 
 IS_CHUNK = 5000
-_ROUNDED = 1e-3  # a negative eigenvalue down to this share of the largest may come from rounding to half precision
+# What rounding to float32 may do to a covariance or a distance, as a share of the largest entry, eigenvalue or term;
+# statistics kept in half precision are off by ten times as much and more.
+_ROUNDED = 1e-6
+_TINY = torch.finfo(torch.float64).tiny  # below it, rounding is of any size
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's defaults
 
 
@@ -28,7 +31,8 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
     error would be in the second digit. Rank-deficient covariances (n < d) need no special treatment.
 
     Raises:
-        InputError: for shapes that do not match, values that are not finite, or a matrix that is not a covariance.
+        InputError: for shapes that do not match, values that are not finite, a matrix that is not a covariance, and a
+            distance that is negative beyond rounding.
     """
     return FrechetTarget(mu1, sigma1).distance(mu2, sigma2)
 
@@ -46,29 +50,64 @@ class FrechetTarget:
         if mu.shape != self._mu.shape:
             raise InputError(f"Features of {len(self._mu)} and {len(mu)} dimensions cannot be compared.")
         cross = torch.linalg.svdvals(self._factor.T @ _factor(sigma)).sum()
-        distance = (self._mu - mu).square().sum() + self._sigma.trace() + sigma.trace() - 2 * cross
-        return float(distance.clamp_min(0))  # rounding may give a negative number for equal Gaussians
+        positive = (self._mu - mu).square().sum() + self._sigma.trace() + sigma.trace()
+        return not_negative(positive, 2 * cross)
+
+
+def not_negative(positive: Tensor, cross: Tensor) -> float:
+    """The distance `positive` - `cross`, at least 0: rounding may give a negative number for equal Gaussians.
+
+    Raises `InputError` when it is negative beyond rounding.
+    """
+    distance = positive - cross
+    if distance < -_ROUNDED * positive.clamp_min(_TINY):
+        raise InputError(
+            f"The Fréchet distance comes out as {float(distance):.3g}, which no two Gaussians have: the small negative "
+            "eigenvalues of a covariance add up. Compute the statistics again, in float64."
+        )
+    return float(distance.clamp_min(0))
+
+
+def require_covariance(sigma: Array) -> None:
+    """Raise `InputError` unless sigma (d, d) is symmetric without negative eigenvalues, up to rounding."""
+    sigma = torch.as_tensor(sigma).to("cpu", torch.float64)
+    _require_symmetric(sigma)
+    _require_positive(torch.linalg.eigvalsh(sigma))
+
+
+def _require_symmetric(sigma: Tensor) -> None:
+    largest, difference = sigma.abs().max().clamp_min(_TINY), (sigma - sigma.T).abs().max()
+    if difference > 10 * _ROUNDED * largest:
+        raise InputError(
+            f"A covariance is not symmetric: two entries that should be equal differ by {difference:.3g} (its largest "
+            f"is {largest:.3g}). It is damaged, or not a covariance."
+        )
+
+
+def _require_positive(eigenvalues: Tensor) -> None:
+    largest = eigenvalues[-1].clamp_min(_TINY)
+    if eigenvalues[0] < -_ROUNDED * largest:
+        raise InputError(
+            f"A covariance has the negative eigenvalue {eigenvalues[0]:.3g} (its largest is {largest:.3g}): it is "
+            "damaged, was kept in half precision, or is not a covariance."
+        )
 
 
 def _factor(sigma: Tensor) -> Tensor:
     """F with F F^T = sigma, (d, rank). Eigenvalues within rounding of zero count as zero, as in numpy's matrix_rank."""
     eigenvalues, vectors = torch.linalg.eigh(sigma)
-    largest = eigenvalues[-1].clamp_min(0)
-    if eigenvalues[0] < -_ROUNDED * largest:
-        raise InputError(
-            f"A covariance has the negative eigenvalue {eigenvalues[0]:.3g} (its largest is {largest:.3g}): it is "
-            "damaged, or not a covariance."
-        )
-    kept = eigenvalues > largest * len(sigma) * torch.finfo(sigma.dtype).eps
+    _require_positive(eigenvalues)
+    kept = eigenvalues > eigenvalues[-1] * len(sigma) * torch.finfo(sigma.dtype).eps
     return vectors[:, kept] * eigenvalues[kept].sqrt()
 
 
 def _gaussian(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
     mu, sigma = (torch.as_tensor(x).to("cpu", torch.float64) for x in (mu, sigma))
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+    if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
         raise InputError(f"Expected a mean (d,) and a covariance (d, d); got {tuple(mu.shape)}, {tuple(sigma.shape)}.")
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise InputError("A mean or covariance holds values that are not finite (are there at least two images?).")
+    _require_symmetric(sigma)
     return mu, (sigma + sigma.T) / 2
 
 

@@ -5,7 +5,7 @@ import logging
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from sit_atconv.data.sources.npz import npz_members, read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.cache import FeatureCache
 from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.metrics.distances import require_covariance
 from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.reading.loading import load_batches, open_images, require_classes, require_two, share
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.files import sha256_of_file
-from sit_atconv.runtime.reading import Count, understand
+from sit_atconv.runtime.reading import Count, Sha256, understand
 from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,23 @@ class Reference:
     by_class: dict[int, Tensor] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Origin(TypedDict, total=False):
+    """What `write_reference` notes beside the statistics about the images they come from.
+
+    With it, a comparison with the file gives the same warnings as one with the images.
+    """
+
+    count: Count
+    height: Count
+    width: Count
+    lossy: bool
+    images_sha256: Sha256
+    weights_sha256: Sha256
+
+
+_ORIGIN = tuple(Origin.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -71,9 +89,9 @@ def read_reference(
         InputError: for a reference that cannot be used, or that lacks requested labels or classes.
     """
     reading = reading or Reading()
-    members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
+    members = _members(path)
     stored = "mu" in members and features.name == "inception"
-    if "arr_0" not in members and "mu" in members:
+    if is_statistics(path):
         if not stored:
             raise InputError(f"{path} holds statistics of Inception features only; {features.title} need its images.")
         if classes != ():
@@ -81,20 +99,39 @@ def read_reference(
         return _from_statistics(path, members, features)
     source = open_images(path)
     if not stored:
-        require_two(len(source), "references")
-    if classes != ():
-        require_classes(source.labels, _chosen(source, classes), "references")
-    if not stored:
-        reference = _from_images(source, path, features, wanted, reading, classes)
+        reference = reference_of_images(source, path, features, wanted, reading, classes)
         if "mu" in members:
             reference.facts["note"] = "stored statistics are Inception's: computed from the images in arr_0 instead"
         return reference
+    _require_classes(source, classes)
     reference = _from_statistics(path, members, features)
+    if reference.facts["height"] is None:
+        reference.facts["height"], reference.facts["width"] = source[0].image.shape[:2]
     if wanted.kept or classes != ():
         images = _from_images(source, path, features, Wanted(kept=frozenset({"pool"})), reading, classes)
         reference.points, reference.by_class = images.points, images.by_class
         reference.facts["images_in_arr_0"] = images.facts
     return reference
+
+
+def is_statistics(path: str) -> bool:
+    """Whether the file at `path` holds statistics without images."""
+    members = _members(path)
+    return "mu" in members and "arr_0" not in members
+
+
+def reference_of_images(
+    source: ImageSource,
+    path: str,
+    features: Features,
+    wanted: Wanted,
+    reading: Reading,
+    classes: tuple[int, ...] | None = (),
+) -> Reference:
+    """The reference of a source's images, as `read_reference`, without a look at statistics stored beside them."""
+    require_two(len(source), "references")
+    _require_classes(source, classes)
+    return _from_images(source, path, features, wanted, reading, classes)
 
 
 def look_at(
@@ -154,6 +191,16 @@ def _from_images(
     return reference
 
 
+def _members(path: str) -> list[str]:
+    """The arrays of an npz; none of what is not one."""
+    return npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
+
+
+def _require_classes(source: ImageSource, classes: tuple[int, ...] | None) -> None:
+    if classes != ():
+        require_classes(source.labels, _chosen(source, classes), "references")
+
+
 def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
     """The labels to compare class by class; `classes` None means all labels of the source."""
     if classes is None and source.labels is not None:
@@ -162,9 +209,12 @@ def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
 
 
 def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
-    reference = Reference(
-        facts={"path": path, "kind": "statistics", "lossy": False, "file_sha256": sha256_of_file(path)}
-    )
+    noted = {name: np.asarray(read_npz_member(path, name)).tolist() for name in _ORIGIN if name in members}
+    origin = {**dict.fromkeys(_ORIGIN), **understand(noted, Origin, path)}  # None where the file does not say
+    if origin["count"] is not None:
+        require_two(origin["count"], "references")
+    facts = {"path": path, "kind": "statistics", **origin, "file_sha256": sha256_of_file(path)}
+    reference = Reference(facts=facts)
     for kind, (mu, sigma) in STORED.items():
         if mu in members and sigma in members:
             reference.gaussians[kind] = _stored(path, mu, sigma, features.dimensions[kind])
@@ -172,12 +222,6 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
             reference.lacks[kind] = f"{path} has no {mu} and {sigma}"
     if "pool" in reference.lacks:
         raise InputError(f"{path} has mu but no sigma. Expected ADM's keys: arr_0, mu, sigma, mu_s, sigma_s.")
-    if "weights_sha256" in members:
-        reference.facts["weights_sha256"] = str(read_npz_member(path, "weights_sha256"))
-    if "count" in members:
-        count = np.asarray(read_npz_member(path, "count")).tolist()
-        reference.facts["count"] = understand(count, Count, f"{path}: count")
-        require_two(reference.facts["count"], "references")
     if "arr_0" not in members:
         reference.lacks["points"] = f"{path} holds no images (arr_0)"
     return reference
@@ -194,8 +238,10 @@ def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Ten
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"{path}: {mu} or {sigma} holds values that are not finite.")
-    if covariance.diagonal().min() < 0:
-        raise InputError(f"{path}: {sigma} is not a covariance: a variance in it is {covariance.diagonal().min()}.")
+    try:
+        require_covariance(covariance)
+    except InputError as error:
+        raise InputError(f"{path}: {sigma}: {error}") from None
     return torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64))
 
 
@@ -205,7 +251,7 @@ def write_reference(
     """Write ADM's reference file for a source of images: mu, sigma, mu_s, sigma_s of all images, and some in arr_0.
 
     arr_0 contains `images` pictures, drawn in random order by a keyed generator, for precision and recall; arr_1 their
-    labels, if any; weights_sha256 and count record how the file was made (ADM ignores them). Returns the facts.
+    labels, if any; `Origin` says how the file was made (ADM ignores it). Returns the facts.
     Raises `InputError` when `out` exists or is not an npz, there is nothing to write, or the features are not those of
     Inception.
     """
@@ -221,7 +267,9 @@ def write_reference(
     source = open_images(path)
     wanted = Wanted(moments=frozenset(STORED))
     collected = look_at(source, features, wanted, reading or Reading(), "reference")
-    arrays = {"weights_sha256": np.array(features.weights_sha256), "count": np.array(collected.count)}
+    facts = source_facts(source, path, collected)
+    noted = {**facts, "weights_sha256": features.weights_sha256}
+    arrays = {name: np.array(noted[name]) for name in _ORIGIN}
     for kind, (mu, sigma) in STORED.items():
         moments = collected.moments[kind]
         arrays |= {mu: moments.mean().cpu().numpy(), sigma: moments.covariance().cpu().numpy()}
@@ -229,7 +277,7 @@ def write_reference(
         raise InputError(f"{path} holds one image: a reference needs at least two.")
     if PartialState().is_main_process:
         _write(source, Path(out), images, collected, arrays)
-    return {**source_facts(source, path, collected), "out": str(out), "images_in_arr_0": min(images, len(source))}
+    return {**facts, "out": str(out), "images_in_arr_0": min(images, len(source))}
 
 
 def _write(source: ImageSource, out: Path, images: int, collected: Collected, arrays: dict[str, np.ndarray]) -> None:

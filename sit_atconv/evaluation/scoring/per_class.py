@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sit_atconv.evaluation.features.kinds import Features
-from sit_atconv.evaluation.metrics.distances import frechet_distance
+from sit_atconv.evaluation.metrics.distances import frechet_distance, not_negative
 from sit_atconv.evaluation.metrics.moments import moments_of
 from sit_atconv.evaluation.reading.collect import Collected
 from sit_atconv.evaluation.reading.references import Reference
@@ -42,5 +42,5 @@ def feature_distance(x: Tensor, y: Tensor) -> float:
     x, y = x.double(), y.double()
     a, b = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
     cross = torch.linalg.svdvals(a @ b.T).sum()
-    distance = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
-    return float(distance.clamp_min(0))
+    positive = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    return not_negative(positive, 2 * cross)

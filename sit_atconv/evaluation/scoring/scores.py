@@ -96,7 +96,7 @@ class Comparison:
         if kind in self.reference.lacks:
             return self.reference.lacks[kind]
         fewest = self.features.neighbours + 1 if kind == "points" else 2
-        there = len(self.reference.points) if kind == "points" else self.reference.facts.get("count", fewest)
+        there = len(self.reference.points) if kind == "points" else self.reference.facts["count"] or fewest
         if min(self.samples.count, there) < fewest:
             return f"it needs at least {fewest} images on each side"
         return None

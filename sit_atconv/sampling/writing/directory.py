@@ -97,6 +97,7 @@ class SampleDirectory:
         found = read_json(path, dict[str, Any], f"Remove {self.out}, or choose another --out.")
         hashes = understand(found, SettingsFile, str(path), f"Remove {self.out}, or choose another --out.").sha256
         del found["sha256"]
+        found.setdefault("weights", settings.get("weights"))  # earlier versions did not note them
         if changed := config_differences(found, {key: value for key, value in settings.items() if key != "sha256"}):
             raise InputError(
                 f"{self.out} holds samples drawn with other settings ({'; '.join(changed)}). "

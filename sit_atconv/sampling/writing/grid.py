@@ -1,8 +1,9 @@
 """Grids of many samples in one image."""
 
 from pathlib import Path
+from textwrap import wrap
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -13,15 +14,31 @@ from sit_atconv.runtime.whole_files import whole_file
 _SMALLEST_CELL = 48  # pixels: smaller images are enlarged by an integer factor
 
 
-def save_grid(images: Tensor, columns: int, path: Path) -> None:
-    """Write images (n, 3, H, W) uint8 row by row to a PNG, `columns` per row; small ones are enlarged (bicubic)."""
+def save_grid(images: Tensor, columns: int, path: Path, caption: str | None = None) -> None:
+    """Write images (n, 3, H, W) uint8 row by row to a PNG, `columns` per row; small ones are enlarged (bicubic).
+
+    A caption is written below them.
+    """
     factor = -(-_SMALLEST_CELL // min(images.shape[-2:]))
     if factor > 1:
         images = resize(images, [factor * side for side in images.shape[-2:]], InterpolationMode.BICUBIC)
-    sheet = make_grid(images, nrow=columns, padding=2, pad_value=128)
+    sheet = Image.fromarray(make_grid(images, nrow=columns, padding=2, pad_value=128).permute(1, 2, 0).numpy())
+    if caption is not None:
+        sheet = _with_caption(sheet, caption)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
-        Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(file, "PNG")
+        sheet.save(file, "PNG")
+
+
+def _with_caption(sheet: Image.Image, caption: str) -> Image.Image:
+    """The sheet with black text on white below it, in as many lines as its width asks for."""
+    font = ImageFont.load_default()
+    lines = "\n".join(wrap(caption, max(1, int((sheet.width - 4) / font.getlength("n")))))
+    height = ImageDraw.Draw(sheet).multiline_textbbox((2, 2), lines, font=font)[3] + 4
+    whole = Image.new("RGB", (sheet.width, sheet.height + int(height)), "white")
+    whole.paste(sheet)
+    ImageDraw.Draw(whole).multiline_text((2, sheet.height + 2), lines, "black", font=font)
+    return whole
 
 
 def pick_for_grid(labels: Tensor | None, count: int, rows: int = 10, columns: int = 10) -> list[int]:

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sit_atconv.classes import Classes
 from sit_atconv.models import SiT
+from sit_atconv.models.checkpoint import Weights
 from sit_atconv.models.mixers import describe_pattern
 from sit_atconv.runtime.reading import Count, Finite, read_json
 from sit_atconv.runtime.whole_files import write_text
@@ -24,9 +25,10 @@ images = pipe({arguments}).images
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """The number of samples that were scored."""
+    """The number of samples that were scored, and which weights of a checkpoint drew them, if it is known."""
 
     count: Count
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class Scores:
 
 
 def write_model_card(
-    folder: Path, name: str, model: SiT, recipe: str | None = None, scores: str | Path | None = None
+    folder: Path,
+    name: str,
+    model: SiT,
+    recipe: str | None = None,
+    scores: str | Path | None = None,
+    weights: Weights | None = None,
 ) -> None:
     """Write folder/README.md.
 
@@ -56,6 +63,7 @@ def write_model_card(
         name: the name to pass to `from_pretrained`.
         recipe: the run's configuration, as YAML.
         scores: JSON that evaluate_fid.py wrote.
+        weights: which of a checkpoint's weights the model has.
 
     Raises:
         InputError: when `scores` is not such a file.
@@ -69,7 +77,10 @@ def write_model_card(
         model_name="SiT" if report else None,
         eval_results=_results(report) if report else None,
     )
-    parts = ["# " + _title(model), _description(model), "## Use", _use(name, model)]
+    parts = ["# " + _title(model), _description(model)]
+    if weights is not None and weights.name is not None:
+        parts.append(f"The weights are {weights}.")
+    parts += ["## Use", _use(name, model)]
     if report:
         parts += ["## Metrics", _metrics(report)]
     if recipe:
@@ -119,7 +130,10 @@ def _use(name: str, model: SiT) -> str:
 def _metrics(report: Scores) -> str:
     rows = [f"| {_TITLES.get(name, name)} | {value:.4g} |" for name, value in report.metrics.items()]
     lines = ["| metric | value |", "|---|---|", *rows, ""]
-    lines.append(f"{report.samples.count} samples against {report.reference.path}, by evaluate_fid.py of sit-atconv.")
+    drawn = f" drawn from the weights {report.samples.weights}" if report.samples.weights else ""
+    lines.append(
+        f"{report.samples.count} samples{drawn} against {report.reference.path}, by evaluate_fid.py of sit-atconv."
+    )
     lines += [f"* {warning}" for warning in report.warnings]
     return "\n".join(lines)
 

@@ -23,6 +23,12 @@ class Profile(Protocol):
     def weight(self, step: int) -> float:
         """w of `average ← (1 − w)·average + w·weights` after step 1, 2, …"""
 
+    def first_share(self, step: int, skipped: int) -> float:
+        """The share in the average of the weights before step 1, ∏ (1 − w) over the steps so far but the skipped ones.
+
+        Only the number of skipped steps is known: where it matters which they were, they are taken for the first ones.
+        """
+
 
 @dataclass(frozen=True)
 class ConstantDecay:
@@ -36,6 +42,9 @@ class ConstantDecay:
 
     def weight(self, step: int) -> float:
         return 1 - self.decay
+
+    def first_share(self, step: int, skipped: int) -> float:
+        return self.decay ** (step - skipped)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ class PowerFunction:
     def weight(self, step: int) -> float:
         # 1 − (1 − 1/t)^(γ+1) without cancellation; 1 at the first step, so the initial weights do not count.
         return -math.expm1((self.exponent + 1) * math.log1p(-1 / step)) if step > 1 else 1.0
+
+    def first_share(self, step: int, skipped: int) -> float:
+        return (skipped / step) ** (self.exponent + 1) if step else 1.0
 
 
 def exponent_of_width(width: float) -> float:
@@ -120,6 +132,10 @@ class WeightAverages:
         tensors = {key: whole(tensor) for key, tensor in self.tensors(name or self.main)}
         self.twin.load_state_dict(tensors, assign=True)
         return self.twin
+
+    def first_shares(self, step: int, skipped: int) -> dict[str, float]:
+        """The share of the weights before step 1 in each average, see `Profile.first_share`."""
+        return {name: profile.first_share(step, skipped) for name, profile in self.profiles.items()}
 
     def tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
         """An average's tensors by the model's names, sharded if the weights are."""

@@ -29,8 +29,8 @@ class Preview:
         self._autoencoder = load_autoencoder(dataset.latents, device=device)
         self.settings = sampler_settings(config)
 
-    def save(self, model: SiT, step: int) -> Path:
-        """Draw and write the grid of `step`; returns its file."""
+    def save(self, model: SiT, step: int, caption: str | None = None) -> Path:
+        """Draw and write the grid of `step`, with a caption below it; returns its file."""
         columns, rows = self.config.per_class, model.classes.learned[: self.config.classes]
         labels = [label for label in rows for _ in range(columns)] or "balanced"
         count = columns * max(len(rows), 1)
@@ -38,5 +38,5 @@ class Preview:
         images = torch.cat([batch.images for batch in batches])
         self.folder.mkdir(exist_ok=True)  # not its parent: a run that was moved is not made anew
         path = self.folder / f"step-{step:07d}.png"
-        save_grid(images, columns, path)
+        save_grid(images, columns, path, caption)
         return path
