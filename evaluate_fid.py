@@ -41,7 +41,7 @@ def open_stream(options: Namespace, device: torch.device) -> SampleStream:
         "weights": find_weights(options.checkpoint, weights).name,
     }
     facts |= {**rest, **asdict(settings)}
-    return SampleStream(batches, mine.start, len(mine), facts)
+    return SampleStream(batches, mine.start, len(mine), facts, model.classes if model.num_classes else None)
 
 
 def main() -> None:

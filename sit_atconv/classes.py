@@ -90,10 +90,7 @@ class Classes:
 
         A name with a comma stands in double quotes, as in CSV. Raises `InputError` as `find`.
         """
-        try:
-            parts = [part.strip() for part in next(csv.reader([words], skipinitialspace=True, strict=True)) or [""]]
-        except csv.Error as error:
-            raise InputError(f"'{_short(words)}' is no list of labels ({error}).") from None
+        parts = split_labels(words)
         if self.names and "," in words and words in self.names:
             if all(part in self.names for part in parts):
                 raise InputError(
@@ -115,6 +112,14 @@ class Classes:
     def _expected(self) -> str:
         names = ", or class names (a name with a comma in double quotes)" if self.names else ""
         return f"labels in [0, {self.count}){names}"
+
+
+def split_labels(words: str) -> list[str]:
+    """The labels in a text, separated by commas as in CSV. Raises `InputError` for an unclosed quote."""
+    try:
+        return [part.strip() for part in next(csv.reader([words], skipinitialspace=True, strict=True)) or [""]]
+    except csv.Error as error:
+        raise InputError(f"'{_short(words)}' is no list of labels ({error}).") from None
 
 
 def read_labels(

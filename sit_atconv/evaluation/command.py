@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from sit_atconv.classes import split_labels
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
 from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.evaluation.output import show
+from sit_atconv.evaluation.reading.classes import Chosen
 from sit_atconv.evaluation.reading.references import Reading, write_reference
 from sit_atconv.evaluation.reconstruction import score_autoencoder
 from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
@@ -50,7 +52,9 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
     resamples = "confidence intervals from N resamples"
     parser.add_argument("--kid", action="store_true", help="the kernel inception distance too")
     parser.add_argument("--bootstrap", type=whole_number(0, _MOST_RESAMPLES), default=0, metavar="N", help=resamples)
-    parser.add_argument("--classes", help="FID class by class: labels separated by commas, or per-class for all")
+    parser.add_argument(
+        "--classes", help="FID class by class: numbers or names separated by commas, or per-class for all"
+    )
     _add_common(parser)
     sampling = add_sampling(parser)
     options = parser.parse_args(arguments)
@@ -137,12 +141,10 @@ def _workers(workers: int | None, device: torch.device) -> int:
     return min(16, available) if device.type != "cpu" else min(2, available)
 
 
-def _classes(words: str | None) -> tuple[int, ...] | None:
+def _classes(words: str | None) -> Chosen:
     if words is None or words == "per-class":
         return () if words is None else None
-    if not all(word.strip().isdecimal() and len(word.strip()) <= 18 for word in words.split(",")):
-        raise InputError(f"--classes {words}: expected labels separated by commas, such as 0,5,7, or per-class.")
-    return tuple(int(word) for word in words.split(","))
+    return tuple(split_labels(words))
 
 
 def _check(options: Namespace) -> None:

@@ -9,11 +9,19 @@ from typing import Any
 from accelerate import PartialState
 from torch import Tensor
 
+from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.kinds import Features, create_features
+from sit_atconv.evaluation.reading.classes import Chosen, source_classes
 from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
-from sit_atconv.evaluation.reading.loading import Batch, open_images, require_classes, require_two
+from sit_atconv.evaluation.reading.loading import (
+    Batch,
+    open_images,
+    require_labels,
+    require_two,
+    require_two_of_each,
+)
 from sit_atconv.evaluation.reading.references import (
     Reading,
     Reference,
@@ -35,14 +43,14 @@ class Options:
     """What to compute.
 
     metrics: names, or None for all metrics of the features. kid: the kernel distance as well. bootstrap: number of
-    resamples for confidence intervals, 0 for none. classes: labels to compare class by class; () for none, None for
-    every class. reading: how images are read.
+    resamples for confidence intervals, 0 for none. classes: to compare class by class (`pair_classes`). reading: how
+    images are read.
     """
 
     metrics: tuple[str, ...] | None = None
     kid: bool = False
     bootstrap: int = 0
-    classes: tuple[int, ...] | None = ()
+    classes: Chosen = ()
     reading: Reading = field(default_factory=Reading)
 
 
@@ -52,13 +60,14 @@ class SampleStream:
 
     batches: uint8 tensors (b, 3, H, W), or objects with such `images` and `labels`. first: number of the share's first
     sample. total: number of samples of the share. facts: entries of the report about their origin, with "path" and
-    "kind".
+    "kind". classes: those of the labels, if they are known.
     """
 
     batches: Iterable[Tensor | Batch]
     first: int = 0
     total: int | None = None
     facts: dict[str, Any] = field(default_factory=lambda: {"path": "a stream", "kind": "stream"})
+    classes: Classes | None = None
 
 
 def evaluate(
@@ -90,15 +99,16 @@ def evaluate(
     source = open_images(samples) if isinstance(samples, str) else None  # finds a typo before an hour's work
     if source is not None:
         require_two(len(source), "samples")
-    by_class = source is not None and options.classes != ()
-    if by_class:
-        require_classes(source.labels, options.classes or (), "samples")
+    classes = samples.classes if isinstance(samples, SampleStream) else None
+    if source is not None and options.classes != ():
+        require_labels(source.labels, "samples")
+        classes = source_classes(source)
 
     target = reference
     if isinstance(reference, str):
-        target = read_reference(reference, features, wanted, options.reading, options.classes)
-    if by_class:
-        require_classes(source.labels, target.by_class, "samples")
+        target = read_reference(reference, features, wanted, options.reading, options.classes, classes)
+    if source is not None and target.classes:
+        require_two_of_each(source.labels, {pair.ours: pair.title for pair in target.classes}, "samples")
     collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
     require_two(collected.count, "samples")
     if not PartialState().is_main_process:
@@ -117,7 +127,7 @@ def evaluate(
         settings={**asdict(options), "processes": PartialState().num_processes},
         versions=library_versions(),
         intervals=intervals(comparison, options.bootstrap) if options.bootstrap else {},
-        per_class={} if options.classes == () else per_class_distances(collected, target, features, options.classes),
+        per_class={} if options.classes == () else per_class_distances(collected, target, features),
         seconds=round(time.monotonic() - started, 2),
     )
 

@@ -18,6 +18,7 @@ from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
 from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.reading.classes import source_classes
 from sit_atconv.evaluation.reading.loading import Batch, image_digests, load_batches, open_images, share
 from sit_atconv.evaluation.reading.references import Reading, is_statistics, reference_of_images
 from sit_atconv.evaluation.report import Report
@@ -49,7 +50,8 @@ def score_autoencoder(name: str, path: str, features: Features, options: Options
     wanted = wanted_for(
         choose_metrics(features, options.metrics, options.kid), options.classes != (), options.bootstrap > 0
     )
-    target = reference_of_images(source, path, features, wanted, options.reading, options.classes)
+    own = None if source.labels is None else source_classes(source)
+    target = reference_of_images(source, path, features, wanted, options.reading, options.classes, own)
     reconstructions = Reconstructions(autoencoder, source, options.reading)
     report = evaluate(reconstructions.stream(path), target, features, options)
     errors = reconstructions.errors()

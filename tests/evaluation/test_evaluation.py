@@ -233,7 +233,7 @@ def test_feature_distance_is_the_frechet_distance_for_few_and_many():
 @pytest.mark.parametrize(
     ("samples", "options", "message"),
     [
-        ("samples.npz", Options(classes=(0, 9)), "There are 0 samples of class 9; a distance needs two"),
+        ("samples.npz", Options(classes=(0, 9)), "Unknown label .9.: expected labels in .0, 5."),
         ("folder", Options(classes=None), "samples have no labels"),
         ("samples.npz", Options(bootstrap=1), "at least two resamples"),
     ],

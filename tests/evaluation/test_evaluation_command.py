@@ -139,7 +139,7 @@ EVALUATE = ["--samples", "digits@8", "--reference", "digits@8"]
         (["--samples", "absent.npz", "--reference", "digits@8"], "does not exist"),
         (["--samples", "digits@8", "--reference", "absent"], "does not exist"),
         ([*EVALUATE, "--metrics", "fid"], "no metric 'fid'"),
-        ([*EVALUATE, "--classes", "a,b"], "labels separated by commas"),
+        ([*EVALUATE, "--classes", '"a,b'], "is no list of labels"),
         ([*EVALUATE, "--bootstrap", "1"], "at least two resamples"),
         ([*EVALUATE, "--weights", "w.pth"], "Pixels have no network"),
         ([*EVALUATE, "--device", "gpu9"], "device 'gpu9'"),

@@ -16,7 +16,7 @@ from sit_atconv.evaluation.features.inception import require_uint8_images
 from sit_atconv.evaluation.features.kinds import Features
 from sit_atconv.evaluation.metrics.distances import InceptionScoreSums
 from sit_atconv.evaluation.metrics.moments import Moments
-from sit_atconv.evaluation.reading.loading import Batch, image_digests, mixed_sizes, require_classes
+from sit_atconv.evaluation.reading.loading import Batch, image_digests, mixed_sizes, require_labels
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def collect(
             digests.append(batch.digests.copy() if isinstance(batch, Batch) else image_digests(images))
             labels.append(None if isinstance(batch, Tensor) or batch.labels is None else batch.labels.clone())
             if wanted.labels:
-                require_classes(labels[-1], (), what)
+                require_labels(labels[-1], what)
             found = cache.features(images, digests[-1]) if cache else features(images)
             _accumulate(share, found, wanted, first + seen)
             chosen = slice(None) if rows is None else torch.from_numpy(rows[first + seen :][: len(images)])

@@ -1,7 +1,7 @@
 """Loads the pictures of a source in file order as uint8 batches, with worker processes."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,19 +100,20 @@ def _collate(pictures: list[SourceImage | InputError]) -> dict[str, Any] | Input
     return batch
 
 
-def require_classes(labels: np.ndarray | None, classes: Iterable[int], what: str) -> None:
-    """Raise `InputError` unless there are labels, (n,) int64, with at least two images of each of `classes`.
-
-    `what` names the images, such as "samples".
-    """
+def require_labels(labels: object, what: str) -> None:
+    """Raise `InputError` unless there are labels; `what` names the images, such as "samples"."""
     if labels is None:
         raise InputError(
             f"The {what} have no labels. Comparing class by class needs class folders, arr_1 in the npz, a labelled "
             "data set or a checkpoint of a conditional model."
         )
-    for label in classes:
+
+
+def require_two_of_each(labels: np.ndarray, titles: Mapping[int, str], what: str) -> None:
+    """Raise `InputError` unless at least two of `labels` (n,) are of each class; `titles` names the classes."""
+    for label, title in titles.items():
         if (count := int((labels == label).sum())) < 2:
-            raise InputError(f"There are {count} {what} of class {label}; a distance needs two on each side.")
+            raise InputError(f"There are {count} {what} of class {title}; a distance needs two on each side.")
 
 
 def require_two(count: int, what: str) -> None:

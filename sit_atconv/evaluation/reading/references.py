@@ -13,14 +13,23 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
-from sit_atconv.data.sources.npz import npz_members, read_npz_member
+from sit_atconv.data.sources.npz import CLASS_NAMES, npz_members, read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.cache import FeatureCache
 from sit_atconv.evaluation.features.kinds import Features
 from sit_atconv.evaluation.metrics.distances import require_covariance
+from sit_atconv.evaluation.reading.classes import Chosen, ClassPair, pair_classes
 from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
-from sit_atconv.evaluation.reading.loading import load_batches, open_images, require_classes, require_two, share
+from sit_atconv.evaluation.reading.loading import (
+    load_batches,
+    open_images,
+    require_labels,
+    require_two,
+    require_two_of_each,
+    share,
+)
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.reading import Count, Sha256, understand
@@ -36,12 +45,13 @@ class Reference:
     """The reference that samples are compared with.
 
     gaussians: mean and covariance by kind of feature. points: pool features (n, d) for precision, recall and the
-    kernel distance, or None. by_class: label -> pool features, for the requested classes. lacks: kind of feature or
-    "points" -> why it is missing. facts: entries of the report.
+    kernel distance, or None. classes: those to compare class by class. by_class: their number among the references ->
+    pool features. lacks: kind of feature or "points" -> why it is missing. facts: entries of the report.
     """
 
     gaussians: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     points: Tensor | None = None
+    classes: list[ClassPair] = field(default_factory=list)
     by_class: dict[int, Tensor] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -78,12 +88,14 @@ def read_reference(
     features: Features,
     wanted: Wanted,
     reading: Reading | None = None,
-    classes: tuple[int, ...] | None = (),
+    classes: Chosen = (),
+    samples: Classes | None = None,
 ) -> Reference:
     """Read the reference at `path`, with those of the `wanted` statistics that it provides.
 
     Stored statistics of an npz with `mu` are used as they are, since they come from more images than the file contains;
-    the images of other sources are read on all processes. `classes`: classes whose features are kept, None for all.
+    the images of other sources are read on all processes. `classes` are to be compared with those of the `samples`,
+    one by one (`pair_classes`).
 
     Raises:
         InputError: for a reference that cannot be used, or that lacks requested labels or classes.
@@ -99,17 +111,17 @@ def read_reference(
         return _from_statistics(path, members, features)
     source = open_images(path)
     if not stored:
-        reference = reference_of_images(source, path, features, wanted, reading, classes)
+        reference = reference_of_images(source, path, features, wanted, reading, classes, samples)
         if "mu" in members:
             reference.facts["note"] = "stored statistics are Inception's: computed from the images in arr_0 instead"
         return reference
-    _require_classes(source, classes)
+    pairs = _pairs(source, classes, samples)
     reference = _from_statistics(path, members, features)
     if reference.facts["height"] is None:
         reference.facts["height"], reference.facts["width"] = source[0].image.shape[:2]
-    if wanted.kept or classes != ():
-        images = _from_images(source, path, features, Wanted(kept=frozenset({"pool"})), reading, classes)
-        reference.points, reference.by_class = images.points, images.by_class
+    if wanted.kept or pairs:
+        images = _from_images(source, path, features, Wanted(kept=frozenset({"pool"})), reading, pairs)
+        reference.points, reference.classes, reference.by_class = images.points, pairs, images.by_class
         reference.facts["images_in_arr_0"] = images.facts
     return reference
 
@@ -126,12 +138,12 @@ def reference_of_images(
     features: Features,
     wanted: Wanted,
     reading: Reading,
-    classes: tuple[int, ...] | None = (),
+    classes: Chosen = (),
+    samples: Classes | None = None,
 ) -> Reference:
     """The reference of a source's images, as `read_reference`, without a look at statistics stored beside them."""
     require_two(len(source), "references")
-    _require_classes(source, classes)
-    return _from_images(source, path, features, wanted, reading, classes)
+    return _from_images(source, path, features, wanted, reading, _pairs(source, classes, samples))
 
 
 def look_at(
@@ -173,21 +185,21 @@ def _from_images(
     features: Features,
     wanted: Wanted,
     reading: Reading,
-    classes: tuple[int, ...] | None,
+    classes: list[ClassPair],
 ) -> Reference:
     """Compute a reference from its images; only the features that are needed are kept."""
     count = len(source)
     near = np.zeros(count, bool)  # the images used for precision and recall
     near[keyed_generator(0, Stream.ORDER, count).permutation(count)[: features.neighbour_limit]] = True
-    chosen = _chosen(source, classes)
+    chosen = [pair.theirs for pair in classes]
     rows = near | np.isin(source.labels, chosen) if len(chosen) else near
     collected = look_at(source, features, wanted, reading, "reference", None if rows.all() else rows)
     gaussians = {kind: (moments.mean(), moments.covariance()) for kind, moments in collected.moments.items()}
-    reference = Reference(gaussians, facts=source_facts(source, path, collected))
+    reference = Reference(gaussians, classes=classes, facts=source_facts(source, path, collected))
     if "pool" in collected.kept:
         kept = collected.kept["pool"]
         reference.points = kept[torch.from_numpy(near[rows])]
-        reference.by_class = {int(c): kept[torch.from_numpy(source.labels[rows] == c)] for c in chosen}
+        reference.by_class = {c: kept[torch.from_numpy(source.labels[rows] == c)] for c in chosen}
     return reference
 
 
@@ -196,16 +208,13 @@ def _members(path: str) -> list[str]:
     return npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
 
 
-def _require_classes(source: ImageSource, classes: tuple[int, ...] | None) -> None:
-    if classes != ():
-        require_classes(source.labels, _chosen(source, classes), "references")
-
-
-def _chosen(source: ImageSource, classes: tuple[int, ...] | None) -> np.ndarray:
-    """The labels to compare class by class; `classes` None means all labels of the source."""
-    if classes is None and source.labels is not None:
-        return np.unique(source.labels)
-    return np.array(classes or (), dtype=np.int64)
+def _pairs(source: ImageSource, classes: Chosen, samples: Classes | None) -> list[ClassPair]:
+    if classes == ():
+        return []
+    require_labels(source.labels, "references")
+    pairs = pair_classes(classes, samples, source)
+    require_two_of_each(source.labels, {pair.theirs: pair.title for pair in pairs}, "references")
+    return pairs
 
 
 def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
@@ -284,6 +293,7 @@ def _write(source: ImageSource, out: Path, images: int, collected: Collected, ar
     chosen = keyed_generator(0, Stream.ORDER, len(source)).permutation(len(source))[:images]
     if collected.labels is not None:
         arrays = {**arrays, "arr_1": collected.labels.numpy()[chosen]}
+        arrays |= {CLASS_NAMES: np.array(source.class_names)} if source.class_names else {}
     with whole_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *collected.size, 3)}

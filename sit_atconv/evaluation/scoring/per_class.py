@@ -13,20 +13,17 @@ from sit_atconv.evaluation.reading.collect import Collected
 from sit_atconv.evaluation.reading.references import Reference
 
 
-def per_class_distances(
-    samples: Collected, reference: Reference, features: Features, classes: tuple[int, ...] | None
-) -> dict[str, dict[str, Any]]:
-    """Label -> counts, and the distance between that class's samples and references; `classes` None means all.
+def per_class_distances(samples: Collected, reference: Reference, features: Features) -> dict[str, dict[str, Any]]:
+    """Name or number of each class -> counts, and the distance between its samples and its references.
 
     The distance is None if a stream had fewer than two samples of a class.
     """
-    labels = sorted(reference.by_class) if classes is None else classes
     result = {}
-    for label in tqdm(labels, desc="class by class", unit="class"):
-        ours, theirs = samples.kept["pool"][samples.labels == label], reference.by_class[label]
-        enough = len(ours) > 1
-        distance = feature_distance(ours.to(features.device), theirs.to(features.device)) if enough else None
-        result[str(label)] = {"samples": len(ours), "references": len(theirs), "distance": distance}
+    for title, ours, theirs in tqdm(reference.classes, desc="class by class", unit="class"):
+        drawn, real = samples.kept["pool"][samples.labels == ours], reference.by_class[theirs]
+        enough = len(drawn) > 1
+        distance = feature_distance(drawn.to(features.device), real.to(features.device)) if enough else None
+        result[title] = {"samples": len(drawn), "references": len(real), "distance": distance}
     return result
 
 
