@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import sys
 from argparse import Namespace
 from dataclasses import asdict
-from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -45,8 +44,7 @@ def open_stream(options: Namespace, device: torch.device) -> SampleStream:
 
 
 def main() -> None:
-    # There, --weights are those of the features
-    options = parse(sys.argv[1:], partial(add_sampling_arguments, weights="--checkpoint-weights"))
+    options = parse(sys.argv[1:], add_sampling_arguments)
     with exit_on_input_error(), leaving_in_order():
         run(options, open_stream)
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="directory for samples.npz, grid.png and, with --png, png/")
     add("--png", action="store_true", help="write every sample as a PNG too")
     add("--batch-size", type=count, default=64, help="for each process; does not change the samples")
-    add_sampling_arguments(parser)
+    add_sampling_arguments(parser, weights="--weights")
     given = vars(parser.parse_args(argv))
     with exit_on_input_error(), leaving_in_order():
         settings, rest = split_sampling_arguments(given)

@@ -52,6 +52,11 @@ def log_lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def number_lines(run: Path) -> list[dict]:
+    """The lines of the log but for notes."""
+    return [line for line in log_lines(run) if "note" not in line]
+
+
 def losses(run: Path) -> list[tuple]:
     """What the log says of each step, but for speed."""
     names = ("step", "loss", "flow", "alignment", "grad_norm", "lr", "skipped")

@@ -17,10 +17,10 @@ NUM_SAMPLES = 50_000
 seed, steps = whole_number(0, MAX_SEED), whole_number(1, MOST_STEPS)
 
 
-def add_sampling_arguments(parser: ArgumentParser, weights: str = "--weights") -> list[str]:
+def add_sampling_arguments(parser: ArgumentParser, weights: str = "--checkpoint-weights") -> list[str]:
     """Add the sampling options to `parser`, absent from its result unless given; returns their names.
 
-    `weights`: what the option is called that chooses among a checkpoint's weights.
+    `weights`: the name of the option that chooses among a checkpoint's weights.
     """
     add = parser.add_argument_group("drawing", argument_default=SUPPRESS).add_argument
     added = [

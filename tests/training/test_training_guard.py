@@ -12,8 +12,8 @@ from training_runs import (
     assert_same_checkpoint,
     checkpoint_tensors,
     fresh_accelerate,
-    log_lines,
     losses,
+    number_lines,
     run_tiny,
 )
 
@@ -81,7 +81,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_file_that_names_them(tmp_path: Pa
     assert [entry["step"] for entry in report] == [3, 4]
     assert report[1]["samples"] == [index_at(position, length, 0) for position in range(24, 32)]
     assert report[0]["terms"][0]["loss"] in ("inf", "nan")
-    assert [(line["step"], line["skipped"]) for line in log_lines(run)] == [(1, 1), (2, 1), (3, 2)]
+    assert [(line["step"], line["skipped"]) for line in number_lines(run)] == [(1, 1), (2, 1), (3, 2)]
     run_tiny(run, extra)  # with the fault gone, it goes on, and remembers
     assert losses(run)[-1][6] == 2
 

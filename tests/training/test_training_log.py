@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from training_runs import ALIGNED, NO_PREVIEW, log_lines, losses, run_tiny
+from training_runs import ALIGNED, NO_PREVIEW, log_lines, losses, number_lines, run_tiny
 
 import evaluate_fid
 from sit_atconv.models import create_model
@@ -60,7 +60,7 @@ def test_mixers_cost_what_the_papers_say() -> None:
 def test_the_log_and_the_trackers_carry_the_same_numbers(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_tiny(run, f'--log.every 2 --log.trackers ["tensorboard"] {NO_PREVIEW}')
-    lines = log_lines(run)
+    lines = number_lines(run)
     assert [line["step"] for line in lines] == [2, 4, 6]
     accumulator = EventAccumulator(str(run / "sit-atconv"))
     accumulator.Reload()
@@ -114,14 +114,14 @@ def test_the_parts_of_a_step_add_up_and_what_is_no_step_is_left_out(tmp_path: Pa
     monkeypatch.setattr(Interval, "fetch", lambda self, batches: fetch(self, slowly(batches)))
     monkeypatch.setattr(trainer, "gather_state", lambda *arguments: (time.sleep(0.3), save(*arguments))[1])
     run_tiny(tmp_path / "run", f"--log.every 3 --log.checkpoint_every 2 {NO_PREVIEW}")
-    for line in log_lines(tmp_path / "run"):
+    for line in number_lines(tmp_path / "run"):
         assert line["data_seconds"] >= 0.02
         assert line["compute_seconds"] == pytest.approx(line["seconds_per_step"] - line["data_seconds"])
         assert line["images_per_second"] == pytest.approx(8 / line["seconds_per_step"])
         assert line["hours_left"] == pytest.approx(line["seconds_per_step"] * (6 - line["step"]) / 3600)
         assert line["epoch"] == 8 * line["step"] / 901
         assert line["mfu"] is None  # the peak of a CPU is not known
-    total = sum(3 * line["seconds_per_step"] for line in log_lines(tmp_path / "run"))
+    total = sum(3 * line["seconds_per_step"] for line in number_lines(tmp_path / "run"))
     begun, ended = ((tmp_path / "run" / name).stat().st_mtime for name in ("config.yaml", "checkpoints/latest"))
     assert total < ended - begun - 2 * 0.3
 
@@ -148,7 +148,7 @@ def test_scores_are_logged_and_the_best_checkpoint_is_marked_and_kept(tmp_path: 
 def test_evaluation_scores_what_evaluate_fid_would_score(tmp_path: Path, monkeypatch) -> None:
     evaluation = '{"reference":"digits:heldout@8","every":3,"features":"pixels","samples":40,"steps":2,"guidance":2.0}'
     run_tiny(tmp_path / "run", f"--training.steps 3 {NO_PREVIEW} --evaluation {evaluation}")
-    (logged,) = [line for line in log_lines(tmp_path / "run") if "loss" not in line]
+    (logged,) = [line for line in number_lines(tmp_path / "run") if "loss" not in line]
     words = "--num-samples 40 --steps 2 --guidance 2 --reference digits:heldout@8 --features pixels --device cpu"
     checkpoint = tmp_path / "run" / "checkpoints" / "best" / "model"
     command = ["evaluate_fid.py", "--checkpoint", str(checkpoint), "--json", str(tmp_path / "scores.json")]
@@ -159,11 +159,13 @@ def test_evaluation_scores_what_evaluate_fid_would_score(tmp_path: Path, monkeyp
     assert logged == pytest.approx(scores, rel=1e-9)
 
 
-def test_the_reference_of_all_evaluations_is_read_once(tmp_path: Path, monkeypatch) -> None:
+def test_the_reference_of_all_evaluations_is_read_once_and_its_warnings_are_given_once(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(4):
-        Image.new("RGB", (8, 8), (60 * number, 0, 9)).save(pictures / f"{number}.png")
+        Image.new("RGB", (8, 8), (60 * number, 0, 9)).save(pictures / f"{number}.jpg")
     settings = {"reference": str(pictures), "every": 1, "features": "pixels", "samples": 4, "steps": 1}
     score = trainer.Evaluation.scores
 
@@ -177,6 +179,7 @@ def test_the_reference_of_all_evaluations_is_read_once(tmp_path: Path, monkeypat
         tmp_path / "run", f"--training.steps 2 {NO_PREVIEW} --evaluation {json.dumps(settings, separators=(',', ':'))}"
     )
     assert sum("fd_pixels" in line for line in log_lines(tmp_path / "run")) == 2
+    assert caplog.text.count("Scores during training: Some reference images are stored lossily") == 1
 
 
 def test_curves_of_several_runs_are_drawn(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """Scores during training: all processes draw samples from the averaged weights and compare them with a reference."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sit_atconv.models import SiT
 from sit_atconv.sampling import generate
 from sit_atconv.training.watch.drawing import sampler_settings
 
+log = logging.getLogger(__name__)
+
 
 class Evaluation:
     """Draws samples 0 … n − 1 with the run's seed, balanced over classes, and scores them.
@@ -28,6 +31,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig, dataset: LatentDataset, seed: int, accelerator: Accelerator) -> None:
         self._config, self._seed, self._accelerator = config, seed, accelerator
+        self._said: set[str] = set()  # warnings, which are given once
         if config.samples < 2:
             raise InputError("evaluation.samples must be at least 2: one sample has no covariance.")
         if not Path(config.reference).is_file():  # then it must be a source of pictures: find a typo now
@@ -48,6 +52,10 @@ class Evaluation:
         batches = generate(model, self._autoencoder, mine, self.settings, seed=self._seed, batch_size=config.batch_size)
         stream = SampleStream(batches, mine.start, len(mine))
         report = evaluate(stream, self._reference, self._features)
+        for warning in [] if report is None else report.warnings:
+            if warning not in self._said:
+                log.warning("Scores during training: %s", warning)
+                self._said.add(warning)
         found: list[Any] = [None if report is None else report.metrics]
         return broadcast_object_list(found)[0]
 
