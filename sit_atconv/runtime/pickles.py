@@ -1,4 +1,4 @@
-"""Reads pickles of numpy arrays and plain containers, without running anything that a pickle names.
+"""Reads pickles of numpy arrays, paths and plain containers, without running anything that a pickle names.
 
 A pickle is a program: it names functions and their arguments. Here every name must be in a short table, and most names
 in it stand for functions of this file, which check what they are given.
@@ -9,6 +9,7 @@ import math
 import pickle
 import pickletools
 from collections import OrderedDict
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _KINDS = "biufcSUO"  # of arrays: booleans, numbers, text, and objects, which ar
 
 
 def read_pickle(data: bytes, what: str) -> Any:
-    """The object in a pickle of numbers, text, numpy arrays, lists, tuples, dictionaries and sets.
+    """The object in a pickle of numbers, text, paths, numpy arrays, lists, tuples, dictionaries and sets.
 
     Strings that Python 2 wrote, also keys, come back as bytes; arrays of numpy 1 and 2 are both read. `what` names the
     file in errors. Raises `InputError` for a damaged pickle, and for one that names anything else.
@@ -43,13 +44,12 @@ def _require_memo_within(data: bytes) -> None:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")  # numpy 2, Python 2
         try:
-            return _ALLOWED[known, name]
+            return PLAIN[f"{module.replace('__builtin__', 'builtins')}.{name}"]  # the first is Python 2's
         except KeyError:
             raise InputError(
-                f"was pickled with {module}.{name}, and reading that could run code: only numpy arrays and plain "
-                "containers are read. If you trust the file, save its arrays alone again, with numpy.savez."
+                f"was pickled with {module}.{name}, and reading that could run code: only numpy arrays, paths "
+                "and plain containers are read. If you trust the file, save its arrays alone again, with numpy.savez."
             ) from None
 
 
@@ -69,7 +69,10 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array that takes its state from a pickle only if it is whole."""
+    """An array that is empty until it takes its state from a pickle, if that is whole."""
+
+    def __new__(cls, *_: Any) -> "_Array":
+        return super().__new__(cls, 0)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, content = state
@@ -80,10 +83,6 @@ class _Array(np.ndarray):
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return np.asarray(self).__reduce_ex__(protocol)
-
-
-def _empty_array(*_: Any) -> _Array:
-    return _Array(0)
 
 
 def _buffer_array(buffer: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
@@ -104,16 +103,30 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_ALLOWED = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): "ndarray",  # named as an argument alone
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _buffer_array,
-    ("_codecs", "encode"): _encode,  # bytes, in Python 3's pickles for Python 2
-    ("builtins", "bytes"): _no_bytes,
-    ("builtins", "complex"): complex,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("collections", "OrderedDict"): OrderedDict,
+def _dictionary(_: Any = None) -> dict:
+    """A defaultdict without its function for missing keys."""
+    return {}
+
+
+# What may be named in a pickle, by its full name, and what is called for it.
+PLAIN: dict[str, Any] = {
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,
+    "_codecs.encode": _encode,  # bytes, in Python 3's pickles for Python 2
+    "builtins.bytes": _no_bytes,
+    "builtins.complex": complex,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "collections.OrderedDict": OrderedDict,
+    "collections.defaultdict": _dictionary,
+    **{f"builtins.{kind.__name__}": kind for kind in (list, dict, int, float)},  # of missing keys
 }
+for _numpy in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+    PLAIN |= {
+        f"{_numpy}.multiarray._reconstruct": _Array,
+        f"{_numpy}.multiarray.scalar": _scalar,
+        f"{_numpy}.numeric._frombuffer": _buffer_array,
+    }
+for _pathlib in ("pathlib", "pathlib._local"):  # the second since Python 3.13
+    for _kind in (PurePosixPath, PureWindowsPath):
+        PLAIN |= {f"{_pathlib}.{_kind.__name__}": _kind, f"{_pathlib}.{_kind.__name__.removeprefix('Pure')}": _kind}

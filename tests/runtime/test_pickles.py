@@ -3,6 +3,7 @@
 import collections
 import datetime
 import os
+import pathlib
 import pickle
 
 import numpy as np
@@ -33,11 +34,14 @@ def test_arrays_and_plain_containers_come_back(protocol):
         "scalar": np.float64(2.5),
         "nothing": np.zeros((0, 3), np.float32),
         "plain": [1, -(10**20), 0.5, None, True, "text", b"", b"\xff", (1, (2,)), {3, 4}, frozenset([5]), 1j],
+        "paths": [pathlib.Path("/data"), pathlib.PureWindowsPath("C:/data")],
+        "missing": collections.defaultdict(list, a=[1]),
         "ordered": collections.OrderedDict(b=1, a=2),
     }
     found = read_pickle(pickle.dumps(value, protocol), "x.pkl")
     assert list(found) == list(value) and found["plain"] == value["plain"] and found["ordered"] == value["ordered"]
-    assert found["scalar"] == 2.5 and type(found["scalar"]) is np.float64
+    assert found["missing"] == {"a": [1]} and found["paths"][0] == pathlib.PurePosixPath("/data")
+    assert found["paths"][1] == value["paths"][1] and found["scalar"] == 2.5 and type(found["scalar"]) is np.float64
     for name in ("mu", "turned", "swapped", "names", "objects", "nothing"):
         assert found[name].dtype.kind == value[name].dtype.kind and np.array_equal(found[name], value[name]), name
     again = pickle.loads(pickle.dumps(found))  # data loading processes are sent it
