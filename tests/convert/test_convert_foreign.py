@@ -20,7 +20,9 @@ from sit_atconv.models import SiT
 def test_what_programs_keep_beside_weights_is_read(tmp_path: Path) -> None:
     """numpy's scalars, paths and default dictionaries are as harmless as numbers, text and dictionaries."""
     rates = defaultdict(list, lr=[np.float64(1e-4), np.float32(2.5)])
-    arguments = argparse.Namespace(data_path=Path("/data"), num_classes=np.int64(5), image_size=np.int64(64), seed=np.array([3, 4]))
+    arguments = argparse.Namespace(
+        data_path=Path("/data"), num_classes=np.int64(5), image_size=np.int64(64), seed=np.array([3, 4])
+    )
     state = random_state(REPA)
     for zipped in (True, False):
         content = {"ema": state, "args": arguments, "log": rates, "best": np.float64(7.5)}

@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sit_atconv.data.pictures.protocol import ImageSource
-from sit_atconv.data.sources.npz import npz_members, read_npz_member
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.cache import FeatureCache
 from sit_atconv.evaluation.features.kinds import Features
 from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.reading.loading import load_batches, open_images, require_classes, require_two, share
+from sit_atconv.evaluation.reading.statistics import read_stored, remark_on_resizing, stored_names
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.reading import Count, understand
@@ -64,14 +64,14 @@ def read_reference(
 ) -> Reference:
     """Read the reference at `path`, with those of the `wanted` statistics that it provides.
 
-    Stored statistics of an npz with `mu` are used as they are, since they come from more images than the file contains;
+    Stored statistics (`mu` and `sigma`) are used as they are, since they come from more images than the file contains;
     the images of other sources are read on all processes. `classes`: classes whose features are kept, None for all.
 
     Raises:
         InputError: for a reference that cannot be used, or that lacks requested labels or classes.
     """
     reading = reading or Reading()
-    members = npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
+    members = stored_names(path)
     stored = "mu" in members and features.name == "inception"
     if "arr_0" not in members and "mu" in members:
         if not stored:
@@ -165,6 +165,8 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
     reference = Reference(
         facts={"path": path, "kind": "statistics", "lossy": False, "file_sha256": sha256_of_file(path)}
     )
+    if remark := remark_on_resizing(path, members):
+        reference.facts["remark"] = remark
     for kind, (mu, sigma) in STORED.items():
         if mu in members and sigma in members:
             reference.gaussians[kind] = _stored(path, mu, sigma, features.dimensions[kind])
@@ -173,9 +175,9 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
     if "pool" in reference.lacks:
         raise InputError(f"{path} has mu but no sigma. Expected ADM's keys: arr_0, mu, sigma, mu_s, sigma_s.")
     if "weights_sha256" in members:
-        reference.facts["weights_sha256"] = str(read_npz_member(path, "weights_sha256"))
+        reference.facts["weights_sha256"] = str(read_stored(path, "weights_sha256"))
     if "count" in members:
-        count = np.asarray(read_npz_member(path, "count")).tolist()
+        count = np.asarray(read_stored(path, "count")).tolist()
         reference.facts["count"] = understand(count, Count, f"{path}: count")
         require_two(reference.facts["count"], "references")
     if "arr_0" not in members:
@@ -184,7 +186,7 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
 
 
 def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Tensor]:
-    mean, covariance = (np.array(read_npz_member(path, name)) for name in (mu, sigma))
+    mean, covariance = (np.array(read_stored(path, name)) for name in (mu, sigma))
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise InputError(f"{path}: {mu} is {mean.dtype} and {sigma} is {covariance.dtype}; expected floats.")
     if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
