@@ -192,14 +192,14 @@ def _read_image(
 
 
 def read_moments(file: Path | BinaryIO, where: str, spec: LatentSpec) -> np.ndarray:
-    """Mean and standard deviation (2C, h, w) from an npy, which `where` names. Raises `InputError` for anything else."""
+    """Mean and standard deviation (2C, h, w) in an npy that `where` names. Raises `InputError` for anything else."""
     try:
         moments = np.load(file, allow_pickle=False)
     except (OSError, EOFError, MemoryError, *BAD_HEADER) as error:
         raise InputError(f"Cannot read latent {where}: {error}.") from error
     if moments.ndim != 3 or moments.shape[0] != 2 * spec.channels or moments.dtype != np.float32:
         raise InputError(
-            f"{where}: {moments.dtype} {moments.shape}, expected float32 ({2 * spec.channels}, h, w): mean and standard "
-            f"deviation of the autoencoder {spec.autoencoder}."
+            f"{where}: {moments.dtype} {moments.shape}, expected float32 ({2 * spec.channels}, h, w): mean and "
+            f"standard deviation of the autoencoder {spec.autoencoder}."
         )
     return moments

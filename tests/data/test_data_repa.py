@@ -180,7 +180,7 @@ def test_what_cannot_be_imported(repa, vae, tmp_path, capsys):
     assert "are not those of" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         importing(repa / "images", tmp_path / "out", vae)
-    assert "was not prepared for REPA" in capsys.readouterr().err
+    assert "no latents of a layout" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(repa), "--teacher", "test_vit", "--teacher-weights", "random"])
     assert "while it is imported (--import)" in capsys.readouterr().err

@@ -91,15 +91,11 @@ def _read_header(path: Path) -> tuple[Tensor, bool]:
     except _DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}): fetch it again.") from error
     if _LATENTS not in names or labels is None:
-        raise InputError(
-            f"{path} has {', '.join(sorted(names))}: expected {_LATENTS}, {_LABELS} and, maybe, {_FLIPPED}."
-        )
+        raise InputError(f"{path} has {', '.join(sorted(names))}: expected {_LATENTS} and {_LABELS}.")
     count = len(labels) if labels.ndim else -1
     for name, shape in shapes.items():
         if len(shape) != 4 or shape[0] != count:
-            raise InputError(
-                f"{path}: {name} has shape {tuple(shape)}: expected ({count}, C, h, w), as many as labels."
-            )
+            raise InputError(f"{path}: {name} has shape {tuple(shape)}: expected ({count}, C, h, w), as its labels.")
     return labels, _FLIPPED in names
 
 
@@ -109,7 +105,8 @@ def _normalised(spec: LatentSpec, path: Path) -> LatentSpec:
     found = [content.get(name) if isinstance(content, dict) else None for name in ("mean", "std")]
     if not all(isinstance(each, Tensor) and each.numel() == spec.channels for each in found):
         raise InputError(
-            f"{path} holds no statistics of {spec.channels} channels: expected mean and std, (1, {spec.channels}, 1, 1)."
+            f"{path} holds no statistics of {spec.channels} channels: expected mean and std, of shape (1, "
+            f"{spec.channels}, 1, 1)."
         )
     mean, std = (each.double().flatten() for each in found)
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):

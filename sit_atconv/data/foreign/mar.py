@@ -1,4 +1,4 @@
-"""MAR's cached latents: `CLASS/NAME.npz` with `moments` and `moments_flip`, (2C, h, w) = mean and log of the variance."""
+"""MAR's cached latents: `CLASS/NAME.npz` with `moments` and `moments_flip`, (2C, h, w) = mean and log variance."""
 
 from pathlib import Path
 

@@ -75,9 +75,9 @@ def _require_unit_range(dataset: ImportedLatents, autoencoder: Autoencoder, sour
     if share > _DARK_SHARE:
         raise InputError(
             f"{source} has EDM2's layout, but {100 * share:.0f} % of the pixels of its first latents are decoded to "
-            f"less than {_DARK}: EDM2 encodes pictures in [0, 1]. Are they of another autoencoder? Give it as --vae. Or "
-            "of pictures in [-1, 1], as REPA encodes them? Then put them, unpacked, into a folder vae-sd, and give the "
-            "folder around it."
+            f"less than {_DARK}: EDM2 encodes pictures in [0, 1]. Are they of another autoencoder? Give it as --vae. "
+            "Or of pictures in [-1, 1], as REPA encodes them? Then put them, unpacked, into a folder vae-sd, and give "
+            "the folder around it."
         )
 
 
