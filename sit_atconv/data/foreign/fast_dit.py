@@ -28,15 +28,15 @@ class FastDitLatents(ForeignLatents):
                 f"fast-DiT multiplies latents by {_SCALE}, the scale of Stable Diffusion's autoencoders; that of "
                 f"{spec.autoencoder} is {spec.scale} (shift {spec.shift}): give the autoencoder of {path} as --vae."
             )
-        features = _features_of(Path(path))
-        self._features, self._classes = features, features.with_name(_labels_name(features.name))
-        names = sorted((file.name for file in self._features.glob("*.npy")), key=lambda name: (len(name), name))
-        if not names:
-            raise InputError(f"{features} holds no latents (*.npy).")
+        self._features = _features_of(Path(path))
+        self._classes = _labels_beside(self._features)
+        names = sorted(_npy_files(self._features), key=lambda name: (len(name), name))
         labels = class_names = None
         if labelled:
-            where = str(self._classes)
-            labels, class_names = read_labels([self._label(name) for name in names], where)
+            _require_pairs(self._features, self._classes)
+            labels, class_names = read_labels([self._label(name) for name in names], str(self._classes))
+        elif not names:
+            raise InputError(f"{self._features} holds no latents (*.npy).")
         super().__init__(path, spec, len(names), labels, class_names, names)
 
     def where(self, index: int) -> str:
@@ -61,14 +61,27 @@ def is_fast_dit(path: Path) -> bool:
 
 def _features_of(path: Path) -> Path | None:
     """The folder `[PREFIX_]features` that has a folder `[PREFIX_]labels` beside it."""
-    folders = [folder for folder in sorted(path.glob(f"*{_FEATURES}")) if (path / _labels_name(folder.name)).is_dir()]
+    folders = [folder for folder in sorted(path.glob(f"*{_FEATURES}")) if _labels_beside(folder).is_dir()]
     if len(folders) > 1:
         raise InputError(f"{path} holds {' and '.join(folder.name for folder in folders)}: move all but one away.")
     return folders[0] if folders else None
 
 
-def _labels_name(features: str) -> str:
-    return features.removesuffix(_FEATURES) + _LABELS
+def _labels_beside(features: Path) -> Path:
+    return features.with_name(features.name.removesuffix(_FEATURES) + _LABELS)
+
+
+def _npy_files(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob("*.npy")}
+
+
+def _require_pairs(features: Path, labels: Path) -> None:
+    for folder, other in ((features, labels), (labels, features)):
+        there = _npy_files(folder)
+        if alone := there - _npy_files(other):
+            raise InputError(f"{folder} holds {min(alone)}, but {other} does not ({len(alone)} of {len(there)} files).")
+        if not there:
+            raise InputError(f"{folder} holds no files *.npy.")
 
 
 def _load(path: Path) -> np.ndarray:

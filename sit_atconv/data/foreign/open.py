@@ -32,7 +32,7 @@ def open_foreign(path: str, spec: LatentSpec, labelled: bool = True) -> ForeignL
         if is_kind(Path(path)):
             return kind(path, spec, labelled)
     raise InputError(
-        f"{path} holds no latents of a layout that --import knows: REPA's (vae-sd/dataset.json in it), EDM2's (a zip or "
-        "folder of img-mean-std-….npy with dataset.json), LightningDiT's (safetensors with latents), fast-DiT's "
+        f"{path} holds no latents of a layout that --import knows: REPA's (vae-sd/dataset.json in it), EDM2's (a zip "
+        "or folder of img-mean-std-….npy with dataset.json), LightningDiT's (safetensors with latents), fast-DiT's "
         "(features/ and labels/) or MAR's (class folders of npz). Leave out --import to encode pictures."
     )
