@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
 Run = Callable[[], object]

@@ -6,7 +6,7 @@ every checkpoint, so that latents of one autoencoder are never decoded by anothe
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +35,9 @@ class LatentSpec:
     """Describes latents. Normalised latents are (z - shift) · scale; both may be given per channel.
 
     `autoencoder` is "identity" (pixels), a hub id or a path. `weights_hash` is the sha256 of its weights file, None for
-    the identity or if unknown. `downscale` is the number of pixels per latent along each side.
+    the identity or if unknown. `downscale` is the number of pixels per latent along each side. `statistics` says that
+    scale and shift are those of data and not the autoencoder's own; `unit_range`, that the autoencoder was given
+    pictures in [0, 1] instead of [-1, 1], and decodes to them.
     """
 
     autoencoder: Text
@@ -44,6 +46,8 @@ class LatentSpec:
     downscale: Annotated[int, Meta(ge=1, le=1_024)]
     scale: Scale | tuple[Scale, ...] = 1.0
     shift: Finite | tuple[Finite, ...] = 0.0
+    statistics: bool = False
+    unit_range: bool = False
 
     def normalise(self, z: Tensor) -> Tensor:
         """(z - shift) · scale for z of shape (..., C, H, W)."""
@@ -53,9 +57,23 @@ class LatentSpec:
         """z / scale + shift: from the model's normalised latents to the decoder's input."""
         return z / _per_channel(self.scale, z) + _per_channel(self.shift, z)
 
+    def given(self, images: Tensor) -> Tensor:
+        """What the autoencoder is given for pictures in [-1, 1]."""
+        return images / 2 + 0.5 if self.unit_range else images
+
+    def pictures(self, decoded: Tensor) -> Tensor:
+        """The pictures in [-1, 1] that the autoencoder's output means."""
+        return decoded * 2 - 1 if self.unit_range else decoded
+
+    def of(self, autoencoder: "LatentSpec") -> "LatentSpec":
+        """These latents as an autoencoder makes them: its specification, with what is not the autoencoder's own."""
+        own = {"scale": self.scale, "shift": self.shift, "statistics": True} if self.statistics else {}
+        return replace(autoencoder, unit_range=self.unit_range, **own)
+
     def to_dict(self) -> dict:
-        """A JSON-serialisable dictionary; `from_dict` is the inverse."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """A JSON-serialisable dictionary without the flags that are not set; `from_dict` is the inverse."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if value is not False}
 
     @classmethod
     def from_dict(cls, values: Mapping, what: str = "The description of latents", advice: str = "") -> "LatentSpec":
@@ -75,12 +93,12 @@ class LatentSpec:
         channels and normalisation agree.
         """
         a, b = self.to_dict(), other.to_dict()
-        keys = ["channels", "downscale", "scale", "shift"]
+        keys = ["channels", "downscale", "scale", "shift", "unit_range"]
         if self.weights_hash and other.weights_hash:
             keys.append("weights_hash")
         elif self.weights_hash == other.weights_hash or IDENTITY in (self.autoencoder, other.autoencoder):
             keys.append("autoencoder")
-        differing = [f"{key}: {a[key]} against {b[key]}" for key in keys if a[key] != b[key]]
+        differing = [f"{key}: {a.get(key)} against {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
         if differing:
             raise InputError(
                 f"The latents of {mine} (autoencoder {self.autoencoder}) and of {theirs} (autoencoder "
@@ -107,7 +125,7 @@ class Autoencoder(ABC):
     def encode(self, images: Tensor) -> Tensor:
         """Moments (B, 2C, H/downscale, W/downscale) fp32: posterior mean and standard deviation (0: deterministic)."""
         self.require_divisible(*images.shape[-2:])
-        return self._encode(images).float()
+        return self._encode(self.spec.given(images)).float()
 
     def require_divisible(self, height: int, width: int) -> None:
         """Raise `InputError` unless height and width are multiples of `downscale`."""
@@ -127,7 +145,8 @@ class Autoencoder(ABC):
                 f"not of shape {tuple(latents.shape)}: was the model trained on latents of another autoencoder?"
             )
         parts = latents.split(chunk) if chunk else (latents,)
-        return torch.cat([self._decode(self.spec.denormalise(part.float())).float().clamp(-1, 1) for part in parts])
+        decoded = (self._decode(self.spec.denormalise(part.float())).float() for part in parts)
+        return torch.cat([self.spec.pictures(part).clamp(-1, 1) for part in decoded])
 
     @property
     @abstractmethod
@@ -232,7 +251,7 @@ def load_autoencoder(
         if channels not in (None, loaded.spec.channels):
             raise InputError(f"Autoencoder {name} has {loaded.spec.channels} latent channels, not {channels}.")
     if wanted is not None:
-        wanted.require_same(loaded.spec, "the data or checkpoint", name)
+        wanted.require_same(wanted.of(loaded.spec), "the data or checkpoint", name)
         loaded.spec = wanted
     return loaded
 

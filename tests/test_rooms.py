@@ -29,7 +29,7 @@ FLOORS = [
 # its folders; what its __init__ offers of them all is no step upwards.
 ORDERS = {
     "data": "alignment autoencoder | data.pictures | data.latents data.digits data.repa | data.shards | data.sources |"
-    " data.dataset | data.prepare data.sampler",
+    " data.foreign | data.dataset | data.prepare data.sampler",
     "programs": "sampling evaluation convert zoo analysis | training",
     "training": "training.run | training.averages | training.session | training.watch | training",
     "evaluation": "evaluation.features | evaluation.metrics | evaluation.reading | evaluation.scoring | evaluation",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from sit_atconv.runtime.weights import read_weights, require_finite
 # Names of the weights in a checkpoint, best first: the releases are scored with the averaged ones.
 WEIGHTS = ("ema", "model", "state_dict")
 _PROJECTORS = "projectors."
+_DIT = re.compile(r"(?<![a-z])dit[-_](xl|s|b|l)[-_/]?[248](?!\d)", re.IGNORECASE)  # "DiT-XL/2", "DiT-XL-2-256x256.pt"
 _ANCHORS = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "t_embedder.mlp.0.weight": 2}  # dimensions
 
 
@@ -25,13 +27,15 @@ class Released:
 
     `state` and `projectors` (REPA's, without the prefix "projectors.") are fp32 copies on the CPU. `arguments` are
     those of the training script, empty if the file does not contain them. The projectors take the tokens after block
-    `aligned_block`, counted from 1; None if it is unknown.
+    `aligned_block`, counted from 1; None if it is unknown. `dit` says what names the network a DiT, if anything does:
+    SiT has the same tensors, but predicts velocities.
     """
 
     state: dict[str, Tensor]
     projectors: dict[str, Tensor]
     arguments: dict[str, Any]
     aligned_block: int | None = None
+    dit: str | None = None
 
 
 def read_released(source: str | Path | Mapping[str, Any], weights: str | None = None) -> Released:
@@ -52,7 +56,8 @@ def read_released(source: str | Path | Mapping[str, Any], weights: str | None = 
     state = {key: _usable(tensor, key, name) for key, tensor in tensors.items()}
     projectors = {key.removeprefix(_PROJECTORS): state.pop(key) for key in list(state) if key.startswith(_PROJECTORS)}
     arguments = _arguments(content)
-    return Released(state, projectors, arguments, aligned_block or arguments.get("encoder_depth"))
+    dit = _named_dit(arguments, Path(source) if from_file else None)
+    return Released(state, projectors, arguments, aligned_block or arguments.get("encoder_depth"), dit)
 
 
 def _read(path: Path) -> Any:
@@ -143,7 +148,21 @@ def _usable(tensor: Tensor, key: str, name: str) -> Tensor:
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = content.get("args")
-    if isinstance(arguments, argparse.Namespace):
-        return vars(arguments)
-    return dict(arguments) if isinstance(arguments, Mapping) else {}
+    """The training arguments, with plain numbers for numpy's scalars."""
+    found = content.get("args")
+    found = vars(found) if isinstance(found, argparse.Namespace) else found if isinstance(found, Mapping) else {}
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
+
+
+def _named_dit(arguments: Mapping[str, Any], path: Path | None) -> str | None:
+    """Where the name of a DiT is found: in the arguments, in the file's name, or in that of DiT's folders around it.
+
+    DiT's training program writes NUMBER-DiT-XL-2/checkpoints/STEP.pt.
+    """
+    model = arguments.get("model")
+    if isinstance(model, str):
+        return f"its arguments name the model {model}" if _DIT.search(model) else None
+    if path is None:
+        return None
+    places = (path.name, *(parent.name for parent in path.absolute().parents[:2]))
+    return next((f"named {place}" for place in places if _DIT.search(place)), None)

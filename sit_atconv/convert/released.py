@@ -49,8 +49,9 @@ def load_released(
     """Convert a released checkpoint of SiT, REPA or ATConv (both trees) to a `SiT` in eval mode, fp32, on the CPU.
 
     It computes the same as the released code, with our time direction (t = 0 is data). REPA's projectors are left out.
-    A network with a single label, as for FFHQ, becomes unconditional. Do not give a checkpoint of DiT: it has the same
-    tensors and cannot be recognised, but predicts noise at 1000 discrete times.
+    A network with a single label, as for FFHQ, becomes unconditional. A checkpoint of DiT has the same tensors, but
+    predicts noise at 1000 discrete times: it is refused where its arguments or its file's name tell, unless `layout` is
+    given.
 
     Args:
         source: a .pt or .safetensors file, a state dict, or a dict that holds one as "ema", "model" or "state_dict".
@@ -71,6 +72,12 @@ def load_released(
 def convert(released: Released, num_heads: int | None = None, layout: str | None = None, **config: Any) -> SiT:
     """Convert what `read_released` returned; the other arguments are those of `load_released`."""
     require_one_of(layout or "sit", LAYOUTS, "layout")
+    if released.dit and layout is None:
+        raise InputError(
+            f"This is a checkpoint of DiT ({released.dit}). It has the tensors of a SiT, but predicts noise at 1000 "
+            "discrete times, not velocities: a model made of it would draw noise. Convert a release of SiT, REPA or "
+            "ATConv. If it is one of those after all, say so by its direction of time: --layout sit or --layout repa."
+        )
     given = config if num_heads is None else {**config, "num_heads": num_heads}
     read = read_config(released, given)
     require_one_of(read["prediction"], PREDICTIONS, "prediction")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from sit_atconv.runtime.files import BAD_HEADER
 from sit_atconv.runtime.reading import Text, read_json
 
 LATENTS, IMAGES = "vae-sd", "images"
+EXPECTED = 'Expected {"labels": [[name, class], …]}, or null for labels.'
 # The autoencoder of REPA's preprocessing, which records no hash of the weights.
 REPA_SPEC = LatentSpec("stabilityai/sd-vae-ft-mse", None, 4, 8, 0.18215, 0.0)
 _SAMPLED = 64  # latents that a fingerprint covers
@@ -89,10 +90,14 @@ class RepaDataset(LatentDataset):
         failures = []
         for name in self.names:
             try:
-                return _read_moments(self._root / LATENTS / name, self.latents).shape[1:]
+                return self._moments_in(name).shape[1:]
             except InputError as error:
                 failures.append(error)
         raise failures[0]
+
+    def _moments_in(self, name: str) -> np.ndarray:
+        path = self._root / LATENTS / name
+        return read_moments(path, str(path), self.latents)
 
     def unlisted(self) -> list[str]:
         """Latent files that dataset.json does not name, relative to the directory."""
@@ -119,7 +124,7 @@ class RepaDataset(LatentDataset):
         expected = (2 * self.latent_shape[0], *self.latent_shape[1:])
         moments = empty_batch((len(indices), *expected), torch.float32)
         for out, index in zip(moments.numpy(), indices, strict=True):
-            row = _read_moments(self._root / LATENTS / self.names[index], self.latents)
+            row = self._moments_in(self.names[index])
             if row.shape != expected:
                 raise InputError(f"{self.where(index)}: shape {row.shape} among latents of {expected}.")
             out[:] = row
@@ -133,24 +138,36 @@ class RepaDataset(LatentDataset):
 
 
 def _names_and_labels(root: Path, labelled: bool) -> tuple[list[str], np.ndarray | None, list[str] | None]:
-    """Sorted names of latent files, relative to vae-sd/, their labels or None, and the classes' names or None."""
+    """Names of latent files, relative to vae-sd/, their labels or None, and the classes' names or None."""
     path = root / LATENTS / "dataset.json"
-    pairs = read_json(path, RepaFile, 'Expected {"labels": [[name, class], …]}, or null for labels.').labels
+    listed = read_json(path, RepaFile, EXPECTED)
+    present = (root / LATENTS).rglob("*.npy") if listed.labels is None else ()
+    names = [file.relative_to(root / LATENTS).as_posix() for file in present]
+    return samples_in(listed, names, str(path), labelled)
+
+
+def samples_in(
+    listed: RepaFile, present: Sequence[str], where: str, labelled: bool
+) -> tuple[list[str], np.ndarray | None, list[str] | None]:
+    """Sorted names of latent files, their labels or None, and the classes' names or None.
+
+    They are those of the list, which `where` names in errors; a list of null means all files that are `present`.
+    """
+    pairs = listed.labels
     if pairs is None:
-        names = sorted(file.relative_to(root / LATENTS).as_posix() for file in (root / LATENTS).rglob("*.npy"))
-        if not names:
-            raise InputError(f"{root / LATENTS} holds no latents (*.npy).")
-        return names, None, None
+        if not present:
+            raise InputError(f"{where} lists no samples, and there are no latents (*.npy) beside it.")
+        return sorted(present), None, None
     rows = {name.replace("\\", "/"): row for row, (name, _) in enumerate(pairs)}
     if not rows:
-        raise InputError(f"{path} lists no samples.")
+        raise InputError(f"{where} lists no samples.")
     if len(rows) < len(pairs):
-        raise InputError(f"{path} lists {len(pairs) - len(rows)} names more than once: their labels are ambiguous.")
+        raise InputError(f"{where} lists {len(pairs) - len(rows)} names more than once: their labels are ambiguous.")
     names = sorted(rows)
     latents = [_latent_name(name) for name in names]
     if not labelled:
         return latents, None, None
-    labels, class_names = read_labels([label for _, label in pairs], str(path))
+    labels, class_names = read_labels([label for _, label in pairs], where)
     return latents, labels[[rows[name] for name in names]], class_names
 
 
@@ -174,14 +191,15 @@ def _read_image(
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _read_moments(path: Path, spec: LatentSpec) -> np.ndarray:
+def read_moments(file: Path | BinaryIO, where: str, spec: LatentSpec) -> np.ndarray:
+    """Mean and standard deviation (2C, h, w) in an npy that `where` names. Raises `InputError` for anything else."""
     try:
-        moments = np.load(path, allow_pickle=False)
+        moments = np.load(file, allow_pickle=False)
     except (OSError, EOFError, MemoryError, *BAD_HEADER) as error:
-        raise InputError(f"Cannot read latent {path}: {error}.") from error
+        raise InputError(f"Cannot read latent {where}: {error}.") from error
     if moments.ndim != 3 or moments.shape[0] != 2 * spec.channels or moments.dtype != np.float32:
         raise InputError(
-            f"{path}: {moments.dtype} {moments.shape}, expected float32 ({2 * spec.channels}, h, w): mean and standard "
-            f"deviation of the autoencoder {spec.autoencoder}."
+            f"{where}: {moments.dtype} {moments.shape}, expected float32 ({2 * spec.channels}, h, w): mean and "
+            f"standard deviation of the autoencoder {spec.autoencoder}."
         )
     return moments

@@ -164,6 +164,8 @@ def _about_features(features: Features, reference: dict[str, Any]) -> list[str]:
         warnings.append(f"The reference was made with other weights ({made_with[:8]}): the distances mean nothing.")
     if reference["kind"] == "statistics" and not made_with:
         warnings.append("The reference does not name the network of its statistics; it must be the same network.")
+    if "remark" in reference:
+        warnings.append(reference["remark"])
     return warnings
 
 

@@ -9,7 +9,7 @@ from multiprocessing.queues import Queue
 import torch
 from accelerate import PartialState
 
-from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.peers import join_peers
 
 # How long processes wait for one another's work: after a restart one may have hours more to do than the others. The

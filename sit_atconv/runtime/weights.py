@@ -1,7 +1,7 @@
 """Reads a weights file from elsewhere without running code from it, and checks that it holds weights.
 
-torch's restricted unpickler builds only tensors, plain containers and argparse.Namespace, in which training programs
-store their arguments.
+torch's restricted unpickler builds only tensors, the plain things of `pickles`, and argparse.Namespace, in which
+training programs store their arguments.
 """
 
 import argparse
@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.pickles import PLAIN
 
+_PLAIN = [argparse.Namespace, *((function, name) for name, function in PLAIN.items())]
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
 
 
@@ -33,7 +35,7 @@ def read_weights(path: Path) -> Any:
             raise InputError(f"{path} is damaged ({error}): fetch it again.") from None
     mapped = zipfile.is_zipfile(path)  # then the optimizer state, twice the size of the weights, is never read
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes may raise almost any exception in the unpickler
         raise _unreadable(path, error) from None
@@ -74,9 +76,9 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
     if foreign:
         return InputError(
-            f"{path} was pickled with {foreign[1]}, and reading that could run code: only tensors and "
-            "argparse.Namespace are read. If you trust the file, save its weights alone again, as safetensors or with "
-            "torch.save."
+            f"{path} was pickled with {foreign[1]}, and reading that could run code: only tensors, numbers, paths, "
+            "plain containers and argparse.Namespace are read. If you trust the file, save its weights alone again, as "
+            "safetensors or with torch.save."
         )
     lines = re.sub(r"(?s).*WeightsUnpickler error: ", "", str(error)).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -304,7 +304,7 @@ class SiTPipeline(DiffusionPipeline):
         decoded = self._spec.denormalise(latents)
         if self.vae is not None:
             decoded = self.vae.decode(decoded.to(self.vae.dtype)).sample
-        images = decoded.float().clamp(-1, 1).expand(-1, 3, -1, -1)
+        images = self._spec.pictures(decoded.float()).clamp(-1, 1).expand(-1, 3, -1, -1)
         if output_type == "pil":
             return [Image.fromarray(array) for array in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
         images = images / 2 + 0.5

@@ -51,6 +51,7 @@ def open_generator(
         return model, load_autoencoder(spec, device=device)
     autoencoder = load_autoencoder(vae, channels=model.config.in_channels, device=device)
     if spec is not None:
+        autoencoder.spec = spec.of(autoencoder.spec)
         decoder = replace(autoencoder.spec, autoencoder=spec.autoencoder, weights_hash=None)
         spec.require_same(decoder, str(checkpoint), vae)  # except for the weights, which the user chose
         if spec.weights_hash != autoencoder.spec.weights_hash:

@@ -146,9 +146,18 @@ def test_verify_names_every_fault(repa, capsys):
     ("content", "message"),
     [
         ([1, 2], "Expected `object`, got `array`.*labels"),
-        ({"labels": [["00000/img-mean-std-00000000.npy", [1]]]}, r"labels\[0\]\[1\]: Expected `int`, got `array`"),
-        ({"labels": [["00000/img-mean-std-00000000.npy", -2]]}, r"labels\[0\]\[1\]: Expected `int` >= 0"),
-        ({"labels": [["00000/img-mean-std-00000000.npy", 10**30]]}, r"labels\[0\]\[1\]: Expected `int` <= 1000000"),
+        (
+            {"labels": [["00000/img-mean-std-00000000.npy", [1]]]},
+            r"the label in row 0 is \[1\]",
+        ),
+        (
+            {"labels": [["00000/img-mean-std-00000000.npy", -2]]},
+            r"the label in row 0 is -2",
+        ),
+        (
+            {"labels": [["00000/img-mean-std-00000000.npy", 10**30]]},
+            r"the label in row 0 is 10+",
+        ),
         ({"labels": []}, "lists no samples"),
         ({"labels": [["00000/nothing.npy", 0]]}, "Cannot read latent .*nothing.npy"),
     ],
@@ -180,7 +189,7 @@ def test_what_cannot_be_imported(repa, vae, tmp_path, capsys):
     assert "are not those of" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         importing(repa / "images", tmp_path / "out", vae)
-    assert "was not prepared for REPA" in capsys.readouterr().err
+    assert "no latents of a layout" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(repa), "--teacher", "test_vit", "--teacher-weights", "random"])
     assert "while it is imported (--import)" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.cpu import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

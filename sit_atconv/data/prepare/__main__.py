@@ -35,7 +35,8 @@ def _parser() -> Parser:
     add("out", nargs="?", help="directory of the new data set")
     add("--resolution", type=_resolution, metavar="R|HxW", help="size of the crops: 256, or height x width as 256x384")
     add("--vae", metavar="ID", help="hub id or folder of a diffusers autoencoder, or 'identity' for pixels")
-    add("--import", action="store_true", dest="take_latents", help="keep the latents of a REPA directory as they are")
+    others = "take over the latents of REPA, EDM2, LightningDiT, fast-DiT or MAR"
+    add("--import", action="store_true", dest="take_latents", help=others)
     add("--channels", type=int, choices=(1, 3), help="of the identity: 1 for grey, 3 for RGB (default)")
     add("--flip", action="store_true", help="also encode the mirror image of every picture")
     add("--images", action="store_true", help="keep the crops, losslessly, beside their latents (a teacher needs them)")

@@ -14,7 +14,7 @@ from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.data.pictures.remarks import Remarks
 from sit_atconv.data.shards.dataset import ShardDataset
 from sit_atconv.data.shards.format import encode_png, pack_images
-from sit_atconv.data.shards.manifest import Manifest, SkippedImage
+from sit_atconv.data.shards.manifest import Manifest, SkippedImage, versions
 from sit_atconv.errors import InputError
 
 Key = tuple[int, int, int]  # shard number, first position of a batch, one past its last position
@@ -73,18 +73,20 @@ class LatentBatches(Dataset):
     def __getitem__(self, key: Key) -> PictureBatch:
         shard, start, stop = key
         batch, moments, crops = _begin(shard, self._manifest), [], []
+        kinds = versions("moments", self._manifest.has_flip)
         for index in range(start, stop):
             try:
                 sample = self._dataset.read([index], [False], images=self._pictures)
+                mirrored = [self._dataset.read([index], [True])["moments"]] if self._manifest.has_flip else []
             except InputError as error:
                 batch.skipped.append(SkippedImage(index, str(error)))
                 continue
-            moments.append(sample["moments"])
+            moments.append([sample["moments"], *mirrored])
             if self._pictures:
                 crops.append(sample["image"][0].permute(1, 2, 0).numpy())
             batch.index.append(index)
             batch.labels.append(int(sample["label"]) if self._manifest.num_classes else -1)
-        batch.encoded = {"moments": torch.cat(moments)} if moments else {}
+        batch.encoded = {kind: torch.cat(rows) for kind, rows in zip(kinds, zip(*moments, strict=True), strict=False)}
         return _with_pictures(batch, crops, self._manifest.has_images)
 
 

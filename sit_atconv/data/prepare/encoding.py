@@ -20,8 +20,8 @@ from sit_atconv.data.shards.files import ShardFiles
 from sit_atconv.data.shards.format import join_images
 from sit_atconv.data.shards.manifest import Row, versions
 from sit_atconv.images import to_float
+from sit_atconv.runtime.cpu import single_threaded_pool
 from sit_atconv.runtime.processes import end_when_unable_to_send
-from sit_atconv.runtime.threads import single_threaded_pool
 
 _CPU_GROUP = 4
 

@@ -11,7 +11,7 @@ class PrepareOptions:
     """What to prepare, and how.
 
     `resolution` is (height, width); `channels` is that of the identity autoencoder (1 for grey). `take_latents` imports
-    the latents of a REPA directory, which have a resolution already, instead of encoding its pictures. `flip` also
+    latents that another project prepared, which have a resolution already, instead of encoding pictures. `flip` also
     encodes mirror images; `images` keeps the crops beside their latents; `teachers` lists (name, weights) of teachers
     whose tokens are kept; `reading` says how pictures and labels are read. More than `max_bad` undecodable pictures are
     an error.

@@ -18,9 +18,8 @@ from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.data.pictures.remarks import Remarks
 from sit_atconv.data.prepare.batches import LatentBatches, SourceBatches
 from sit_atconv.data.prepare.encoding import moments_encoder, tokens_encoder, write_shards
-from sit_atconv.data.prepare.importing import open_for_import
+from sit_atconv.data.prepare.importing import ImportedLatents, open_for_import
 from sit_atconv.data.prepare.options import PrepareOptions
-from sit_atconv.data.repa import RepaDataset
 from sit_atconv.data.shards.files import ShardFiles
 from sit_atconv.data.shards.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
 from sit_atconv.data.sources import open_source, require_undamaged
@@ -60,7 +59,7 @@ def prepare(options: PrepareOptions) -> Manifest:
 
 def _encode(
     options: PrepareOptions,
-    source: ImageSource | RepaDataset,
+    source: ImageSource | ImportedLatents,
     manifest: Manifest,
     autoencoder: Autoencoder,
     teachers: Sequence[Teacher],
@@ -98,7 +97,7 @@ def _encode(
     return _finish(manifest, source.labels, files, options.max_bad)
 
 
-def _basis(source: ImageSource | RepaDataset, manifest: Manifest, number: int) -> dict:
+def _basis(source: ImageSource | ImportedLatents, manifest: Manifest, number: int) -> dict:
     """Identifies a shard's pictures and labels, in case the source changes before preparation is complete."""
     covered = _shard_range(manifest, number)
     basis = {}
@@ -127,12 +126,15 @@ def _shard_count(manifest: Manifest) -> int:
 
 
 def _describe(
-    options: PrepareOptions, source: ImageSource | RepaDataset, autoencoder: Autoencoder, teachers: Sequence[Teacher]
+    options: PrepareOptions,
+    source: ImageSource | ImportedLatents,
+    autoencoder: Autoencoder,
+    teachers: Sequence[Teacher],
 ) -> Manifest:
     taught = [teacher.name for teacher in teachers]
     if len(set(taught)) < len(taught):
         raise InputError(f"The teachers {', '.join(taught)} name one twice: give each once.")
-    spec = autoencoder.spec
+    spec = source.latents if options.take_latents else autoencoder.spec
     resolution = source.resolution if options.take_latents else options.resolution
     autoencoder.require_divisible(*resolution)
     # Latents that are pixels can be mirrored exactly when they are read, and are their own pictures.
@@ -144,7 +146,7 @@ def _describe(
         latents=spec,
         class_names=names,
         num_classes=0 if labels is None else len(names) if names else int(labels.max()) + 1,
-        has_flip=options.flip and not is_pixels,
+        has_flip=(source.has_flip if options.take_latents else options.flip) and not is_pixels,
         has_images=options.images and not is_pixels,
         shard_size=options.shard_size,
         source_count=len(source),
@@ -155,7 +157,7 @@ def _describe(
     )
 
 
-def _is_complete(out: Path, manifest: Manifest, source: ImageSource | RepaDataset) -> bool:
+def _is_complete(out: Path, manifest: Manifest, source: ImageSource | ImportedLatents) -> bool:
     """Whether `out` already holds this data set, complete. Raises `InputError` when it holds something else.
 
     Until preparation is complete, files of the source may change: each shard's note identifies the files it covers.

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ import numpy as np
 
 from sit_atconv.data.pictures.decode import IMAGE_SUFFIXES, LOSSY_SUFFIXES, decode_image
 from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
+from sit_atconv.data.sources.archive import Archive
 from sit_atconv.data.sources.listed import LISTS, listed_labels
 from sit_atconv.errors import InputError
 
@@ -109,18 +109,13 @@ class FolderSource(FileSource):
 
 
 class ZipSource(FileSource):
-    """A zip of pictures or of class folders. Every process opens its own handle."""
+    """A zip of pictures or of class folders."""
 
     kind = "zip"
 
     def __init__(self, path: str, options: SourceOptions, part: str | None = None) -> None:
-        self.path, self._handle = str(path), None
-        infos = self._archive().infolist()
-        locked = next((info.filename for info in infos if info.flag_bits & 1), None)
-        if locked is not None:
-            raise InputError(f"{path} is encrypted ({locked}). Unpack it, or write it again without a password.")
-        if any(not info.filename for info in infos):
-            raise InputError(f"{path} holds an entry without a name: the archive is damaged. Fetch or write it again.")
+        self.path, self._archive = str(path), Archive(str(path))
+        infos = self._archive.entries()
         names = [info.filename for info in infos if not info.is_dir()]
         _refuse_duplicates(self.path, names)
         _refuse_foreign_paths(self.path, names)
@@ -130,23 +125,8 @@ class ZipSource(FileSource):
         empty = [folder for folder in folders if PurePosixPath(folder) not in filled]
         super().__init__(path, names, empty, options, part)
 
-    def _archive(self) -> zipfile.ZipFile:
-        # Keyed by process, because a handle shared across a fork would share its file position.
-        if self._handle is None or self._handle[0] != os.getpid():
-            try:
-                self._handle = (os.getpid(), zipfile.ZipFile(self.path))
-            except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-                raise InputError(f"Cannot open {self.path} as a zip: {error}. Was its download complete?") from error
-        return self._handle[1]
-
     def _read(self, name: str) -> bytes:
-        try:
-            return self._archive().read(name)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:
-            raise InputError(f"Cannot read {name} in {self.path}: {error}.") from error
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": None}
+        return self._archive.read(name)
 
 
 def _classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[str] | None, np.ndarray | None]:

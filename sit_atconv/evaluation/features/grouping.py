@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sit_atconv.runtime.threads import single_threaded_pool
+from sit_atconv.runtime.cpu import single_threaded_pool
 
 
 class Grouped:

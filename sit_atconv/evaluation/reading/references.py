@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
-from sit_atconv.data.sources.npz import CLASS_NAMES, npz_members, read_npz_member
+from sit_atconv.data.sources.npz import CLASS_NAMES
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.cache import FeatureCache
 from sit_atconv.evaluation.features.kinds import Features
@@ -30,6 +30,7 @@ from sit_atconv.evaluation.reading.loading import (
     require_two_of_each,
     share,
 )
+from sit_atconv.evaluation.reading.statistics import read_stored, remark_on_resizing, stored_names
 from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.reading import Count, Sha256, understand
@@ -93,7 +94,7 @@ def read_reference(
 ) -> Reference:
     """Read the reference at `path`, with those of the `wanted` statistics that it provides.
 
-    Stored statistics of an npz with `mu` are used as they are, since they come from more images than the file contains;
+    Stored statistics (`mu` and `sigma`) are used as they are, since they come from more images than the file contains;
     the images of other sources are read on all processes. `classes` are to be compared with those of the `samples`,
     one by one (`pair_classes`).
 
@@ -101,7 +102,7 @@ def read_reference(
         InputError: for a reference that cannot be used, or that lacks requested labels or classes.
     """
     reading = reading or Reading()
-    members = _members(path)
+    members = stored_names(path)
     stored = "mu" in members and features.name == "inception"
     if is_statistics(path):
         if not stored:
@@ -128,7 +129,7 @@ def read_reference(
 
 def is_statistics(path: str) -> bool:
     """Whether the file at `path` holds statistics without images."""
-    members = _members(path)
+    members = stored_names(path)
     return "mu" in members and "arr_0" not in members
 
 
@@ -203,11 +204,6 @@ def _from_images(
     return reference
 
 
-def _members(path: str) -> list[str]:
-    """The arrays of an npz; none of what is not one."""
-    return npz_members(path) if path.lower().endswith(".npz") and Path(path).is_file() else []
-
-
 def _pairs(source: ImageSource, classes: Chosen, samples: Classes | None) -> list[ClassPair]:
     if classes == ():
         return []
@@ -218,11 +214,13 @@ def _pairs(source: ImageSource, classes: Chosen, samples: Classes | None) -> lis
 
 
 def _from_statistics(path: str, members: list[str], features: Features) -> Reference:
-    noted = {name: np.asarray(read_npz_member(path, name)).tolist() for name in _ORIGIN if name in members}
+    noted = {name: np.asarray(read_stored(path, name)).tolist() for name in _ORIGIN if name in members}
     origin = {**dict.fromkeys(_ORIGIN), **understand(noted, Origin, path)}  # None where the file does not say
     if origin["count"] is not None:
         require_two(origin["count"], "references")
     facts = {"path": path, "kind": "statistics", **origin, "file_sha256": sha256_of_file(path)}
+    if remark := remark_on_resizing(path, members):
+        facts["remark"] = remark
     reference = Reference(facts=facts)
     for kind, (mu, sigma) in STORED.items():
         if mu in members and sigma in members:
@@ -237,7 +235,7 @@ def _from_statistics(path: str, members: list[str], features: Features) -> Refer
 
 
 def _stored(path: str, mu: str, sigma: str, dimension: int) -> tuple[Tensor, Tensor]:
-    mean, covariance = (np.array(read_npz_member(path, name)) for name in (mu, sigma))
+    mean, covariance = (np.array(read_stored(path, name)) for name in (mu, sigma))
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise InputError(f"{path}: {mu} is {mean.dtype} and {sigma} is {covariance.dtype}; expected floats.")
     if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):

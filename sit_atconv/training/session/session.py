@@ -20,7 +20,7 @@ from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.sampler import index_at, training_loader
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
-from sit_atconv.runtime.memory import keep_freed_memory
+from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.processes import WAIT_FOR_WORK
 from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
