@@ -135,6 +135,8 @@ def read_labels(
             _refuse(where, row, int(numbers[row]))
     else:
         values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        if None in values:
+            _refuse(where, values.index(None), None)
         if values and all(isinstance(value, str) for value in values):
             return _numbers_of(values, where, names)
         numbers = [_whole(value) for value in values]

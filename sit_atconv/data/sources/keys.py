@@ -28,14 +28,14 @@ def find_keys(where: str, names: Sequence[str], options: SourceOptions, part: st
     if part is None and _ADM[0] in names and options.image_key in (None, _ADM[0]):
         return _ADM[0], options.label_key or (_ADM[1] if _ADM[1] in names else None)
     images, labels = _by_split(names, _IMAGES), _by_split(names, _LABELS)
+    if part is not None and (options.image_key is not None or set(images) <= {_ONLY}):
+        raise InputError(f"{where} has no splits to choose from: leave out ':{part}'. It holds {_some(names)}.")
     if options.image_key is not None:
         split = next((split for split, found in images.items() if options.image_key in found), _ONLY)
         image_key = options.image_key
     elif images:
         split = choose_split(where, sorted(images, key=(_ONLY, *_SPLITS).index), part)
         image_key = _only(where, images[split], "pictures", "--image-key")
-    elif part is not None:
-        raise InputError(f"{where} has no splits: leave out ':{part}'. It holds {_some(names)}.")
     else:
         raise InputError(
             f"{where} has no array '{_ADM[0]}'; it holds {_some(names)}. Name the pictures by --image-key."

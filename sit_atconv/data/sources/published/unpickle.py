@@ -38,7 +38,8 @@ class _Array:
 
     def real(self) -> np.ndarray:
         _, shape, dtype, fortran, data = self.state
-        values = np.frombuffer(data if isinstance(data, bytes) else data.encode("latin1"), dtype.real())
+        real = dtype.real()
+        values = np.frombuffer(data if isinstance(data, bytes) else data.encode("latin1"), real)
         return values.reshape(shape, order="F" if fortran else "C")
 
 
