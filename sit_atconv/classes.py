@@ -143,6 +143,9 @@ def read_labels(
             _refuse(where, row, int(numbers[row]))
     else:
         values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        missing = next((row for row, value in enumerate(values) if value is None), None)
+        if missing is not None:  # among names, it alone is at fault
+            _refuse(where, missing, None)
         if values and all(isinstance(value, str) for value in values):
             return _numbers_of(values, where, names)
         numbers = [_whole(value) for value in values]

@@ -6,14 +6,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from sit_atconv.data.pictures.formats import FORMATS
 from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
-LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
-LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "MPO"})
-# A file may hold another format than its name says; formats not listed here (AVIF, PDF, …) would count as lossless.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
 # Errors from decoding bytes that are damaged, or made to exhaust memory.
 UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, RuntimeError)
 

@@ -31,7 +31,7 @@ def _parser() -> Parser:
     description = __doc__.split("\n\n")[0]
     parser = Parser("python -m sit_atconv.data.prepare", description=description)
     add = parser.add_argument
-    add("source", help="folder, zip, npz, REPA directory, hf:NAME or digits; without OUT, a prepared data set")
+    add("source", help="pictures (docs/own_data.md lists the formats), or digits; without OUT, a prepared data set")
     add("out", nargs="?", help="directory of the new data set")
     add("--resolution", type=_resolution, metavar="R|HxW", help="size of the crops: 256, or height x width as 256x384")
     add("--vae", metavar="ID", help="hub id or folder of a diffusers autoencoder, or 'identity' for pixels")
@@ -44,8 +44,8 @@ def _parser() -> Parser:
     weights = "hub (default), random or a file, for each"
     add("--teacher-weights", action="append", default=[], metavar="W", help=weights)
     add("--unconditional", action="store_true", help="read no labels, e.g. where folders are not classes")
-    add("--image-key", metavar="NAME", help="the array or column of pictures, if it has no usual name")
-    add("--label-key", "--label-column", metavar="NAME", help="the array or column of labels, if it has no usual name")
+    add("--image-key", "--image-column", metavar="NAME", help="the array or column of pictures, if not the usual one")
+    add("--label-key", "--label-column", metavar="NAME", help="the array or column of labels, if not the usual one")
     add("--exif", action="store_true", help="turn pictures as their EXIF orientation says (ADM ignores it)")
     add("--bits", type=whole_number(9, 16), help="bits that 16-bit grey pictures use, as 12 (default 16)")
     add("--batch-size", type=count, default=32, help="pictures encoded at a time (default 32)")

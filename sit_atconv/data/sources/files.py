@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sit_atconv.data.pictures.decode import IMAGE_SUFFIXES, LOSSY_SUFFIXES, decode_image
+from sit_atconv.data.pictures.decode import decode_image
+from sit_atconv.data.pictures.formats import IMAGE_SUFFIXES, LOSSY_SUFFIXES, UNREADABLE
 from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.data.sources.archive import Archive
 from sit_atconv.data.sources.listed import LISTS, listed_labels
@@ -47,17 +48,22 @@ class FileSource:
         self.names = sorted(wanted, key=lambda name: name.split("/"))
         if part is not None:
             self.names, empty_folders = _only(self.path, part, self.names, empty_folders)
+        others = _others(visible)
         if not self.names:
             raise InputError(
-                f"No pictures in {path}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either directly "
-                "or in one folder a class."
+                f"No pictures in {path}. {others}Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either "
+                "directly or in one folder a class."
             )
         self.class_names = self.labels = None
         if not options.unconditional:
-            listed = self._listed(set(visible))
-            self.class_names, self.labels = listed or _classes(self.path, self.names, empty_folders)
-        _mention_others(self.path, visible)
+            self.class_names, self.labels = self._labels(set(visible), empty_folders)
+        if others:
+            log.info("%s: %s", self.path, others.rstrip())
         self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self.names)
+
+    def _labels(self, visible: Set[str], empty_folders: Iterable[str]) -> tuple[list[str] | None, np.ndarray | None]:
+        """Class names and labels of all pictures, from a list or from their folders; None where there are none."""
+        return self._listed(visible) or folder_classes(self.path, self.names, empty_folders)
 
     def _listed(self, visible: Set[str]) -> tuple[list[str] | None, np.ndarray | None] | None:
         """Class names and labels from the list in the folder that holds all pictures, or the nearest one above it."""
@@ -117,19 +123,16 @@ class ZipSource(FileSource):
         self.path, self._archive = str(path), Archive(str(path))
         infos = self._archive.entries()
         names = [info.filename for info in infos if not info.is_dir()]
-        _refuse_duplicates(self.path, names)
-        _refuse_foreign_paths(self.path, names)
-        filled = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
-        filled |= {parent for folder in filled for parent in folder.parents}
+        refuse_duplicates(self.path, names)
+        refuse_foreign_paths(self.path, names)
         folders = (info.filename.rstrip("/") for info in infos if info.is_dir())
-        empty = [folder for folder in folders if PurePosixPath(folder) not in filled]
-        super().__init__(path, names, empty, options, part)
+        super().__init__(path, names, empty_among(folders, names), options, part)
 
     def _read(self, name: str) -> bytes:
         return self._archive.read(name)
 
 
-def _classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[str] | None, np.ndarray | None]:
+def folder_classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[str] | None, np.ndarray | None]:
     """Class names and labels of sorted relative names; (None, None) when no folders distinguish them."""
     parts = [name.split("/")[:-1] for name in names]
     folders = [p.split("/") for p in empty if p != "." and not _hidden(p)]
@@ -149,12 +152,12 @@ def _classes(path: str, names: list[str], empty: Iterable[str]) -> tuple[list[st
             f"{path} has class folders without a picture: {_some(missing)}. "
             "They would take a class number each: fill or remove them."
         )
-    _refuse_splits(path, classes, [part[depth:] for part in parts])
+    refuse_splits(path, classes, [part[depth:] for part in parts])
     number = {name: i for i, name in enumerate(classes)}
     return classes, np.array([number[part[depth]] for part in parts], dtype=np.int64)
 
 
-def _refuse_splits(path: str, folders: list[str], parts: Iterable[Sequence[str]]) -> None:
+def refuse_splits(path: str, folders: list[str], parts: Iterable[Sequence[str]]) -> None:
     """Raise `InputError` if the first folders are not classes but splits, each with the same classes."""
     within: dict[str, set[str]] = {folder: set() for folder in folders}
     for first, *rest in parts:
@@ -192,17 +195,26 @@ def _common_depth(paths: list[list[str]]) -> int:
     return shared.index(False) if False in shared else len(shared)
 
 
-def _refuse_duplicates(path: str, names: list[str]) -> None:
+def empty_among(folders: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The folders of an archive in which none of its files `names` lies."""
+    filled = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
+    filled |= {parent for folder in filled for parent in folder.parents}
+    return [folder for folder in folders if PurePosixPath(folder) not in filled]
+
+
+def refuse_duplicates(path: str, names: list[str]) -> None:
+    """Raise `InputError` for a name that an archive holds twice."""
     if len(set(names)) == len(names):
         return
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise InputError(f"{path} holds {name} more than once, so its pixels are ambiguous. Write the zip again.")
+            raise InputError(f"{path} holds {name} more than once: its pixels are ambiguous. Write the archive again.")
         seen.add(name)
 
 
-def _refuse_foreign_paths(path: str, names: list[str]) -> None:
+def refuse_foreign_paths(path: str, names: list[str]) -> None:
+    """Raise `InputError` for a name that leads out of an archive, or whose folders cannot be told."""
     foreign = next((name for name in names if name.startswith("/") or "\\" in name or ".." in name.split("/")), None)
     if foreign is not None:
         raise InputError(
@@ -221,13 +233,15 @@ def _refuse_loops(folder: str, subfolders: list[str]) -> None:
             raise InputError(f"The link {link} leads back to a folder that it lies in: remove it.")
 
 
-def _mention_others(path: str, names: list[str]) -> None:
-    """Log how many files of other kinds are left out, since nobody would notice otherwise."""
+def _others(names: Sequence[str]) -> str:
+    """How many files of other kinds are left out, since nobody would notice otherwise; empty if there are none."""
     suffixes = (Path(name).suffix.lower() or "without suffix" for name in names)
     others = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
-    if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        log.info("%s: %d files are not pictures by their names and are left out (%s).", path, others.total(), kinds)
+    if not others:
+        return ""
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+    needed = "".join(f"; {suffix} needs {UNREADABLE[suffix]}" for suffix in others if suffix in UNREADABLE)
+    return f"{others.total()} files are not pictures by their names and are left out ({kinds}{needed}). "
 
 
 def _hidden(name: str) -> bool:

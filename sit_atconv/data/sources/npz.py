@@ -1,16 +1,19 @@
-"""ADM-style npz files: `arr_0` uint8 (N, H, W, 3) and, optionally, `arr_1` labels (N,) and `class_names`."""
+"""Pictures in npz files: `arr_0` uint8 (N, H, W, 3) and, optionally, `arr_1` labels (N,) and `class_names`, as in ADM,
+or under other names (`keys`)."""
 
 import math
 import os
 import sys
 import zipfile
 import zlib
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
 
-from sit_atconv.classes import read_labels
-from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
+from sit_atconv.data.pictures.protocol import SourceOptions
+from sit_atconv.data.sources.arrays import Arrays, ArraySource, arrays_of_rows
+from sit_atconv.data.sources.keys import ROWS, find_keys
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.files import BAD_HEADER
 
@@ -18,57 +21,33 @@ CLASS_NAMES = "class_names"
 _BLOCK = 1 << 22  # bytes read at a time
 
 
-class NpzSource:
+class NpzSource(ArraySource):
     """Pictures of an npz, as an `ImageSource`.
 
     A member stored uncompressed (np.savez) is memory-mapped; a compressed one is read into memory if it fits. Damage to
     memory-mapped pictures is found only by `verify`.
     """
 
-    kind = "npz"
-    lossy = False
-    names = None
-
-    def __init__(self, path: str, options: SourceOptions) -> None:
-        self.path = str(path)
-        images = self._open_images()
-        _check_images(self.path, images, options.convert)
-        self._count = len(images)
-        self.labels, self.class_names = (None, None) if options.unconditional else self._read_labels()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> SourceImage:
-        image = np.array(self._open_images()[index])
-        image = image if image.ndim == 3 else image[..., None]
-        image = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-        label = None if self.labels is None else int(self.labels[index])
-        return SourceImage(image, label, f"{os.path.basename(self.path)}:arr_0[{index}]")
+    def __init__(self, path: str, options: SourceOptions, part: str | None = None) -> None:
+        super().__init__("npz", path, partial(_load, str(path), options, part), options)
 
     def verify(self) -> None:
         """Raise `InputError` if the pictures' bytes have changed since they were written; reads all, at 2 GB/s."""
         if isinstance(self._open_images(), np.memmap):  # others were verified when they were read
-            read_npz_member(self.path, "arr_0")
+            read_npz_member(self.path, self.image_key)
 
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_images"}
 
-    def _open_images(self) -> np.ndarray:
-        if "_images" not in self.__dict__:
-            self._images = read_npz_member(self.path, "arr_0", verify=False)  # as every worker opens them
-        return self._images
-
-    def _read_labels(self) -> tuple[np.ndarray | None, list[str] | None]:
-        members = npz_members(self.path)
-        if "arr_1" not in members:
-            return None, None
-        names = read_npz_member(self.path, CLASS_NAMES).tolist() if CLASS_NAMES in members else None
-        values = read_npz_member(self.path, "arr_1")
-        labels, names = read_labels(values, f"{self.path}: arr_1", names)
-        if len(labels) != self._count:
-            raise InputError(f"{self.path}: arr_1 holds {len(labels)} labels for {self._count} images.")
-        return labels, names
+def _load(path: str, options: SourceOptions, part: str | None) -> Arrays:
+    members = npz_members(path)
+    image_key, label_key = find_keys(path, members, options, part)
+    images = read_npz_member(path, image_key, verify=False)  # as every worker opens them
+    labels = names = None
+    if label_key is not None and not options.unconditional:
+        labels = read_npz_member(path, label_key)
+        names = read_npz_member(path, CLASS_NAMES).tolist() if CLASS_NAMES in members else None
+    if images.ndim == 2 and image_key == ROWS:
+        images, labels = arrays_of_rows(images, labels, f"{path}: {image_key}")
+    return Arrays(images, image_key, labels, label_key or "", names)
 
 
 def npz_members(path: str) -> list[str]:
@@ -158,21 +137,3 @@ def _require_memory(path: str, name: str, nbytes: int) -> None:
             f"{path}: compressed '{name}' needs {nbytes / 2**30:.1f} GiB, this machine has {available / 2**30:.1f}. "
             "Write it with numpy.savez (uncompressed): then it is read from disk as needed."
         )
-
-
-def _check_images(path: str, images: np.ndarray, convert: bool) -> None:
-    """Refuse everything except uint8 pictures, channels last, with values from 0 to 255."""
-    expected = "Expected uint8 (N, H, W, 3) with values from 0 to 255"
-    shape, grey = images.shape, images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1)
-    if images.dtype != np.uint8:
-        raise InputError(f"{path}: arr_0 is {images.dtype}. {expected}: scale and round the images before saving.")
-    if images.ndim == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
-        raise InputError(f"{path}: arr_0 has shape {shape}, channels first. {expected}: transpose it to (0, 2, 3, 1).")
-    if not (grey or (images.ndim == 4 and shape[3] == 3)):
-        raise InputError(f"{path}: arr_0 has shape {shape}. {expected}.")
-    if grey and not convert:
-        raise InputError(f"{path}: arr_0 of shape {shape} is greyscale. {expected}: repeat the channel three times.")
-    if 0 in shape:
-        raise InputError(f"{path}: arr_0 is empty (shape {shape}).")
-    if images[:: max(1, len(images) // 64)].max() <= 1:
-        raise InputError(f"{path}: arr_0 holds only 0 and 1: it was cast before it was scaled. {expected}.")

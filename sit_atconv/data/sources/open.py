@@ -7,13 +7,19 @@ from sit_atconv.data.pictures.protocol import ImageSource, SourceOptions
 from sit_atconv.data.repa import RepaSource, is_repa
 from sit_atconv.data.shards.manifest import MANIFEST_NAME
 from sit_atconv.data.sources.files import FolderSource, ZipSource
+from sit_atconv.data.sources.npy import open_npy
 from sit_atconv.data.sources.npz import NpzSource
 from sit_atconv.data.sources.prepared import PreparedSource
+from sit_atconv.data.sources.published.open import open_published
+from sit_atconv.data.sources.tars.braces import expand_braces
+from sit_atconv.data.sources.tars.source import TarSource, list_tars
 from sit_atconv.errors import InputError
 
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")  # compressed ones get advice
 _KINDS = (
-    "a folder or zip of pictures (flat, or one folder a class), an npz with arr_0, a data set prepared with --images, "
-    "a directory prepared for REPA, hf:NAME[:SPLIT], or digits[:train|:heldout][@resolution]"
+    "a folder, zip or tar of pictures (flat, or one folder a class), shards of a WebDataset, an npz or npy, a data set "
+    "prepared with --images or for REPA, files of CIFAR, MNIST, SVHN or STL-10, a parquet file, hf:NAME[:SPLIT], or "
+    "digits[:train|:heldout][@resolution]; docs/own_data.md lists them"
 )
 
 
@@ -21,30 +27,49 @@ def open_source(path: str, convert: bool = False, options: SourceOptions | None 
     """Open pictures by path or name; only the list of names and the labels are read.
 
     `convert=True` is short for the options of preparation, `SourceOptions(convert=True)`; by default pictures are read
-    for evaluation. `PATH:FOLDER` is one of the first folders of a folder or an archive, such as a split. Raises
-    `InputError` for a source that is missing or unusable.
+    for evaluation. `PATH:FOLDER` is one of the first folders of a folder or an archive, or a split. Raises `InputError`
+    for a source that is missing or unusable.
     """
     path, options = str(path), options or SourceOptions(convert=convert)
     if is_digits(path):
         return DigitsSource(*parse_digits(path))
     if path.startswith("hf:"):
-        from sit_atconv.data.sources.huggingface import HuggingFaceSource
-
-        return HuggingFaceSource(path.removeprefix("hf:"), options)
+        return _open_table(path.removeprefix("hf:"), options)
     part = None
     if not Path(path).exists():
+        if "{" in path and path.endswith(".tar"):
+            return TarSource(path, expand_braces(path), options)
         path, colon, part = path.rpartition(":")
         if not colon or not Path(path).exists():
             raise InputError(f"'{path}{colon}{part}' does not exist. A source is {_KINDS}.")
     if Path(path).is_dir():
         return _open_directory(path, options, part)
-    if path.lower().endswith(".zip"):
+    return _open_file(path, options, part)
+
+
+def _open_file(path: str, options: SourceOptions, part: str | None) -> ImageSource:
+    lower = path.lower()
+    if lower.endswith(".zip"):
         return ZipSource(path, options, part)
+    if lower.endswith(_TARS):
+        return TarSource(path, [path], options, part)
+    if lower.endswith(".npz"):
+        return NpzSource(path, options, part)
+    if part is None and lower.endswith(".parquet"):
+        return _open_table(path, options)
+    if source := open_published(path, options, part):
+        return source
     if part is not None:
-        raise InputError(f"{path} has no folders: leave out ':{part}'.")
-    if path.lower().endswith(".npz"):
-        return NpzSource(path, options)
+        raise InputError(f"{path} has no folders or splits: leave out ':{part}'.")
+    if lower.endswith(".npy"):
+        return open_npy(path, options)
     raise InputError(f"'{path}' is not a source of pictures. A source is {_KINDS}.")
+
+
+def _open_table(name: str, options: SourceOptions) -> ImageSource:
+    from sit_atconv.data.sources.huggingface import HuggingFaceSource
+
+    return HuggingFaceSource(name, options)
 
 
 def require_undamaged(source: ImageSource) -> None:
@@ -61,4 +86,8 @@ def _open_directory(path: str, options: SourceOptions, part: str | None) -> Imag
         return PreparedSource(path, options)
     if part is None and is_repa(path):
         return RepaSource(path, options)
+    if source := open_published(path, options, part):
+        return source
+    if tars := list_tars(path, part):
+        return TarSource(path, tars, options)
     return FolderSource(path, options, part)

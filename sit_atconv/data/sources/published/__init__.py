@@ -1,0 +1,1 @@
+"""Published data sets in the files of their authors, as torchvision keeps them."""
