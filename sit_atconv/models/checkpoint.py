@@ -13,6 +13,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models.sit import SiT
 from sit_atconv.runtime.reading import read_json
 from sit_atconv.runtime.weights import require_finite, require_floats
+from sit_atconv.runtime.whole_files import followed
 
 _ADVICE = "The checkpoint is damaged: copy it again."
 
@@ -61,6 +62,7 @@ class WeightIndex:
 
 def model_directory(path: Path) -> Path:
     """The model's directory: model/ in a checkpoint, transformer/ in a saved pipeline, or `path` itself."""
+    path = followed(path)
     return next((path / name for name in ("model", "transformer") if (path / name / "config.json").exists()), path)
 
 
