@@ -4,11 +4,14 @@ from pathlib import Path
 
 from sit_atconv.data.digits import DigitsSource, is_digits, parse_digits
 from sit_atconv.data.pictures.protocol import ImageSource
+from sit_atconv.data.remote.fetching import fetch_file
+from sit_atconv.data.remote.storage import Storage, is_remote
 from sit_atconv.data.repa import RepaSource, is_repa
 from sit_atconv.data.shards.manifest import MANIFEST_NAME
 from sit_atconv.data.sources.files import FolderSource, ZipSource
 from sit_atconv.data.sources.npz import NpzSource
 from sit_atconv.data.sources.prepared import PreparedSource
+from sit_atconv.data.sources.remote import RemoteFolderSource
 from sit_atconv.errors import InputError
 
 _KINDS = (
@@ -26,6 +29,8 @@ def open_source(path: str, convert: bool = False) -> ImageSource:
     path = str(path)
     if is_digits(path):
         return DigitsSource(*parse_digits(path))
+    if is_remote(path):
+        return _open_remote(path, convert)
     if path.startswith("hf:"):
         from sit_atconv.data.sources.huggingface import HuggingFaceSource
 
@@ -48,6 +53,19 @@ def require_undamaged(source: ImageSource) -> None:
     """
     if isinstance(source, NpzSource | PreparedSource):
         source.verify()
+
+
+def _open_remote(address: str, convert: bool) -> ImageSource:
+    storage = Storage(address)
+    info = storage.info()
+    if info is None:
+        raise InputError(f"{address} does not exist. A source is {_KINDS}; all but the last three also at an address.")
+    if info["type"] == "file":
+        entry = fetch_file(storage, info)
+        source = open_source(str(entry.path / storage.address.rpartition("/")[2]), convert)
+        source.copy = entry  # stays in the cache while the source is used
+        return source
+    return PreparedSource(address) if storage.info(MANIFEST_NAME) else RemoteFolderSource(storage, convert)
 
 
 def _open_directory(path: str, convert: bool) -> ImageSource:
