@@ -272,10 +272,10 @@ def test_pictures_at_an_address_are_prepared_like_those_here(
         np.savez(here, arr_0=np.stack([np.array(Image.open(path)) for path in sorted(pictures.rglob("*.png"))]))
     elif kind == "prepared":
         here = tmp_path / "prepared"
-        main([str(pictures), str(here), *"--resolution 12 --vae identity --workers 0 --images".split()])
+        main([str(pictures), str(here), "--resolution", "12", "--vae", "identity", "--images"])
     there = f"{s3}/{tmp_path.name}/{here.name}"
     fsspec.filesystem("s3").put(f"{here}/" if here.is_dir() else str(here), there, recursive=here.is_dir())
-    words = "--resolution 8 --vae identity --workers 2".split()
+    words = ["--resolution", "8", "--vae", "identity", "--workers", "2"]
     main([str(here), str(tmp_path / "near"), *words])
     main([there, str(tmp_path / "far"), *words])
     near, far = open_dataset(str(tmp_path / "near")), open_dataset(str(tmp_path / "far"))

@@ -75,7 +75,7 @@ def _make_room(root: Path, name: str, room: int, what: str) -> None:
     """Remove the entries that were not used for longest until the others take at most `room` bytes."""
     others = [path for path in root.glob("*.lock") if path.name not in (LOCK, f"{name}.lock")]
     sizes = {path: _noted(path) for path in sorted(others, key=lambda path: path.stat().st_mtime)}
-    for path, size in sizes.items():
+    for path in sizes:
         if sum(sizes.values()) <= room:
             return
         with path.open("ab") as lock:
@@ -96,8 +96,10 @@ def _noted(lock: Path) -> int:
 
 
 def _require_disk(path: Path, size: int, what: str) -> None:
-    there = sum(file.stat().st_size for file in path.iterdir())
-    free = shutil.disk_usage(path).free
+    there, free = 0, shutil.disk_usage(path).free
+    for file in path.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has just completed it
+            there += file.stat().st_size
     if size - there > free:
         raise InputError(
             f"{what} needs {_gib(size - there)} GiB more on the disk of {path.parent}, and {_gib(free)} are free: make "

@@ -21,7 +21,7 @@ def read_remote_manifest(storage: Storage) -> tuple[bytes, Manifest] | None:
 
 
 def copy_dataset(address: str) -> Entry:
-    """The data set at `address` as a directory on this machine, the `path` of the entry; only what is missing is fetched.
+    """The data set at `address` as a directory on this machine, the `path` of the entry; what is missing is fetched.
 
     All files are fetched before the first is read, because training reads rows of all of them in random order. Raises
     `InputError` when there is no complete data set, or it cannot be fetched.
