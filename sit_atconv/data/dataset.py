@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sit_atconv.data.digits import DigitsDataset, is_digits
 from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.remote.storage import is_remote
 from sit_atconv.data.repa import RepaDataset, is_repa
 from sit_atconv.data.shards.dataset import ShardDataset
 from sit_atconv.data.shards.manifest import MANIFEST_NAME
@@ -13,7 +14,7 @@ __all__ = ["LatentDataset", "open_dataset"]
 
 
 def open_dataset(path: str, images: bool = False) -> LatentDataset:
-    """Open latents: a directory prepared by us or for REPA, or `digits[:split][@resolution]`.
+    """Open latents: a directory prepared by us or for REPA, the address of one by us, or `digits[:split][@resolution]`.
 
     With `images=True` the data set must also hold pictures (for a teacher). Raises `InputError` when it is missing or
     incomplete, or lacks pictures that are required.
@@ -28,7 +29,7 @@ def open_dataset(path: str, images: bool = False) -> LatentDataset:
 def _open(path: str) -> LatentDataset:
     if is_digits(path):
         return DigitsDataset(path)
-    if (Path(path) / MANIFEST_NAME).is_file():
+    if is_remote(path) or (Path(path) / MANIFEST_NAME).is_file():
         return ShardDataset(path)
     if is_repa(path):
         return RepaDataset(path)

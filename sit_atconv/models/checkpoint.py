@@ -14,6 +14,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models.sit import SiT
 from sit_atconv.runtime.reading import Count, read_json
 from sit_atconv.runtime.weights import require_finite, require_floats
+from sit_atconv.runtime.whole_files import followed
 
 RAW = "raw"  # what the weights in training are called, beside the names of averages
 NOTABLE_SHARE = 0.01  # of an average: more of the weights that training began with is pointed out
@@ -110,6 +111,7 @@ class WeightIndex:
 
 def model_directory(path: Path) -> Path:
     """The model's directory: model/ in a checkpoint, transformer/ in a saved pipeline, or `path` itself."""
+    path = followed(path)
     return next((path / name for name in ("model", "transformer") if (path / name / "config.json").exists()), path)
 
 

@@ -21,7 +21,7 @@ from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
-from sit_atconv.runtime.whole_files import apply_umask, write_text
+from sit_atconv.runtime.whole_files import apply_umask, followed, write_text
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
@@ -153,6 +153,11 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """diffusers' `save_pretrained`; files get the mode of the umask, which safetensors ignores."""
         super().save_pretrained(save_directory, *arguments, **options)
         apply_umask(Path(save_directory), "*.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """diffusers' `from_pretrained`, which also finds RUN/checkpoints/latest/model where `latest` is a file."""
+        return super().from_pretrained(str(followed(Path(pretrained_model_name_or_path))), **options)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, **options: Any) -> Any:

@@ -22,6 +22,8 @@ from sit_atconv.errors import FULL_DISK, InputError
 UNFINISHED = ".unfinished-"  # the prefix of incomplete files and folders
 _LEFTOVERS = (f"{UNFINISHED}*", ".*.partial", "settings.unfinished")  # the last two are from earlier versions
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # errors of some file systems or modes for a directory
+_WITHOUT_MODES = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # errors of chmod on some file systems
+_LONGEST_NAME = 255  # bytes, of a file on any common file system
 
 
 def write_json(path: str | Path, values: Any) -> None:
@@ -82,16 +84,48 @@ def apply_umask(folder: Path, pattern: str = "*") -> None:
     """Give all files below a folder the mode of new files, taken from their folder's mode, to which umask applied."""
     for path in folder.rglob(pattern):
         if path.is_file():
-            path.chmod(path.parent.stat().st_mode & 0o666)
+            try:
+                path.chmod(path.parent.stat().st_mode & 0o666)
+            except OSError as error:
+                if error.errno not in _WITHOUT_MODES:
+                    raise
 
 
 def point_link(link: Path, target: str) -> None:
-    """Point a new or existing symbolic link to `target`, atomically."""
+    """Point a new or existing symbolic link to `target`, a name in the same folder, atomically.
+
+    Where the file system has no links, a text file with the name takes its place; `followed` reads both.
+    """
     unfinished = link.with_name(UNFINISHED + link.name)
     unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(target)
+    try:
+        unfinished.symlink_to(target)
+    except OSError:  # file systems disagree on its number; any other fault, such as a full disk, comes again below
+        unfinished.write_text(f"{target}\n")
+        _sync(unfinished)
     unfinished.replace(link)
     _sync(link.parent)
+
+
+def pointed(link: Path) -> str | None:
+    """The name that `point_link` has given to `link`; None if it is neither a link nor such a file."""
+    if link.is_symlink():
+        return os.readlink(link)
+    if not link.is_file() or link.stat().st_size > _LONGEST_NAME:
+        return None
+    name = link.read_bytes().decode(errors="replace").strip()
+    return name if re.fullmatch(r"[\w.-]+", name) else None
+
+
+def followed(path: Path) -> Path:
+    """`path` without files that stand for links (`point_link`): RUN/checkpoints/latest/model -> …/step-0050000/model.
+
+    Links proper are left to the system, and so is a path that exists or leads nowhere.
+    """
+    for link in [] if path.is_dir() else [path, *path.parents]:
+        if link.is_file() and (name := pointed(link)) is not None and (link.parent / name).is_dir():
+            return link.parent / name / path.relative_to(link)
+    return path
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from sit_atconv.flow.field import OnStep
 from sit_atconv.images import to_uint8
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import Weights, find_weights, load_model
-from sit_atconv.runtime.whole_files import apply_umask, write_json, write_text
+from sit_atconv.runtime.whole_files import apply_umask, followed, write_json, write_text
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.settings import SamplerSettings
 from sit_atconv.sampling.writing.model_card import write_model_card
@@ -78,7 +78,7 @@ class SiTPipeline(DiffusionPipeline):
         Raises:
             InputError: for a checkpoint that cannot be opened.
         """
-        path = Path(source)
+        path = followed(Path(source))
         if "dtype" in options:
             options["torch_dtype"] = options.pop("dtype")
         if not path.is_dir():

@@ -18,6 +18,7 @@ from sit_atconv.models.checkpoint import NOTABLE_SHARE, Weights, find_weights, l
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.lock import Place, locked
 from sit_atconv.runtime.processes import process_state
+from sit_atconv.runtime.whole_files import followed
 from sit_atconv.sampling.draw import Drawing, latent_shape
 from sit_atconv.sampling.generate import generate
 from sit_atconv.sampling.labels import choose_labels
@@ -87,7 +88,7 @@ def sample_to_directory(
         raise InputError(f"Samples and batch size must be at least 1, not {num_samples} and {batch_size}.")
     state = process_state()
     # Resolve links once: a training run moves its link "latest".
-    checkpoint, weak_checkpoint = checkpoint.resolve(), weak_checkpoint and weak_checkpoint.resolve()
+    checkpoint, weak_checkpoint = _resolved(checkpoint), weak_checkpoint and _resolved(weak_checkpoint)
     model, autoencoder = open_generator(checkpoint, vae, state.device, weights)
     weak = load_model(weak_checkpoint).to(state.device) if weak_checkpoint else None
     Drawing(model, settings, weak)  # raises for a mismatch before anything is written
@@ -121,6 +122,10 @@ def sample_to_directory(
             with _kept_in(place):
                 directory.finish(choose_labels(labels, range(num_samples), model.classes, seed), model.classes.names)
             log.info("%d samples: %s, a grid of them: %s", num_samples, directory.npz, directory.grid)
+
+
+def _resolved(checkpoint: Path) -> Path:
+    return followed(checkpoint).resolve()
 
 
 def _require_in(place: Place) -> None:

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,14 +27,16 @@ from torch.optim import AdamW
 from training_runs import ALIGNED, NO_PREVIEW, ROOT, assert_same_checkpoint, command_words, log_lines, losses, start_run
 
 from sit_atconv import SiT
-from sit_atconv.config import Config, FlowConfig, OptimizerConfig, TrainingConfig
+from sit_atconv.config import Config, FlowConfig, OptimizerConfig, TrainingConfig, parse_command_line
 from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.training import trainer
+from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.integrity import read_position
 from sit_atconv.training.session.objective import Objective
 from sit_atconv.training.session.zero import configure_zero
 from sit_atconv.training.trainer import Trainer
+from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
 
 STEPS = 6
@@ -136,6 +140,23 @@ def spoil_one_rank(rank: int) -> None:
     trainer.prepare_inputs = spoilt
 
 
+def take_long(rank: int) -> None:
+    """The first process needs longer for a grid and a checkpoint than collectives wait by default; here, a second."""
+    torch.distributed.distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+
+    def slowed(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def slow(self: object, *arguments: object) -> object:
+            time.sleep(2.5)
+            return original(self, *arguments)
+
+        setattr(owner, name, slow)
+
+    slowed(Preview, "save")
+    slowed(Checkpoints, "_write")
+
+
 def launch(run: Path, world: int, extra: str = "", *faults: str) -> list[int]:
     """Train on so many processes; their exit codes."""
     with socket.socket() as free:
@@ -156,6 +177,33 @@ def accelerate_arguments(name: str) -> argparse.Namespace:
     words = ["--config_file", str(ROOT / "configs" / "accelerate" / f"{name}.yaml"), "train.py"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
     return arguments
+
+
+def test_the_slurm_script_of_the_docs(tmp_path: Path) -> None:
+    """It runs with stand-ins: srun starts two nodes, and accelerate notes its words, which its own parser then reads."""
+    blocks = (ROOT / "docs" / "training.md").read_text().split("```sh\n")
+    script = next(block for block in blocks if block.startswith("#!/bin/bash\n#SBATCH")).partition("```")[0]
+    stand_ins = {
+        "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "node1\\nnode2\\n"',
+        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "accelerate": f'printf "%s\\n" "$@" > {tmp_path}/words-$SLURM_NODEID',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"NNODES": "2", "JOB_NODELIST": "node[1-2]", "JOB_ID": "1234567", "CPUS_PER_TASK": "64"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **{f"SLURM_{key}": slurm[key] for key in slurm}}
+    subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, check=True)
+    for rank in (0, 1):
+        launch, *words = (tmp_path / f"words-{rank}").read_text().splitlines()
+        arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+        told = prepare_multi_gpu_env(arguments)
+        assert (launch, arguments.multi_gpu, arguments.rdzv_backend) == ("launch", True, "static")
+        assert (arguments.nnodes, arguments.node_rank, arguments.nproc_per_node) == ("2", rank, "8")
+        assert arguments.rdzv_endpoint == "node1:24567"
+        assert told["ACCELERATE_MIXED_PRECISION"] == "no" and arguments.training_script == "train.py"
+        config, run, _ = parse_command_line(arguments.training_script_args)
+        assert (config.training.batch_size, run) == (256, Path("/shared/runs/repa"))
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed"])
@@ -301,6 +349,12 @@ def test_when_one_process_cannot_go_on_none_waits_for_it(tmp_path: Path) -> None
     assert "error" not in told[0]
     assert "Traceback" not in told[0] + told[1]
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-0000002"
+
+
+def test_the_others_wait_for_the_first_process_as_long_as_it_takes(tmp_path: Path) -> None:
+    extra = "--training.steps 1 --preview.every 1 --preview.classes 1 --preview.per_class 1 --preview.steps 1"
+    assert launch(tmp_path / "run", 2, extra, "take_long") == [0, 0]
+    assert read_position(tmp_path / "run" / "checkpoints" / "latest")["step"] == 1
 
 
 @pytest.mark.parametrize("split", ["shard_the_model", pytest.param("use_zero_2", marks=pytest.mark.slow)])

@@ -14,6 +14,8 @@ from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.prepare.options import PrepareOptions
 from sit_atconv.data.prepare.preparation import prepare
 from sit_atconv.data.prepare.teaching import add_teachers
+from sit_atconv.data.prepare.uploading import prepare_remotely
+from sit_atconv.data.remote.storage import is_remote
 from sit_atconv.data.shards.manifest import MAX_SHARD_SIZE
 from sit_atconv.data.shards.verify import verify_dataset
 from sit_atconv.errors import exit_on_input_error
@@ -32,7 +34,7 @@ def _parser() -> Parser:
     parser = Parser("python -m sit_atconv.data.prepare", description=description)
     add = parser.add_argument
     add("source", help="pictures (docs/own_data.md lists the formats), or digits; without OUT, a prepared data set")
-    add("out", nargs="?", help="directory of the new data set")
+    add("out", nargs="?", help="directory of the new data set, or an address such as s3://BUCKET/NAME")
     add("--resolution", type=_resolution, metavar="R|HxW", help="size of the crops: 256, or height x width as 256x384")
     add("--vae", metavar="ID", help="hub id or folder of a diffusers autoencoder, or 'identity' for pixels")
     others = "take over the latents of REPA, EDM2, LightningDiT, fast-DiT or MAR"
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.warning("The launcher's --mixed_precision %s is for training: pictures are encoded in fp32.", precision)
         if not in_place:
             reading = SourceOptions(convert=True, **{key: given.pop(key) for key in _READING})
-            prepare(PrepareOptions(reading=reading, **given))
+            (prepare_remotely if is_remote(given["out"]) else prepare)(PrepareOptions(reading=reading, **given))
         elif names:
             kept = {key: given[key] for key in ("teachers", "flip", "batch_size", "workers")}
             add_teachers(given["source"], **kept)

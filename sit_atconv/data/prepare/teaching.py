@@ -12,6 +12,7 @@ from sit_atconv.alignment import Teacher
 from sit_atconv.alignment.cached import find_tokens, tokens_name
 from sit_atconv.data.prepare.batches import StoredBatches
 from sit_atconv.data.prepare.encoding import tokens_encoder, write_shards
+from sit_atconv.data.remote.storage import is_remote
 from sit_atconv.data.repa import is_repa
 from sit_atconv.data.shards.dataset import ShardDataset
 from sit_atconv.data.shards.files import ShardFiles
@@ -34,6 +35,8 @@ def add_teachers(
     tokens of other weights are there, or when the disk is full.
     """
     state = process_state()
+    if is_remote(directory):
+        raise InputError(f"{directory} is not on this machine: copy it, add the teacher to the copy, and upload that.")
     if is_repa(directory):
         raise InputError(f"{directory} was prepared for REPA: give the teacher while it is imported (--import).")
     dataset = ShardDataset(directory)

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from sit_atconv.alignment.cached import tokens_name
 from sit_atconv.autoencoder import IDENTITY
 from sit_atconv.data.latents import LatentDataset, empty_batch
+from sit_atconv.data.remote.storage import is_remote
+from sit_atconv.data.shards.copy import copy_dataset
 from sit_atconv.data.shards.format import ShardReader
 from sit_atconv.data.shards.manifest import ShardInfo, load_manifest
 from sit_atconv.errors import InputError
@@ -25,11 +27,15 @@ _HASHING_THREADS = 4  # one file each; hashing releases Python's global lock
 
 
 class ShardDataset(LatentDataset):
-    """A directory written by `sit_atconv.data.prepare`. Sizes are checked when it is opened, contents when read."""
+    """A directory written by `sit_atconv.data.prepare`, or a copy of the one at an address (`copy_dataset`).
+
+    Sizes are checked when it is opened, contents when read.
+    """
 
     def __init__(self, directory: str) -> None:
-        self._directory = Path(directory)
-        manifest = load_manifest(directory)
+        self._copy = copy_dataset(directory) if is_remote(directory) else None  # stays while this object lives
+        self._directory = self._copy.path if self._copy else Path(directory)
+        manifest = load_manifest(self._directory)
         if not manifest.complete:
             raise InputError(f"{directory} is not complete: run its preparation again to finish it.")
         for files, _ in manifest.series:
@@ -70,7 +76,8 @@ class ShardDataset(LatentDataset):
         with bar, ThreadPoolExecutor(_HASHING_THREADS) as pool:
             for path, info, found in zip(paths, files, pool.map(sha256_of_file, paths), strict=True):
                 if found != info.sha256:
-                    faults.append(f"{path}: the checksum differs, so bytes have changed since it was written.")
+                    cure = " Remove it, and it is fetched again." if self._copy else ""
+                    faults.append(f"{path}: the checksum differs, so bytes have changed since it was written.{cure}")
                 bar.update(info.bytes)
         return faults
 

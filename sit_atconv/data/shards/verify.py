@@ -8,7 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sit_atconv.data.remote.storage import is_remote
 from sit_atconv.data.repa import RepaDataset, is_repa
+from sit_atconv.data.shards.copy import copy_dataset
 from sit_atconv.data.shards.format import ShardReader
 from sit_atconv.data.shards.manifest import MANIFEST_NAME, Manifest, Row, ShardInfo, load_manifest
 from sit_atconv.errors import InputError
@@ -20,7 +22,9 @@ _SHOWN, _ROWS_AT_A_TIME = 20, 64
 
 
 def verify_dataset(directory: str, workers: int = 0) -> None:
-    """Check a directory prepared by us or for REPA. Raises `InputError` that lists the faults by file and row.
+    """Check data prepared by us, in a directory or fetched from an address, or a directory prepared for REPA.
+
+    Raises `InputError` that lists the faults by file and row.
 
     A directory prepared for REPA has no checksums: its files are read, by `workers` processes.
     """
@@ -30,7 +34,9 @@ def verify_dataset(directory: str, workers: int = 0) -> None:
         pictures = "and pictures" if dataset.has_images else "without pictures"
         log.info("%s: %d latents %s, no fault (there are no checksums).", directory, len(dataset), pictures)
         return
-    root, manifest = Path(directory), load_manifest(directory)
+    copy = copy_dataset(directory) if is_remote(directory) else None
+    root = copy.path if copy else Path(directory)
+    manifest = load_manifest(root)
     if not manifest.complete:
         raise InputError(f"{directory} is not complete: run its preparation again to finish it.")
     faults = [] if sum(shard.count for shard in manifest.shards) == manifest.count else ["dataset.json: counts differ"]

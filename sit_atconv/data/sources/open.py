@@ -4,6 +4,8 @@ from pathlib import Path
 
 from sit_atconv.data.digits import DigitsSource, is_digits, parse_digits
 from sit_atconv.data.pictures.protocol import ImageSource, SourceOptions
+from sit_atconv.data.remote.fetching import fetch_file
+from sit_atconv.data.remote.storage import Storage, is_remote
 from sit_atconv.data.repa import RepaSource, is_repa
 from sit_atconv.data.shards.manifest import MANIFEST_NAME
 from sit_atconv.data.sources.files import FolderSource, ZipSource
@@ -11,6 +13,7 @@ from sit_atconv.data.sources.npy import open_npy
 from sit_atconv.data.sources.npz import NpzSource
 from sit_atconv.data.sources.prepared import PreparedSource
 from sit_atconv.data.sources.published.open import open_published
+from sit_atconv.data.sources.remote import RemoteFolderSource
 from sit_atconv.data.sources.tars.braces import expand_braces
 from sit_atconv.data.sources.tars.source import TarSource, list_tars
 from sit_atconv.errors import InputError
@@ -33,6 +36,8 @@ def open_source(path: str, convert: bool = False, options: SourceOptions | None 
     path, options = str(path), options or SourceOptions(convert=convert)
     if is_digits(path):
         return DigitsSource(*parse_digits(path))
+    if is_remote(path):
+        return _open_remote(path, options)
     if path.startswith("hf:"):
         return _open_table(path.removeprefix("hf:"), options)
     part = None
@@ -79,6 +84,26 @@ def require_undamaged(source: ImageSource) -> None:
     """
     if isinstance(source, NpzSource | PreparedSource):
         source.verify()
+
+
+def _open_remote(address: str, options: SourceOptions) -> ImageSource:
+    storage, place, part = Storage(address), address, ""
+    info = storage.info()
+    if info is None and "/" not in address.rpartition(":")[2]:
+        place, _, part = address.rpartition(":")
+        storage = Storage(place)
+        info = storage.info()
+    if info is None:
+        raise InputError(f"{address} does not exist. A source is {_KINDS}; all but the last three also at an address.")
+    if info["type"] == "file":
+        entry = fetch_file(storage, info)
+        path = entry.path / storage.address.rpartition("/")[2]
+        source = open_source(f"{path}:{part}" if part else str(path), options=options)
+        source.copy = entry  # stays in the cache while the source is used
+        return source
+    if not part and storage.info(MANIFEST_NAME):
+        return PreparedSource(place, options)
+    return RemoteFolderSource(storage, options, part or None)
 
 
 def _open_directory(path: str, options: SourceOptions, part: str | None) -> ImageSource:

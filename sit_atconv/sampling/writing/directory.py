@@ -188,8 +188,8 @@ class SampleDirectory:
             arrays |= {CLASS_NAMES: np.array(class_names)} if labels is not None and class_names else {}
             with whole_file(self.npz) as file:
                 np.savez(file, arr_0=images, **arrays)
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
+        del images  # some storage keeps the files that are mapped, and with them their folder
+        shutil.rmtree(self._partial, ignore_errors=True)  # what another process maps goes at the next start
 
     def _finish_grid(self, images: np.ndarray, labels: torch.Tensor | None) -> None:
         picked = pick_for_grid(labels, self.count)

@@ -1,6 +1,5 @@
 """The checkpoints of a run: finding, saving and removing them; each is either complete or not there."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from sit_atconv.config import LogConfig
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import gone
-from sit_atconv.runtime.whole_files import UNFINISHED, point_link, whole_folder
+from sit_atconv.runtime.whole_files import UNFINISHED, followed, point_link, pointed, whole_folder
 from sit_atconv.training.run.stop import TrainingStopped
 
 _SET_ASIDE = "set-aside-"
@@ -20,7 +19,7 @@ _SET_ASIDE = "set-aside-"
 class Checkpoints:
     """RUN/checkpoints/step-0050000/, the link `latest` to the newest complete one, and `best` to the best scored one.
 
-    Only the main process changes the directory.
+    Where there are no links, files take their place (`point_link`). Only the main process changes the directory.
     """
 
     def __init__(self, directory: Path, settings: LogConfig, accelerator: Accelerator) -> None:
@@ -88,7 +87,8 @@ class Checkpoints:
         if newest is not None:
             self._point("latest", newest)
         link = self.directory / "best"
-        if link.is_symlink() and not link.exists():
+        name = pointed(link)
+        if name is not None and not (self.directory / name).is_dir():
             link.unlink()
 
     def _write(self, final: Path, write: Callable[[Path], None]) -> str | None:
@@ -105,14 +105,14 @@ class Checkpoints:
 
     def _point(self, name: str, checkpoint: Path) -> None:
         link = self.directory / name
-        if not link.is_symlink() or os.readlink(link) != checkpoint.name:
+        if pointed(link) != checkpoint.name:
             point_link(link, checkpoint.name)
 
     def _rotate(self) -> None:
         keep, every = self._settings.keep, self._settings.keep_every
         if keep is None:
             return
-        best = (self.directory / "best").resolve()
+        best = followed(self.directory / "best").resolve()
         for old in self.complete()[:-keep]:
             if old.resolve() == best or (every and step_of(old) % every == 0):
                 continue
