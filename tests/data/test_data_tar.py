@@ -162,6 +162,9 @@ def test_which_tars_are_classes_shards_or_splits(tmp_path):
     with pytest.raises(InputError, match=r"numbered tars of pictures without labels\. Are these shards"):
         open_source(tmp_path / "numbered")
     assert open_source(tmp_path / "numbered", options=SourceOptions(unconditional=True)).labels is None
+    both = {f"{name}.tar": (tmp_path / "numbered" / f"{name}.tar").read_bytes() for name in ("0", "1")}
+    source = open_source(write_tar(tmp_path / "all.tar", both))
+    assert source.class_names == ["0", "1"] and source.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(InputError, match=r"several series of shards \(cat, dog\): choose one, as .*series:cat"):
         open_source(tmp_path / "series")
     with pytest.raises(InputError, match=r"holds splits \(train, val\), not classes: choose one, as .*splits:train"):
@@ -247,6 +250,13 @@ def test_brace_lists():
     for wrong in ("{}.tar", "{2..1}.tar", "{a..b}.tar", "{0..99999999}.tar"):
         with pytest.raises(InputError, match="is no list"):
             expand_braces(wrong)
+
+
+def test_shards_of_one_name_in_several_folders(tmp_path):
+    for number, folder in enumerate("ab"):
+        write_tar(tmp_path / folder / "s-0.tar", sample(0, cls=b"%d" % number))
+    source = open_source(tmp_path / "{a,b}" / "s-0.tar")
+    assert source.labels.tolist() == [0, 1] and source.names == ["a-s-0/000000.jpg", "b-s-0/000000.jpg"]
 
 
 def test_a_missing_shard_is_named(tmp_path):

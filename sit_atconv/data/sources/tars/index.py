@@ -12,7 +12,7 @@ from sit_atconv.errors import InputError
 
 _BLOCK = 512
 _NOTHING = bytes(_BLOCK)  # ends a tar
-_PADDING = 1 << 20  # bytes of zeros that may follow
+_LONGEST = 1 << 20  # bytes of an extended header, and of the zeros after the end that are looked at
 _FILES, _FOLDER, _LINKS = (b"0", b"\0", b"7"), b"5", (b"1", b"2")
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_FOR_ALL = _EXTENDED = (b"L", b"K", b"x", b"g")
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -58,7 +58,7 @@ def read_members(file: BinaryIO, where: str, start: int, stop: int) -> Iterator[
         if is_member and "size" in extended:
             size = int(extended["size"])
         size = 0 if kind == _FOLDER else size
-        if here + size > stop:
+        if here + size > stop or (size > _LONGEST and not is_member):
             raise InputError(f"{where} is truncated within {_text(header[:100])}. Was its download complete?")
         start = here + -(-size // _BLOCK) * _BLOCK
         if is_member:
@@ -84,7 +84,7 @@ def _require_plain(kind: bytes, extended: Mapping[str, str], what: str) -> None:
 
 def _require_end(file: BinaryIO, where: str, stop: int) -> None:
     """After the block of zeros, only zeros may follow."""
-    if file.read(min(_PADDING, stop - file.tell())).strip(b"\0"):
+    if file.read(min(_LONGEST, stop - file.tell())).strip(b"\0"):
         raise InputError(
             f"{where} goes on after its end: several tars were joined, of which the first alone would be read. Give "
             "them one by one, or join them by tar --concatenate."

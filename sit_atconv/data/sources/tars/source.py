@@ -37,7 +37,9 @@ def list_tars(folder: str, part: str | None) -> list[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry)
-            if not path.name.startswith(".") and (entry.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES):
+            if path.name.startswith("."):
+                continue
+            if entry.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
                 return []
             if path.suffix == ".tar":
                 tars.append(path)
@@ -69,7 +71,7 @@ class TarSource(FileSource):
 
     def __init__(self, path: str, tars: Sequence[str], options: SourceOptions, part: str | None = None) -> None:
         self.path, self._tars, self._options, self._handle = str(path), list(tars), options, None
-        self._stems: set[str] = set()  # of tars among several, or within another
+        self._stems = _stems(self._tars)
         self._texts: dict[str, bytes] = {}  # members that may hold a label
         self._rows: dict[str, int] = {}  # name -> row of _places
         places = array("q")  # tar, start and size of each
@@ -94,16 +96,13 @@ class TarSource(FileSource):
         for number, path in enumerate(self._tars):
             file = self._open(number)
             refuse_compressed(file, path)
-            if len(self._tars) > 1:
-                self._stems.add(Path(path).stem)
-            outer = f"{Path(path).stem}/" if len(self._tars) > 1 else ""
+            outer = f"{self._stems[number]}/" if len(self._tars) > 1 else ""
             for member in read_members(file, path, 0, os.fstat(file.fileno()).st_size):
                 name = outer + _plain(member.name, path)
                 if not name.endswith(".tar"):
                     yield name, number, member
                     continue
                 where, folder = f"{path}/{member.name}", name.removesuffix(".tar")
-                self._stems.add(folder)
                 for inner in read_members(file, where, member.start, member.start + member.size):
                     yield f"{folder}/{_plain(inner.name, where)}", number, inner
 
@@ -170,14 +169,19 @@ class TarSource(FileSource):
         return {**self.__dict__, "_handle": None}
 
 
+def _stems(tars: Sequence[str]) -> list[str]:
+    """What tars are called, with their folder if two have the same name."""
+    stems = [Path(path).stem for path in tars]
+    return stems if len(set(stems)) == len(tars) else [f"{Path(path).parent.name}-{Path(path).stem}" for path in tars]
+
+
 def _series(stem: str) -> str:
     match = None if _WORDNET.fullmatch(stem) else _NUMBERED.fullmatch(stem)
     return match[1] if match else stem
 
 
-def _are_shards(stems: Iterable[str]) -> bool:
+def _are_shards(stems: Sequence[str]) -> bool:
     """Whether there are several tars and each has a number, so that no name tells of a class."""
-    stems = [stem.rpartition("/")[2] for stem in stems]
     return len(stems) > 1 and all(_NUMBERED.fullmatch(s) and not _WORDNET.fullmatch(s) for s in stems)
 
 
