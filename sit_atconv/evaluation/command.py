@@ -154,8 +154,8 @@ def _check(options: Namespace) -> None:
         raise InputError(f"{flags}: only with --checkpoint, which draws samples; nothing is drawn here.")
     if options.command == "evaluate" and options.checkpoint and options.weights and not options.weights.is_file():
         raise InputError(
-            f"--weights {options.weights}: there is no such file of the features' weights. Which of the checkpoint's "
-            "weights are drawn says --checkpoint-weights."
+            f"--weights {options.weights}: there is no such file of the features' weights. To choose among the "
+            "checkpoint's weights, give --checkpoint-weights."
         )
     out = options.out if options.command == "reference" else options.json
     if out is not None:

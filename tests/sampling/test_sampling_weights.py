@@ -145,5 +145,5 @@ def test_evaluation_draws_the_weights_asked_for(checkpoint, tmp_path):
         assert samples["weights"] == name
         digests.append(samples["images_sha256"])
     assert digests[0] != digests[1]
-    with pytest.raises(InputError, match="of the checkpoint's weights are drawn says --checkpoint-weights"):
+    with pytest.raises(InputError, match="To choose among the checkpoint's weights, give --checkpoint-weights"):
         run(parse([*words, str(tmp_path / "s.json"), "--weights", "raw"], add_sampling_arguments), open_stream)

@@ -85,8 +85,8 @@ def _require_symmetric(sigma: Tensor) -> None:
 
 
 def _require_positive(eigenvalues: Tensor) -> None:
-    largest = eigenvalues[-1].clamp_min(_TINY)
-    if eigenvalues[0] < -_ROUNDED * largest:
+    largest = eigenvalues[-1]
+    if eigenvalues[0] < -_ROUNDED * largest.clamp_min(_TINY):
         raise InputError(
             f"A covariance has the negative eigenvalue {eigenvalues[0]:.3g} (its largest is {largest:.3g}): it is "
             "damaged, was kept in half precision, or is not a covariance."

@@ -33,11 +33,13 @@ def save_grid(images: Tensor, columns: int, path: Path, caption: str | None = No
 def _with_caption(sheet: Image.Image, caption: str) -> Image.Image:
     """The sheet with black text on white below it, in as many lines as its width asks for."""
     font = ImageFont.load_default()
-    lines = "\n".join(wrap(caption, max(1, int((sheet.width - 4) / font.getlength("n")))))
-    height = ImageDraw.Draw(sheet).multiline_textbbox((2, 2), lines, font=font)[3] + 4
-    whole = Image.new("RGB", (sheet.width, sheet.height + int(height)), "white")
+    lines = wrap(caption, max(1, int((sheet.width - 4) / font.getlength("n"))))
+    height = int(font.getbbox("Ag")[3]) + 3
+    whole = Image.new("RGB", (sheet.width, sheet.height + height * len(lines) + 4), "white")
     whole.paste(sheet)
-    ImageDraw.Draw(whole).multiline_text((2, sheet.height + 2), lines, "black", font=font)
+    draw = ImageDraw.Draw(whole)
+    for i, line in enumerate(lines):
+        draw.text((2, sheet.height + 2 + height * i), line, "black", font=font)
     return whole
 
 
