@@ -204,6 +204,8 @@ def test_tables_that_cannot_be_read(tmp_path):
     (tmp_path / "several").mkdir()
     parquet.write_table(arrow.table({"text": ["a"]}), tmp_path / "several" / "1.parquet")
     parquet.write_table(arrow.table({"other": [1]}), tmp_path / "several" / "2.parquet")
+    with pytest.raises(InputError, match=r"No pictures in .*several, but parquet files: give hf:.*several"):
+        open_source(tmp_path / "several")
     with pytest.raises(InputError, match=r"Cannot load hf:.*several: "):
         open_source(f"hf:{tmp_path}/several")
     with pytest.raises(InputError, match=r"Cannot load hf:.*x\.parquet:test: .*split"):

@@ -1,6 +1,7 @@
 """Formats of picture files: by which names they are looked for, which contents are read, which ones lose detail."""
 
 import importlib.util
+import os
 
 from PIL import features
 
@@ -31,3 +32,8 @@ FORMATS = (
     "PNG", "JPEG", "BMP", "DIB", "PPM", "TIFF", "GIF", *sorted({name.upper() for name in _THERE.values()})
 )  # fmt: skip
 UNREADABLE = {suffix: advice for suffix, (name, advice) in _OPTIONAL.items() if name not in _READ}
+
+
+def suffix_of(name: str) -> str:
+    """The ending of a file's name, in small letters: ".jpg". There may be millions, for which pathlib is slow."""
+    return os.path.splitext(name)[1].lower()

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from sit_atconv.data.pictures.decode import decode_image
-from sit_atconv.data.pictures.formats import IMAGE_SUFFIXES, LOSSY_SUFFIXES, UNREADABLE
+from sit_atconv.data.pictures.formats import IMAGE_SUFFIXES, LOSSY_SUFFIXES, UNREADABLE, suffix_of
 from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.data.sources.archive import Archive
 from sit_atconv.data.sources.listed import LISTS, listed_labels
@@ -44,12 +44,14 @@ class FileSource:
     ) -> None:
         self.path, self._options = str(path), options
         visible = [name for name in names if not _hidden(name)]
-        wanted = (name for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        wanted = (name for name in visible if suffix_of(name) in IMAGE_SUFFIXES)
         self.names = sorted(wanted, key=lambda name: name.split("/"))
         if part is not None:
             self.names, empty_folders = _only(self.path, part, self.names, empty_folders)
         others = _others(visible)
         if not self.names:
+            if any(name.endswith(".parquet") for name in visible):
+                raise InputError(f"No pictures in {path}, but parquet files: give hf:{path}.")
             raise InputError(
                 f"No pictures in {path}. {others}Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, either "
                 "directly or in one folder a class."
@@ -59,7 +61,7 @@ class FileSource:
             self.class_names, self.labels = self._labels(set(visible), empty_folders)
         if others:
             log.info("%s: %s", self.path, others.rstrip())
-        self.lossy = any(Path(name).suffix.lower() in LOSSY_SUFFIXES for name in self.names)
+        self.lossy = any(suffix_of(name) in LOSSY_SUFFIXES for name in self.names)
 
     def _labels(self, visible: Set[str], empty_folders: Iterable[str]) -> tuple[list[str] | None, np.ndarray | None]:
         """Class names and labels of all pictures, from a list or from their folders; None where there are none."""
@@ -235,7 +237,7 @@ def _refuse_loops(folder: str, subfolders: list[str]) -> None:
 
 def _others(names: Sequence[str]) -> str:
     """How many files of other kinds are left out, since nobody would notice otherwise; empty if there are none."""
-    suffixes = (Path(name).suffix.lower() or "without suffix" for name in names)
+    suffixes = (suffix_of(name) or "without suffix" for name in names)
     others = Counter(suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
     if not others:
         return ""

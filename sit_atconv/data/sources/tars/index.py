@@ -1,8 +1,8 @@
 """The members of a plain tar: where each begins, without reading its contents.
 
-Written after POSIX's description of ustar and pax and GNU tar's of its own headers, because the standard library's
-tarfile needs 68 µs and 1 kB a member: four minutes for the four million members of ImageNet as WebDataset. This takes
-12 µs (one thread of an AMD EPYC, Python 3.11).
+Written after POSIX's description of ustar and pax and GNU tar's of its own headers. Python's own tarfile takes
+three times as long (39 µs a member, this 14 µs: one thread of an AMD EPYC, Python 3.11), where ImageNet as a WebDataset
+has four million members, and lets a tar pass that lacks its end, or to which another one was joined.
 """
 
 from collections.abc import Iterator, Mapping

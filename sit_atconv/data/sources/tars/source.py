@@ -4,12 +4,12 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence, Set
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from sit_atconv.data.pictures.formats import IMAGE_SUFFIXES
+from sit_atconv.data.pictures.formats import IMAGE_SUFFIXES, suffix_of
 from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.sources.files import (
     FileSource,
@@ -39,7 +39,7 @@ def list_tars(folder: str, part: str | None) -> list[str]:
             path = Path(entry)
             if path.name.startswith("."):
                 continue
-            if entry.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+            if entry.is_dir() or suffix_of(path.name) in IMAGE_SUFFIXES:
                 return []
             if path.suffix == ".tar":
                 tars.append(path)
@@ -109,7 +109,7 @@ class TarSource(FileSource):
     def _keep_text(self, name: str, number: int, member: Member) -> None:
         """Keep what may hold a label now, while the tar is read in order."""
         key, ending = split_key(name)
-        if ending not in (CLASS, JSON, self._options.label_key) or PurePosixPath(name).name in LISTS:
+        if ending not in (CLASS, JSON, self._options.label_key) or name.rpartition("/")[2] in LISTS:
             return
         decided = ending == JSON and self._options.label_key is None and f"{key}.{CLASS}" in self._texts
         needed = not self._options.unconditional and not decided
@@ -117,7 +117,7 @@ class TarSource(FileSource):
 
     def _choose(self) -> list[str]:
         """The names of all members or, in samples of several members, of one picture for each."""
-        pictures = [name for name in self._rows if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        pictures = [name for name in self._rows if suffix_of(name) in IMAGE_SUFFIXES]
         keys = {split_key(name)[0] for name in pictures}
         self._texts = {name: text for name, text in self._texts.items() if split_key(name)[0] in keys}
         left_out = set(self._texts)
