@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -31,11 +32,13 @@ def s3() -> Iterator[str]:
     """A bucket of a server of moto's."""
     pytest.importorskip("s3fs")
     server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patched.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         patched.setenv("AWS_ACCESS_KEY_ID", "key")
         patched.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patched.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.asyn import reset_lock
 
 from sit_atconv.errors import FULL_DISK, InputError
 
@@ -76,6 +77,8 @@ class Storage:
     def _at(self, name: str, create: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system, and the path of a file on it, whose folder is made first if `create`."""
         if self._connection is None or self._connection[0] != os.getpid():
+            if self._connection is not None:
+                reset_lock()  # in a forked process; earlier versions of fsspec would hang
             system, root = fsspec.url_to_fs(self.address)
             system.invalidate_cache()  # fsspec shares connections, and what they have listed
             self._connection = (os.getpid(), system, root)
