@@ -79,8 +79,8 @@ def describe(error: BaseException) -> tuple[int, str | None]:
         return 1, (
             f"error: A process that loads data (pid {worker[1]}) {how}. Most likely memory was short: the main memory, "
             "or the shared memory in /dev/shm (a Docker container has 64 MB unless it is started with --shm-size 8g "
-            "or --ipc=host), or files may not be as large as a batch (ulimit -f). Take smaller batches or fewer workers "
-            "(0 needs no shared memory), and run the same command again."
+            "or --ipc=host), or files may not be as large as a batch (ulimit -f). Take smaller batches or fewer "
+            "workers (0 needs no shared memory), and run the same command again."
         )
     return 1, None
 

@@ -251,6 +251,22 @@ def test_processes_of_a_machine_fetch_each_file_once(local: Path, tmp_path: Path
     assert sorted(fetched) == [f"shard-0000{number}.safetensors" for number in range(SHARDS)]
 
 
+def test_after_a_kill_the_rest_is_fetched(local: Path, tmp_path: Path, room: Path, monkeypatch) -> None:
+    monkeypatch.setattr(fetching, "_AT_A_TIME", 1)
+    process = multiprocessing.get_context("fork").Process(target=open_slowly, args=(f"file://{local}", tmp_path, 0))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(room.glob("*/shard-00001*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    there = {path.name for path in room.glob("*/shard-*")}
+    fetched = noting(monkeypatch, Storage, "fetch")
+    assert len(open_dataset(f"file://{local}")) == 896
+    assert {name for _, name, _ in fetched} == {f"shard-0000{number}.safetensors" for number in range(SHARDS)} - there
+    assert 0 < len(fetched) < SHARDS and not list(room.rglob(".unfinished*"))
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     for number in range(6):

@@ -180,7 +180,7 @@ def accelerate_arguments(name: str) -> argparse.Namespace:
 
 
 def test_the_slurm_script_of_the_docs(tmp_path: Path) -> None:
-    """It runs with stand-ins: srun starts two nodes, and accelerate notes its words, which its own parser then reads."""
+    """It runs with stand-ins: srun starts two nodes, accelerate notes its words, which its own parser then reads."""
     blocks = (ROOT / "docs" / "training.md").read_text().split("```sh\n")
     script = next(block for block in blocks if block.startswith("#!/bin/bash\n#SBATCH")).partition("```")[0]
     stand_ins = {

@@ -123,4 +123,4 @@ def test_too_little_shared_memory_is_a_paragraph_with_advice(tmp_path: Path) -> 
         pytest.skip("mounting is not permitted here")
     told = Path(f"{tmp_path / 'run'}.stderr").read_text()
     assert process.exitcode == 1 and "Traceback" not in told
-    assert "--shm-size" in told and "--ipc=host" in told and "(0 needs no shared memory)" in told
+    assert "--shm-size" in told and "--ipc=host" in told and "workers (0 needs no shared memory)" in told
