@@ -192,18 +192,22 @@ def text(name: bytes, before: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def avif() -> bytes:
+def saved(kind: str) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(file, "AVIF" if features.check("avif") else "ICNS")
+    Image.new("RGB", (16, 16)).save(file, kind)
     return file.getvalue()
+
+
+def damaged_avif() -> bytes:
+    return saved("AVIF" if "avif" in features.get_supported() else "ICNS")[:-30] + bytes(30)
 
 
 HURTFUL = {
     "a bomb": lambda: png(30_000, 30_000),
     "zTXt": lambda: png(extra=text(b"zTXt", b"k\0\0")),
     "iTXt": lambda: png(extra=text(b"iTXt", b"k\0\1\0\0\0")),
-    "AVIF": avif,
-    "damaged AVIF": lambda: avif()[:-30] + bytes(30),
+    "a format not listed": lambda: saved("SGI"),
+    "damaged AVIF": damaged_avif,
 }
 
 
