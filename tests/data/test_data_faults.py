@@ -192,6 +192,11 @@ def text(name: bytes, before: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+def plain_text(size: int) -> bytes:
+    data = b"Comment\0" + b"x" * size
+    return struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
+
+
 def saved(kind: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, kind)
@@ -204,8 +209,6 @@ def damaged_avif() -> bytes:
 
 HURTFUL = {
     "a bomb": lambda: png(30_000, 30_000),
-    "zTXt": lambda: png(extra=text(b"zTXt", b"k\0\0")),
-    "iTXt": lambda: png(extra=text(b"iTXt", b"k\0\1\0\0\0")),
     "a format not listed": lambda: saved("SGI"),
     "damaged AVIF": damaged_avif,
 }
@@ -266,22 +269,21 @@ def test_arrays_of_nothing(compression, descr, tmp_path):
 @pytest.mark.parametrize("label", [10**7, 2**63 - 1, 2**64 - 1, 10**30])
 def test_labels_that_number_no_classes(label, tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=PICTURES, arr_1=np.array([label] * 4))
-    with pytest.raises(InputError, match=r"holds the label|holds pickled Python objects"):
+    with pytest.raises(InputError, match=r"the label in row 0 is|holds pickled Python objects"):
         open_source(str(tmp_path / "x.npz"))
     (tmp_path / "repa" / "vae-sd").mkdir(parents=True)
     (tmp_path / "repa" / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": [["a.npy", label]]}))
-    with pytest.raises(InputError, match=r"dataset\.json: labels\[0\]\[1\]: Expected `int` <= 1000000"):
+    with pytest.raises(InputError, match=r"dataset\.json: the label in row 0 is [19]"):
         open_dataset(str(tmp_path / "repa"))
 
 
-def test_a_picture_with_megabytes_of_text_is_named(tmp_path: Path) -> None:
-    """Uncompressed text, which Pillow would keep."""
-    Image.fromarray(PICTURES[0]).save(tmp_path / "a.png")
-    content, text = (tmp_path / "a.png").read_bytes(), b"tEXtComment\0" + b"x" * (65 << 20)
-    chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
-    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])  # behind signature and header
-    with pytest.raises(InputError, match=r"Cannot decode .*a\.png: Too much memory used in text chunks"):
-        open_source(str(tmp_path))[0]
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt"])
+def test_a_picture_with_any_amount_of_text_is_read(kind: str, tmp_path: Path) -> None:
+    """200 MB of compressed text, which Pillow refuses, or 65 MB as they are; the pixels need neither."""
+    before = {"zTXt": b"k\0\0", "iTXt": b"k\0\1\0\0\0"}
+    extra = plain_text(65 << 20) if kind == "tEXt" else text(kind.encode(), before[kind])
+    (tmp_path / "a.png").write_bytes(png(extra=extra))
+    assert not open_source(str(tmp_path))[0].image.any()
 
 
 def test_a_zip_with_an_entry_without_a_name_is_damaged(tmp_path: Path) -> None:

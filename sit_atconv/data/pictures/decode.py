@@ -1,6 +1,7 @@
 """Encoded picture -> uint8 RGB pixels: the only place that looks at PIL modes."""
 
 import io
+import re
 from typing import BinaryIO
 
 import numpy as np
@@ -15,6 +16,7 @@ UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, Sy
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT_LIMIT = re.compile("MAX_TEXT_CHUNK|text chunks")  # in Pillow's errors
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that Pillow limits, and pixels do not need
 
 
@@ -29,7 +31,7 @@ def decode_image(
         try:
             return _decode(data, where, options, label, name or where)
         except ValueError as error:  # an intact picture may hold more text than Pillow reads
-            if not (isinstance(data, bytes) and data.startswith(_PNG) and "too large" in str(error).lower()):
+            if not (isinstance(data, bytes) and data.startswith(_PNG) and _TEXT_LIMIT.search(str(error))):
                 raise
             return _decode(_without_text(data), where, options, label, name or where)
     except UNDECODABLE as error:

@@ -13,8 +13,8 @@ import numpy as np
 from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.sources.arrays import Arrays, ArraySource, arrays_of_rows
 from sit_atconv.data.sources.npz import npz_members, read_npz_member
-from sit_atconv.data.sources.published.unpickle import read_arrays
 from sit_atconv.errors import InputError
+from sit_atconv.runtime.pickles import read_pickle
 
 _FILES = {
     "train": ([f"data_batch_{n}" for n in range(1, 6)], ["train"], [f"train_data_batch_{n}" for n in range(1, 11)]),
@@ -83,9 +83,17 @@ def _read(file: Path) -> dict[str, Any]:
     if file.suffix == ".npz":
         return {name: read_npz_member(str(file), name) for name in npz_members(str(file))}
     try:
-        return read_arrays(file.read_bytes(), str(file))
+        content = read_pickle(file.read_bytes(), str(file))
     except OSError as error:
         raise InputError(f"Cannot read {file}: {error.strerror}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds a {type(content).__name__}: expected a dictionary of arrays. Fetch it again.")
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: str | bytes) -> str:
+    """Text that Python 2 wrote is bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _class_names(folder: Path, label_key: str) -> list[str] | None:
@@ -94,5 +102,5 @@ def _class_names(folder: Path, label_key: str) -> list[str] | None:
             meta = _read(folder / name)
             for key in _NAMES.get(label_key, ()):
                 if key in meta:
-                    return [each.decode() if isinstance(each, bytes) else str(each) for each in meta[key]]
+                    return [_text(each) for each in meta[key]]
     return None
