@@ -15,7 +15,6 @@ from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.prepare.__main__ import main as prepare
 from sit_atconv.data.sources import open_source
 from sit_atconv.data.sources.tars.braces import expand_braces
-from sit_atconv.data.sources.tars.index import read_members
 from sit_atconv.errors import InputError
 
 PICTURES = [png(picture(seed)) for seed in range(6)]
@@ -52,35 +51,6 @@ def test_class_folders_in_a_tar(tmp_path, layout, prefix):
     copy = pickle.loads(pickle.dumps(source))
     for index, seed in enumerate((0, 2, 1)):
         np.testing.assert_array_equal(copy[index].image, picture(seed))
-
-
-@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_those_that_tarfile_finds(tmp_path, layout):
-    names = ["a.png", "d" * 90 + "/" + "n" * 60 + ".png", "é/ü.png", "empty/"]
-    names += [] if layout == tarfile.USTAR_FORMAT else ["long/" * 60 + "x" * 120 + ".png"]
-    files = {
-        name: b"" if name.endswith("/") else bytes([number]) * (500 + 7 * number) for number, name in enumerate(names)
-    }
-    path = write_tar(tmp_path / "x.tar", files, layout)
-    with tarfile.open(path) as archive:
-        expected = [(info.name.rstrip("/"), info.offset_data, info.size, info.isdir()) for info in archive]
-    with path.open("rb") as file:
-        members = list(read_members(file, "x.tar", 0, path.stat().st_size))
-    assert [(member.name.rstrip("/"), *member[1:]) for member in members] == expected
-
-
-def test_sizes_of_more_than_eight_gigabytes(tmp_path):
-    """GNU tar writes them in binary, pax in an extended header."""
-    for layout in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        info = tarfile.TarInfo("x.bin")
-        info.size = 9 << 30
-        path = tmp_path / "x.tar"
-        with path.open("wb") as file:
-            file.write(info.tobuf(layout))
-            begin = file.tell()
-            file.truncate(begin + info.size + 1024)  # a file with a hole takes no space
-        with path.open("rb") as file:
-            assert list(read_members(file, "x.tar", 0, path.stat().st_size)) == [("x.bin", begin, info.size, False)]
 
 
 def test_webdataset_by_the_command(tmp_path):
@@ -183,16 +153,17 @@ def link(kind: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tar: tar[:700], r"x\.tar is truncated"),
+        (lambda tar: tar[:700], r"x\.tar is no tar, truncated or damaged"),
         (lambda tar: tar[:1536], r"x\.tar is truncated: it lacks its end"),
-        (lambda tar: b"", r"x\.tar is truncated"),
-        (lambda tar: tar.replace(b"cat/1.png", b"cat/9.png"), r"x\.tar is no tar, or damaged: byte 0 begins no member"),
+        (lambda tar: b"", r"x\.tar is no tar, truncated"),
+        (lambda tar: tar.replace(b"cat/1.png", b"cat/9.png"), r"x\.tar is no tar, truncated or damaged"),
+        (lambda tar: tar.replace(b"dog/2.png", b"dog/9.png"), r"x\.tar is damaged: byte 1,536 begins no member"),
         (lambda tar: b"junk" * 500, r"x\.tar is no tar"),
         (lambda tar: tar + tar, r"goes on after its end: several tars were joined"),
         (lambda tar: link(tarfile.SYMTYPE) + tar, r"cat/link\.png is a link"),
         (lambda tar: link(tarfile.LNKTYPE) + tar, r"cat/link\.png is a link"),
-        (lambda tar: link(tarfile.FIFOTYPE) + tar, r"cat/link\.png is of kind '6'"),
-        (lambda tar: link(tarfile.GNUTYPE_SPARSE) + tar, r"cat/link\.png is of kind 'S'"),
+        (lambda tar: link(tarfile.FIFOTYPE) + tar, r"cat/link\.png is a link or"),
+        (lambda tar: link(tarfile.GNUTYPE_SPARSE) + tar, r"cat/link\.png is a link or"),
         (lambda tar: tar[: tar.index(bytes(1024))] + tar, r"holds cat/1\.png more than once"),
         (gzip.compress, r"x\.tar is compressed.*gunzip -k"),
     ],

@@ -97,14 +97,8 @@ class TarSource(FileSource):
             file = self._open(number)
             refuse_compressed(file, path)
             outer = f"{self._stems[number]}/" if len(self._tars) > 1 else ""
-            for member in read_members(file, path, 0, os.fstat(file.fileno()).st_size):
-                name = outer + _plain(member.name, path)
-                if not name.endswith(".tar"):
-                    yield name, number, member
-                    continue
-                where, folder = f"{path}/{member.name}", name.removesuffix(".tar")
-                for inner in read_members(file, where, member.start, member.start + member.size):
-                    yield f"{folder}/{_plain(inner.name, where)}", number, inner
+            for member in read_members(file, path):
+                yield outer + _plain(member.name, path), number, member
 
     def _keep_text(self, name: str, number: int, member: Member) -> None:
         """Keep what may hold a label now, while the tar is read in order."""
