@@ -16,7 +16,7 @@ UNDECODABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, Sy
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TEXT_LIMIT = re.compile("MAX_TEXT_CHUNK|text chunks")  # in Pillow's errors
+_TEXT_LIMIT = re.compile("data too large|text chunks", re.IGNORECASE)  # in Pillow's errors
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that Pillow limits, and pixels do not need
 
 
