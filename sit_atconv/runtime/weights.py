@@ -33,8 +33,8 @@ def read_weights(path: Path) -> Any:
             return load_file(path)
         except SafetensorError as error:
             raise InputError(f"{path} is damaged ({error}): fetch it again.") from None
-    mapped = zipfile.is_zipfile(path)  # then the optimizer state, twice the size of the weights, is never read
     try:
+        mapped = zipfile.is_zipfile(path)  # then the optimizer state, twice the size of the weights, is never read
         with torch.serialization.safe_globals(_PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes may raise almost any exception in the unpickler

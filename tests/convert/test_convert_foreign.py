@@ -55,3 +55,15 @@ def test_a_dit_is_refused_by_its_arguments_which_know_better_than_the_file(tmp_p
                     load_released(source, 4)
             else:
                 require_equal(load_released(source, 4), SIT, random_state(SIT))
+
+
+def test_a_zip_whose_end_is_damaged_is_named(tmp_path: Path) -> None:
+    """Python's zipfile raises an error for it where it is asked whether the file is a zip."""
+    path = tmp_path / "released.pt"
+    torch.save(random_state(SIT), path)
+    content = bytearray(path.read_bytes())
+    locator = content.index(b"PK\x06\x07")  # of the end of a zip64: the last four bytes are its number of disks
+    content[locator + 16 : locator + 20] = b"\x09\x00\x00\x00"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"released\.pt is damaged"):
+        load_released(path, 4)
