@@ -69,8 +69,8 @@ class DataConfig:
     """What to train on.
 
     Args:
-        path: a directory written by `python -m sit_atconv.data.prepare` or prepared for REPA, the address of the former,
-            such as s3://BUCKET/NAME, or "digits:train@16".
+        path: a directory written by `python -m sit_atconv.data.prepare` or prepared for REPA, the address of the
+            former, such as s3://BUCKET/NAME, or "digits:train@16".
         flip: mirror half of the images (the data must have been prepared with flips).
         workers: loader processes for each training process.
         verify: check every shard against its digest before the first step.
