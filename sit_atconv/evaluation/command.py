@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from sit_atconv.classes import split_labels
+from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
@@ -74,7 +75,7 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
     samples = open_stream(options, device) if drawn else None
     with state.main_process_first():  # it may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
-    reading = Reading(options.batch_size, _workers(options.workers, device), options.cache)
+    reading = Reading(options.batch_size, _workers(options.workers, device), options.cache, options.unconditional)
     if options.command == "reference":
         facts = write_reference(options.source, options.out, features, options.images, reading)
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
@@ -120,6 +121,7 @@ def _add_common(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="cache features of stored pictures here, and continue from them",
     )
+    add("--unconditional", action="store_true", help="read no labels, e.g. where they cannot be used")
     add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
 
@@ -163,4 +165,4 @@ def _check(options: Namespace) -> None:
     names = (options.source,) if options.command == "reference" else (options.samples, options.reference)
     for name in names:
         if name is not None and not Path(name).exists():  # digits, hf:NAME, or a typo, which would cost a download
-            open_source(name)
+            open_source(name, options=SourceOptions(unconditional=options.unconditional))

@@ -96,8 +96,9 @@ def evaluate(
         raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
     metrics = choose_metrics(features, options.metrics, options.kid)
     wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
-    source = open_images(samples) if isinstance(samples, str) else None  # finds a typo before an hour's work
-    if source is not None:
+    source = None
+    if isinstance(samples, str):
+        source = open_images(samples, options.reading.unconditional)  # finds a typo before an hour's work
         require_two(len(source), "samples")
     classes = samples.classes if isinstance(samples, SampleStream) else None
     if source is not None and options.classes != ():

@@ -40,7 +40,7 @@ def score_autoencoder(name: str, path: str, features: Features, options: Options
     """
     if is_statistics(path):
         raise InputError(f"{path} holds no pictures: --autoencoder encodes and decodes those of --reference.")
-    source = open_images(path)
+    source = open_images(path, options.reading.unconditional)
     with PartialState().main_process_first():  # the main process may download the weights
         autoencoder = load_autoencoder(name, device=features.device)
     autoencoder.require_divisible(*source[0].image.shape[:2])

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from sit_atconv.errors import InputError
 
 LOCK = ".lock"  # in the directory while a program writes into it
 _HELD = (errno.EACCES, errno.EAGAIN)
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")  # s3://BUCKET is s3:/BUCKET as a path; a drive has one letter
 
 
 @contextlib.contextmanager
@@ -25,8 +27,9 @@ def locked(directory: Path, state: PartialState | Accelerator, doing: str, choos
     ends. Directories created here that are still empty at the end are removed. Where the file system has no locks, none
     is taken.
 
-    Raises `InputError` on all processes when another program holds the lock. Its text says what that program does with
-    the directory (`doing`, such as "trained into") and which option (`choose`) names another directory.
+    Raises `InputError` on all processes when another program holds the lock, or the directory is an address. Its text
+    says what that program does with the directory (`doing`, such as "trained into") and which option (`choose`) names
+    another directory.
     """
     with contextlib.ExitStack() as stack:
         refusal = None
@@ -71,6 +74,10 @@ def gone(path: Path, doing: str, choose: str) -> str:
 
 @contextlib.contextmanager
 def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
+    if _ADDRESS.match(str(directory)):
+        raise InputError(
+            f"{choose} {directory} is an address, not a folder: give one on a file system of this machine."
+        )
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOCK

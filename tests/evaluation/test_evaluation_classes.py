@@ -8,6 +8,7 @@ import pytest
 from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import create_features, evaluate
+from sit_atconv.evaluation.command import parse, run
 from sit_atconv.evaluation.evaluate import Options, SampleStream
 from sit_atconv.evaluation.reading.loading import load_batches, open_images
 
@@ -72,3 +73,19 @@ def test_a_stream_has_the_classes_of_its_model(files) -> None:
     source = open_images(files["drawn"])
     stream = SampleStream(load_batches(source, range(len(source)), 5), classes=Classes(3, source.class_names))
     assert distances(stream, files["real"]) == pytest.approx(distances(files["drawn"], files["real"]))
+
+
+def test_labels_that_cannot_be_used_can_be_left_out(tmp_path: Path, capsys) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", arr_0=images, arr_1=[0, 1, -1, 0, 1, 1])
+    words = ["--samples", str(tmp_path / "x.npz"), "--reference", str(tmp_path / "x.npz"), "--features", "pixels"]
+
+    def evaluate_fid(*more: str) -> None:
+        run(parse([*words, "--device", "cpu", "--workers", "0", *more], lambda _: []), lambda *_: None)
+
+    with pytest.raises(InputError, match="the label in row 2 is -1.*--unconditional"):
+        evaluate_fid()
+    evaluate_fid("--unconditional")
+    assert "FD-pixels" in capsys.readouterr().out
+    with pytest.raises(InputError, match="samples have no labels"):
+        evaluate_fid("--unconditional", "--classes", "0")

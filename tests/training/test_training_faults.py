@@ -16,7 +16,6 @@ from training_runs import NO_PREVIEW, command_words, losses, run_tiny, start_run
 import train as train_command
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
-from sit_atconv.training.run import checkpoint as checkpoint_module
 from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.stop import TrainingStopped
 from sit_atconv.training.session import session as session_module
@@ -223,7 +222,7 @@ def test_an_old_checkpoint_that_somebody_reads_does_not_stop_the_rotation(tmp_pa
 
     extra = f"--training.steps 4 --log.checkpoint_every 1 --log.keep 1 {NO_PREVIEW}"
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_module.os, "rmdir", busy)
+        patched.setattr(os, "rmdir", busy)
         run_tiny(tmp_path / "run", extra)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == [".unfinished-step-0000001", "latest", "step-0000004"]

@@ -191,3 +191,12 @@ def test_what_launcher_and_configuration_say_differently(
     with pytest.raises(InputError, match=message):
         run_tiny(tmp_path / "run", words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "s3:/bucket/run", "memory://run"])
+def test_a_run_at_an_address_is_refused(tmp_path: Path, monkeypatch, address: str) -> None:
+    """It would become a folder called s3: here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"--run \w+:/.* is an address, not a folder"):
+        run_tiny(Path(address), NO_PREVIEW)
+    assert list(tmp_path.iterdir()) == []

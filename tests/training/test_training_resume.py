@@ -24,7 +24,6 @@ from training_runs import (
 
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
-from sit_atconv.training.run import checkpoint as checkpoint_module
 from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.integrity import read_position
 from sit_atconv.training.run.log import read_log
@@ -178,7 +177,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_a_clear_error(tmp_path: 
     extra = f"--log.checkpoint_every 2 {NO_PREVIEW}"
     run_tiny(tmp_path / "run", f"{extra} --training.steps 2")
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_module.os, "fsync", fsync)
+        patched.setattr(os, "fsync", fsync)
         with pytest.raises(TrainingStopped, match=r"step 4 could not be written.*No space left.*step-0000002"):
             run_tiny(tmp_path / "run", extra)
     assert names_in(tmp_path / "run") == ["latest", "step-0000002"]

@@ -32,9 +32,12 @@ def image_digests(images: Tensor) -> np.ndarray:
     return np.stack([_digest(image) for image in pixels]) if len(pixels) else np.empty((0, 32), np.uint8)
 
 
-def open_images(path: str) -> ImageSource:
-    """Open pictures to score. Raises `InputError` for a source that is missing, unusable or damaged."""
-    source = open_source(path)
+def open_images(path: str, unconditional: bool = False) -> ImageSource:
+    """Open pictures to score, with their labels unless `unconditional`.
+
+    Raises `InputError` for a source that is missing, unusable or damaged.
+    """
+    source = open_source(path, options=SourceOptions(unconditional=unconditional))
     require_undamaged(source)
     return source
 

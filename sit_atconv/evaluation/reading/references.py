@@ -77,11 +77,12 @@ _ORIGIN = tuple(Origin.__annotations__)
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: batch size, number of reader processes, and the cache of features."""
+    """How images are read: batch size, number of reader processes, the cache of features, and whether without labels."""
 
     batch_size: int = 64
     workers: int = 0
     cache: str | Path | None = None
+    unconditional: bool = False
 
 
 def read_reference(
@@ -110,7 +111,7 @@ def read_reference(
         if classes != ():
             raise InputError(f"{path} holds no images, so it cannot be compared class by class.")
         return _from_statistics(path, members, features)
-    source = open_images(path)
+    source = open_images(path, reading.unconditional)
     if not stored:
         reference = reference_of_images(source, path, features, wanted, reading, classes, samples)
         if "mu" in members:
@@ -271,9 +272,10 @@ def write_reference(
     if Path(out).exists():
         raise InputError(f"{out} exists already. Remove it, or choose another name.")
     make_folder_of(out)
-    source = open_images(path)
+    reading = reading or Reading()
+    source = open_images(path, reading.unconditional)
     wanted = Wanted(moments=frozenset(STORED))
-    collected = look_at(source, features, wanted, reading or Reading(), "reference")
+    collected = look_at(source, features, wanted, reading, "reference")
     facts = source_facts(source, path, collected)
     noted = {**facts, "weights_sha256": features.weights_sha256}
     arrays = {name: np.array(noted[name]) for name in _ORIGIN}
