@@ -75,9 +75,7 @@ def gone(path: Path, doing: str, choose: str) -> str:
 @contextlib.contextmanager
 def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
     if _ADDRESS.match(str(directory)):
-        raise InputError(
-            f"{choose} {directory} is an address, not a folder: give one on a file system of this machine."
-        )
+        raise InputError(f"{choose} {directory} is an address, not a folder: choose a folder of this machine.")
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOCK

@@ -83,7 +83,7 @@ def test_labels_that_cannot_be_used_can_be_left_out(tmp_path: Path, capsys) -> N
     def evaluate_fid(*more: str) -> None:
         run(parse([*words, "--device", "cpu", "--workers", "0", *more], lambda _: []), lambda *_: None)
 
-    with pytest.raises(InputError, match="the label in row 2 is -1.*--unconditional"):
+    with pytest.raises(InputError, match=r"the label in row 2 is -1.*--unconditional"):
         evaluate_fid()
     evaluate_fid("--unconditional")
     assert "FD-pixels" in capsys.readouterr().out

@@ -77,7 +77,7 @@ _ORIGIN = tuple(Origin.__annotations__)
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: batch size, number of reader processes, the cache of features, and whether without labels."""
+    """How images are read: batch size, number of reader processes, cache of features, and whether without labels."""
 
     batch_size: int = 64
     workers: int = 0
