@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from fake_gpu import needs_fake_gpu
 from training_runs import ALIGNED, checkpoint_tensors, run_tiny
 
 from benchmarks.recipes import RECIPES, checkpoint_bytes, disk, row, table
@@ -11,6 +12,7 @@ from sit_atconv.alignment import Projector
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text().splitlines()
 
 
+@needs_fake_gpu
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_document_says_what_the_program_counts(recipe):
     for rows in ([row(recipe, "SiT-ATConv-B/2")], [disk(recipe)]):
@@ -18,6 +20,7 @@ def test_the_document_says_what_the_program_counts(recipe):
             assert line in DOCUMENT
 
 
+@needs_fake_gpu
 def test_parameters_are_those_of_model_and_projector():
     projector = sum(p.numel() for p in Projector(768, 768).parameters())
     assert row("imagenet256_repa", "SiT-B/2")["parameters"] == 130_303_504 + projector

@@ -189,7 +189,7 @@ def last_line(error: Exception) -> str:
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Fold a batch norm into its convolution, in double precision."""
-    return fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double()).float()
+    return fuse_conv_bn_eval(*(copy.deepcopy(layer).double().eval() for layer in (conv, norm))).float()
 
 
 def _sequence(network: nn.Module, names: tuple[str, ...]) -> nn.Sequential:
