@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from packaging.version import Version
 
 import evaluate_fid
 import sample
@@ -40,7 +41,8 @@ def test_no_thread_of_gloo_is_left(join: Join) -> None:
     join("gloo")
     with leaving_in_order():
         torch.distributed.all_reduce(torch.ones(2))
-        assert "pt_gloo_runloop" in threads()
+        if Version(torch.__version__) >= Version("2.10"):  # earlier ones do not name it
+            assert "pt_gloo_runloop" in threads()
     assert "pt_gloo_runloop" not in threads()
 
 
