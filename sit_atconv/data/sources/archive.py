@@ -5,6 +5,11 @@ import zipfile
 
 from sit_atconv.errors import InputError
 
+# What zipfile raises while it reads a file: RuntimeError for a password, KeyError for a name that is not there.
+_DAMAGE = (
+    zipfile.BadZipFile, zipfile.zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, KeyError,
+)  # fmt: skip
+
 
 class Archive:
     """A zip that is read. Picklable; every process opens its own handle."""
@@ -28,10 +33,7 @@ class Archive:
         """The contents of a file. Raises `InputError` when it is damaged or not there."""
         try:
             return self._archive().read(name)
-        except (
-            *(zipfile.BadZipFile, zipfile.zlib.error, OSError, EOFError),
-            *(NotImplementedError, RuntimeError, KeyError),
-        ) as error:
+        except _DAMAGE as error:
             raise InputError(f"Cannot read {name} in {self.path}: {error}.") from error
 
     def _archive(self) -> zipfile.ZipFile:
