@@ -47,7 +47,7 @@ def test_labels_are_whole_numbers_or_names(values, numbers, names) -> None:
         ([0, True], "row 1 is True"),
         ([0, "cat"], "row 1 is 'cat'"),
         (["cat", ""], "row 1 is ''"),
-        (["cat", None], "row 0 is 'cat'"),
+        (["cat", None], "row 1 is missing"),
         (np.array([[1, 1], [0, 1]]), "row 0 is no one-hot label"),
         (np.zeros((2, 2, 2)), "has shape"),
         (np.array([True, False]), "row 0 is True"),

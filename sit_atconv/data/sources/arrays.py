@@ -37,8 +37,8 @@ class ArraySource:
     def __init__(self, kind: str, path: str, load: Callable[[], Arrays], options: SourceOptions) -> None:
         self.kind, self.path, self._load = kind, str(path), load
         arrays = load()
-        self._images, self.image_key, self._count = arrays.images, arrays.image_key, len(arrays.images)
         _check_images(self.path, arrays.image_key, arrays.images, options.convert)
+        self._images, self.image_key, self._count = arrays.images, arrays.image_key, len(arrays.images)
         self.labels = self.class_names = None
         if arrays.labels is not None and not options.unconditional:
             where = f"{self.path}: {arrays.label_key}"
