@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class SiTPipeline(DiffusionPipeline):
     _optional_components = ["vae"]  # noqa: RUF012, the names are diffusers'
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
-    def __init__(self, transformer: SiT, vae: ModelMixin | None = None) -> None:
+    def __init__(self, transformer: SiT, vae: Optional[ModelMixin] = None) -> None:  # older diffusers read no "| None"
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
         # For the model card: the run's configuration, and which of a checkpoint's weights these are
