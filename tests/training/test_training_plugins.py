@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_runs import NO_PREVIEW, assert_same_checkpoint, command_words, fresh_accelerate, log_lines
+from training_runs import NO_PREVIEW, assert_same_checkpoint, command_words, fresh_accelerate, number_lines
 
 import evaluate_fid
 import sample
@@ -42,7 +42,7 @@ def test_a_ten_line_mixer_goes_through_everything(tmp_path: Path, monkeypatch: p
     train_own(parts, "--training.steps 3")
     train_own(parts)
     assert_same_checkpoint(*(run / "checkpoints" / "latest" for run in (whole, parts)))
-    assert all(line["mfu"] > 0 for line in log_lines(whole))
+    assert all(line["mfu"] > 0 for line in number_lines(whole))
 
     model = whole / "checkpoints" / "latest" / "model"
     sample.main(f"--checkpoint {model} --out {tmp_path / 'samples'} --num-samples 12 --steps 2".split())
