@@ -73,6 +73,8 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
                 notes += position.restore(state)
                 logger.info("Continuing %s from step %d.", run, position.step)
             if position.step >= config.training.steps:
+                if accelerator.is_main_process:
+                    remove_leftovers(run)  # of a kill while old checkpoints were removed at the end
                 logger.info("%s is complete: all %d steps are done.", run, position.step)
                 return
             trainer = Trainer(session, run, checkpoints, position)

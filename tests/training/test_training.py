@@ -88,6 +88,15 @@ def test_a_complete_run_is_left_alone(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
+def test_what_a_kill_at_the_very_end_left_goes_with_the_next_start(tmp_path: Path) -> None:
+    """All steps were done, and the checkpoints that are no longer kept were being removed."""
+    run_tiny(tmp_path, "--training.steps 1")
+    half_removed = tmp_path / "checkpoints" / ".unfinished-step-0000000" / "model"
+    half_removed.mkdir(parents=True)
+    run_tiny(tmp_path, "--training.steps 1")
+    assert not half_removed.parent.exists()
+
+
 def test_training_learns(tmp_path: Path) -> None:
     extra = "--training.steps 60 --log.every 10 --log.checkpoint_every 60 --preview.every null --optimizer.lr 0.01"
     run_tiny(tmp_path / "run", f"{extra} --training.batch_size 16")

@@ -160,7 +160,7 @@ def test_a_run_says_that_its_average_is_what_it_began_with(tmp_path: Path, caplo
         for name in ("long", "short")
     }
     heights = {name: [grid.shape[0] for grid in pair] for name, pair in grids.items()}
-    assert heights["long"] == [heights["short"][0]] * 2 and heights["short"][1] < heights["short"][0]
+    assert min(*heights["long"], heights["short"][0]) > heights["short"][1]
     text = grids["long"][1][heights["short"][1] :]
     assert text.min() < 100 and text.mean() > 200  # black on white
 
