@@ -17,7 +17,7 @@ from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
-from sit_atconv.models.mixers.attention import Attention
+from sit_atconv.models.mixers.attend import Attend
 from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
@@ -207,7 +207,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _choose_attention(self, backend: AttentionBackendName | None) -> None:
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attend):
                 module.backend = backend
 
     def compile_repeated_blocks(self, *arguments: Any, **options: Any) -> None:

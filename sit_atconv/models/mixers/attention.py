@@ -1,11 +1,10 @@
 """Multi-head self-attention over all tokens (Vaswani et al. 2017), the mixer of DiT and SiT."""
 
-import torch.nn.functional as F
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
+from sit_atconv.models.mixers.attend import Attend
 from sit_atconv.models.mixers.registry import register_mixer
 
 
@@ -13,9 +12,7 @@ from sit_atconv.models.mixers.registry import register_mixer
 class Attention(nn.Module):
     """Scaled dot-product self-attention: (B, N, C), grid (H, W) -> (B, N, C). It does not use the grid.
 
-    With `backend` None it is torch's fused attention, which has no forward-mode derivative; `SiT.set_attention_backend`
-    chooses one of diffusers' backends instead ("_native_math" has that derivative). Raises `InputError` when
-    `num_heads` does not divide `dim`.
+    Raises `InputError` when `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -25,16 +22,12 @@ class Attention(nn.Module):
         self.dim, self.num_heads = dim, num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
-        self.backend: AttentionBackendName | None = None
+        self.attend = Attend()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         # Views of one tensor: their gradients are written into it in one pass
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        if self.backend is None:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            heads = (part.transpose(1, 2) for part in (q, k, v))
-            y = dispatch_attention_fn(*heads, backend=self.backend).transpose(1, 2)
+        y = self.attend(q, k, v)
         return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))
 
     def flops(self, grid: tuple[int, int]) -> int:

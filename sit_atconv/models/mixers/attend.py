@@ -1,0 +1,24 @@
+"""softmax(q·kᵀ) v by the implementation that the user has chosen, for every mixer that attends."""
+
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from torch import Tensor, nn
+
+
+class Attend(nn.Module):
+    """Scaled dot-product attention without weights of its own: q, k, v (B, h, N, d) -> (B, h, N, d).
+
+    With `backend` None it is torch's fused attention, which has no forward-mode derivative; `SiT.set_attention_backend`
+    chooses one of diffusers' backends instead ("_native_math" has that derivative).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend: AttentionBackendName | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+        """`mask`, broadcast to (B, h, N, N), is added to the scores: −∞ hides a key. `scale` is d^-½ by default."""
+        if self.backend is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        heads = (part.transpose(1, 2) for part in (q, k, v))
+        return dispatch_attention_fn(*heads, attn_mask=mask, scale=scale, backend=self.backend).transpose(1, 2)
