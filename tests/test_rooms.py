@@ -28,8 +28,8 @@ FLOORS = [
 # Within a floor or a room, in the same way, with "|" between the rows. A room's own name stands for the files beside
 # its folders; what its __init__ offers of them all is no step upwards.
 ORDERS = {
-    "data": "alignment autoencoder | data.pictures data.remote | data.latents data.digits data.repa | data.shards |"
-    " data.sources | data.foreign | data.dataset | data.prepare data.sampler",
+    "data": "alignment autoencoder | data.pictures data.remote | data.latents data.digits | data.foreign_latents |"
+    " data.repa | data.shards | data.sources | data.foreign | data.dataset | data.prepare data.sampler",
     "programs": "sampling evaluation convert zoo analysis | training",
     "training": "training.run | training.averages | training.session | training.watch | training",
     "evaluation": "evaluation.features | evaluation.metrics | evaluation.reading | evaluation.scoring | evaluation",

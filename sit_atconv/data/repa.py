@@ -4,21 +4,16 @@ Layout: `vae-sd/00000/img-mean-std-00000000.npy`, float32 (8, h, w) = mean and s
 `vae-sd/dataset.json`, {"labels": [[name, class], …]} or null; `images/00000/img00000000.png`, the crops.
 """
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.classes import read_labels
-from sit_atconv.data.latents import LatentDataset, empty_batch
+from sit_atconv.data.foreign_latents import ForeignLatents
 from sit_atconv.data.pictures.decode import decode_image
 from sit_atconv.data.pictures.protocol import SourceImage, SourceOptions
 from sit_atconv.errors import InputError
@@ -29,7 +24,6 @@ LATENTS, IMAGES = "vae-sd", "images"
 EXPECTED = 'Expected {"labels": [[name, class], …]}, or null for labels.'
 # The autoencoder of REPA's preprocessing, which records no hash of the weights.
 REPA_SPEC = LatentSpec("stabilityai/sd-vae-ft-mse", None, 4, 8, 0.18215, 0.0)
-_SAMPLED = 64  # latents that a fingerprint covers
 
 
 def is_repa(directory: str | Path) -> bool:
@@ -65,39 +59,18 @@ class RepaSource:
         return _read_image(self._root, self.names[index], self._options, label, name)
 
 
-class RepaDataset(LatentDataset):
+class RepaDataset(ForeignLatents):
     """The latents of a REPA directory: one file per sample, none mirrored.
 
     `spec` names their autoencoder and scale, since the directory does not. `labels` is int64 (len,) or None;
     `resolution` is the (height, width) of the pictures.
     """
 
-    has_flip = False
-
     def __init__(self, path: str, spec: LatentSpec = REPA_SPEC, labelled: bool = True) -> None:
-        self._root, self.latents = Path(path), spec
-        self.names, self.labels, self.class_names = _names_and_labels(self._root, labelled)
-        self._targets = np.full(len(self.names), -1) if self.labels is None else self.labels
-        self.num_classes = 0 if self.labels is None else len(self.class_names or ()) or int(self.labels.max()) + 1
-        self.empty_classes = sorted(set(range(self.num_classes)) - set(self._targets.tolist()))
-        height, width = self._grid()
-        self.latent_shape = (spec.channels, height, width)
-        self.resolution = (height * spec.downscale, width * spec.downscale)
+        self._root = Path(path)
+        names, labels, class_names = _names_and_labels(self._root, labelled)
         self.has_images = (self._root / IMAGES).is_dir()
-
-    def _grid(self) -> tuple[int, int]:
-        """(h, w) of the first latent that can be read; damaged ones are named when a batch reads them."""
-        failures = []
-        for name in self.names:
-            try:
-                return self._moments_in(name).shape[1:]
-            except InputError as error:
-                failures.append(error)
-        raise failures[0]
-
-    def _moments_in(self, name: str) -> np.ndarray:
-        path = self._root / LATENTS / name
-        return read_moments(path, str(path), self.latents)
+        super().__init__(str(self._root / LATENTS), spec, len(names), labels, class_names, names)
 
     def unlisted(self) -> list[str]:
         """Latent files that dataset.json does not name, relative to the directory."""
@@ -105,33 +78,11 @@ class RepaDataset(LatentDataset):
         names = (path.relative_to(root).as_posix() for path in root.rglob("*.npy"))
         return sorted(f"{LATENTS}/{name}" for name in names if name not in listed)
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def _row(self, index: int, flip: bool) -> np.ndarray:
+        return read_moments(Path(self.where(index)), self.where(index), self.latents)
 
-    def fingerprint(self, teachers: Sequence[int] = ()) -> str:
-        """Covers all names and labels but only some latents: there may be millions of files, and no list of digests."""
-        digest = hashlib.sha256(json.dumps(self.names).encode())
-        digest.update(np.ascontiguousarray(self._targets, dtype=np.int64))
-        for index in np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=int):
-            with contextlib.suppress(OSError):  # named when a batch reads it
-                digest.update((self._root / LATENTS / self.names[index]).read_bytes())
-        return digest.hexdigest()
-
-    def where(self, index: int) -> str:
-        return str(self._root / LATENTS / self.names[index])
-
-    def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
-        expected = (2 * self.latent_shape[0], *self.latent_shape[1:])
-        moments = empty_batch((len(indices), *expected), torch.float32)
-        for out, index in zip(moments.numpy(), indices, strict=True):
-            row = self._moments_in(self.names[index])
-            if row.shape != expected:
-                raise InputError(f"{self.where(index)}: shape {row.shape} among latents of {expected}.")
-            out[:] = row
-        return moments
-
-    def _labels(self, indices: Sequence[int]) -> Tensor:
-        return torch.from_numpy(self._targets[np.asarray(indices)]).long()
+    def _digested(self, index: int) -> bytes:
+        return Path(self.where(index)).read_bytes()
 
     def _image(self, index: int) -> np.ndarray:
         return _read_image(self._root, self.names[index], SourceOptions()).image

@@ -44,7 +44,7 @@ class Options:
 
     metrics: names, or None for all metrics of the features. kid: the kernel distance as well. bootstrap: number of
     resamples for confidence intervals, 0 for none. classes: to compare class by class (`pair_classes`). reading: how
-    images are read.
+    images are read. Raises `InputError` for a bootstrap of one resample.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -52,6 +52,10 @@ class Options:
     bootstrap: int = 0
     classes: Chosen = ()
     reading: Reading = field(default_factory=Reading)
+
+    def __post_init__(self) -> None:
+        if self.bootstrap == 1 or self.bootstrap < 0:
+            raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,6 @@ def evaluate(
     """
     started = time.monotonic()
     features, options = features or create_features(), options or Options()
-    if options.bootstrap == 1 or options.bootstrap < 0:
-        raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
     metrics = choose_metrics(features, options.metrics, options.kid)
     wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
     source = None

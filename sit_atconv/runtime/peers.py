@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from sit_atconv.errors import InputError, describe
+from sit_atconv.runtime.reading import positive_from_environment
 from sit_atconv.runtime.terminal import say
 
 log = logging.getLogger(__name__)
@@ -156,14 +157,7 @@ def join_peers() -> Peers | None:
 
 def meeting_seconds() -> float:
     """How long processes wait for one another at the start. Raises `InputError` unless it is a number above 0."""
-    text = os.environ.get(MINUTES, str(_DEFAULT_MINUTES))
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = -1
-    if not 0 < minutes < float("inf"):
-        raise InputError(f"{MINUTES}={text}: expected a number of minutes above 0, such as 10.")
-    return 60 * minutes
+    return 60 * positive_from_environment(MINUTES, _DEFAULT_MINUTES, "minutes")
 
 
 def _open_store(keeps_store: bool, limit: float) -> dist.TCPStore:

@@ -1,10 +1,12 @@
 """The reader of all JSON files: it returns a typed object, or raises an error of one paragraph that names the fault.
 
 Types are dataclasses, typed dictionaries and plain containers, with ranges in their annotations (`msgspec.Meta`).
-Nothing is converted: "3" is not a number.
+Nothing is converted: "3" is not a number. Numbers in environment variables are read here, too.
 """
 
 import json
+import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -66,3 +68,15 @@ def require_known_keys(values: Mapping[str, Any], kind: type, what: str) -> None
     for key in values:
         if key not in known:
             raise InputError(f"{what}: unknown key '{key}': {nearest(str(key), known)}")
+
+
+def positive_from_environment(variable: str, default: float, unit: str) -> float:
+    """The number in an environment variable, or `default`. Raises `InputError` unless it is finite and above 0."""
+    text = os.environ.get(variable, str(default))
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise InputError(f"{variable}={text}: expected a number of {unit} above 0, such as {default}.")
+    return number

@@ -192,11 +192,11 @@ class SiTPipeline(DiffusionPipeline):
             InputError: for labels that the model does not have, and for settings that contradict one another.
         """
         self._require_output(output_type)
-        if callback_on_step_end is not None and set(callback_on_step_end_tensor_inputs) != {"latents"}:
+        if set(callback_on_step_end_tensor_inputs) != {"latents"}:
             raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")
         labels = self._labels(class_labels, num_images)
         if guidance_scale is None:
-            guidance_scale = 1.0 if labels is None or self.transformer.config.label_dropout == 0 else 4.0
+            guidance_scale = 4.0 if labels is not None and self.transformer.config.label_dropout else 1.0
         chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
         drawing = Drawing(self.transformer, chosen)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_inference_steps, False
@@ -213,7 +213,7 @@ class SiTPipeline(DiffusionPipeline):
                 drawn = drawing.integrate(noise, labels, increment=draw_noise, on_step=on_step)
             except _Interrupted as interrupted:
                 drawn = interrupted.latents
-        images = drawn if output_type == "latent" else self._decode(drawn, output_type)
+        images = self._decode(drawn, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -301,6 +301,8 @@ class SiTPipeline(DiffusionPipeline):
         return None if latents is None else LatentSpec.from_dict(latents)
 
     def _decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | Tensor | Any:
+        if output_type == "latent":
+            return latents
         decoded = self._spec.denormalise(latents)
         if self.vae is not None:
             decoded = self.vae.decode(decoded.to(self.vae.dtype)).sample

@@ -235,12 +235,16 @@ def test_feature_distance_is_the_frechet_distance_for_few_and_many():
     [
         ("samples.npz", Options(classes=(0, 9)), "Unknown label .9.: expected labels in .0, 5."),
         ("folder", Options(classes=None), "samples have no labels"),
-        ("samples.npz", Options(bootstrap=1), "at least two resamples"),
     ],
 )
 def test_options_that_cannot_be_met(sets, samples, options, message):
     with pytest.raises(InputError, match=message):
         evaluate(sets[samples], sets["reference.npz"], create_features("pixels"), options)
+
+
+def test_one_resample_is_no_bootstrap():
+    with pytest.raises(InputError, match="at least two resamples"):
+        Options(bootstrap=1)
 
 
 def test_bootstrap_spread_is_that_of_fresh_samples(sets):

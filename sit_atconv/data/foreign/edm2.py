@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sit_atconv.autoencoder import LatentSpec
-from sit_atconv.data.foreign.latents import ForeignLatents
+from sit_atconv.data.foreign_latents import ForeignLatents
 from sit_atconv.data.repa import EXPECTED, RepaFile, read_moments, samples_in
 from sit_atconv.data.sources.archive import Archive
 from sit_atconv.errors import InputError

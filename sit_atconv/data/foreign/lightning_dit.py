@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.classes import read_labels
-from sit_atconv.data.foreign.latents import ForeignLatents
+from sit_atconv.data.foreign_latents import ForeignLatents
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.weights import read_weights
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.classes import read_labels
-from sit_atconv.data.foreign.latents import ForeignLatents
+from sit_atconv.data.foreign_latents import ForeignLatents
 from sit_atconv.data.sources.npz import npz_members, read_npz_member
 
 _MOMENTS, _FLIPPED = "moments", "moments_flip"

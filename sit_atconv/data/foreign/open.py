@@ -5,9 +5,9 @@ from pathlib import Path
 from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.foreign.edm2 import Edm2Latents, is_edm2
 from sit_atconv.data.foreign.fast_dit import FastDitLatents, is_fast_dit
-from sit_atconv.data.foreign.latents import ForeignLatents
 from sit_atconv.data.foreign.lightning_dit import LightningDitLatents, is_lightning_dit
 from sit_atconv.data.foreign.mar import MarLatents, is_mar
+from sit_atconv.data.foreign_latents import ForeignLatents
 from sit_atconv.data.repa import RepaDataset, is_repa
 from sit_atconv.errors import InputError
 

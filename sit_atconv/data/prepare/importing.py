@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from sit_atconv.autoencoder import Autoencoder
-from sit_atconv.data.foreign.latents import ForeignLatents
 from sit_atconv.data.foreign.open import open_foreign
+from sit_atconv.data.foreign_latents import ForeignLatents
 from sit_atconv.data.prepare.options import PrepareOptions
 from sit_atconv.data.repa import RepaDataset
 from sit_atconv.errors import InputError

@@ -15,6 +15,7 @@ from typing import IO
 
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
+from sit_atconv.runtime.reading import positive_from_environment
 
 DIRECTORY, LIMIT = "SITATCONV_CACHE", "SITATCONV_CACHE_GIB"  # environment variables
 _DEFAULT_LIMIT = 200.0
@@ -109,14 +110,7 @@ def _require_disk(path: Path, size: int, what: str) -> None:
 
 def _limit() -> int:
     """The largest size of the cache in bytes."""
-    text = os.environ.get(LIMIT, str(_DEFAULT_LIMIT))
-    try:
-        gib = float(text)
-    except ValueError:
-        gib = -1
-    if not 0 < gib < float("inf"):
-        raise InputError(f"{LIMIT}={text}: expected a number of GiB above 0, such as 200.")
-    return int(gib * _GIB)
+    return int(positive_from_environment(LIMIT, _DEFAULT_LIMIT, "GiB") * _GIB)
 
 
 def _lock(file: IO[bytes], how: int) -> bool:

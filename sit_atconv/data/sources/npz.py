@@ -15,7 +15,7 @@ from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.sources.arrays import Arrays, ArraySource, arrays_of_rows
 from sit_atconv.data.sources.keys import ROWS, find_keys
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.files import BAD_HEADER
+from sit_atconv.runtime.files import BAD_HEADER, read_npy_header
 
 CLASS_NAMES = "class_names"
 _BLOCK = 1 << 22  # bytes read at a time
@@ -108,9 +108,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 def _read_header(member: BinaryIO, path: str, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, dtype) of an npy stream, leaving it at the first byte of data."""
     try:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(member)
+        shape, fortran, dtype = read_npy_header(member)
     except BAD_HEADER as error:
         raise InputError(f"{path}: '{name}' is not a numpy array: {error}.") from error
     if not 0 < dtype.itemsize * math.prod(max(1, side) for side in shape) <= sys.maxsize or min(shape, default=0) < 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sit_atconv.data.sources.npz import npz_members, read_npz_member
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.files import BAD_HEADER
+from sit_atconv.runtime.files import BAD_HEADER, read_npy_header
 from sit_atconv.runtime.pickles import read_pickle
 from sit_atconv.runtime.weights import read_weights
 
@@ -91,9 +91,7 @@ def _pickled_part(path: str) -> bytes:
     """The pickle in an .npy of Python objects; nothing if it holds numbers."""
     with open(path, "rb") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            _, _, dtype = read(file)
+            _, _, dtype = read_npy_header(file)
         except BAD_HEADER as error:
             raise InputError(f"{path} is no file of numpy, or damaged: {error}. Fetch it again.") from error
         return file.read() if dtype.hasobject else b""

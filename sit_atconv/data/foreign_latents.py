@@ -1,5 +1,6 @@
-"""What the readers of others' latents share."""
+"""What the readers of latents that others prepared share."""
 
+import contextlib
 import hashlib
 import json
 from abc import abstractmethod
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sit_atconv.autoencoder import LatentSpec
-from sit_atconv.data.latents import LatentDataset
+from sit_atconv.data.latents import LatentDataset, empty_batch
 from sit_atconv.errors import InputError
 
 _SAMPLED = 64  # latents that a fingerprint covers
@@ -40,6 +41,7 @@ class ForeignLatents(LatentDataset):
         self.names, self.labels, self.class_names = names, labels, class_names
         self._targets = np.full(count, -1) if labels is None else labels
         self.num_classes = 0 if labels is None else len(class_names or ()) or int(labels.max()) + 1
+        self.empty_classes = sorted(set(range(self.num_classes)) - set(self._targets.tolist()))
         self._first = self._first_readable()
         self.latent_shape = (spec.channels, *self._row(self._first, False).shape[1:])
         self.resolution = tuple(side * spec.downscale for side in self.latent_shape[1:])
@@ -59,8 +61,13 @@ class ForeignLatents(LatentDataset):
         digest = hashlib.sha256(json.dumps(self.names).encode())
         digest.update(np.ascontiguousarray(self._targets, dtype=np.int64))
         for index in np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=int):
-            digest.update(self._row(int(index), False).tobytes())
+            with contextlib.suppress(InputError, OSError):  # named when a batch reads it
+                digest.update(self._digested(int(index)))
         return digest.hexdigest()
+
+    def _digested(self, index: int) -> bytes:
+        """What the fingerprint covers of a latent."""
+        return self._row(index, False).tobytes()
 
     def _first_readable(self) -> int:
         """The first latent that can be read; damaged ones are named when a batch reads them."""
@@ -75,7 +82,7 @@ class ForeignLatents(LatentDataset):
 
     def _moments(self, indices: Sequence[int], flips: Sequence[bool]) -> Tensor:
         expected = (2 * self.latent_shape[0], *self.latent_shape[1:])
-        moments = torch.empty(len(indices), *expected)
+        moments = empty_batch((len(indices), *expected), torch.float32)
         for out, index, flip in zip(moments.numpy(), indices, flips, strict=True):
             row = self._row(index, flip)
             if row.shape != expected:
