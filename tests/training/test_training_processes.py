@@ -36,6 +36,7 @@ from sit_atconv.training.run.integrity import read_position
 from sit_atconv.training.session.objective import Objective
 from sit_atconv.training.session.zero import configure_zero
 from sit_atconv.training.trainer import Trainer
+from sit_atconv.training.watch import evaluation
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
 
@@ -141,20 +142,22 @@ def spoil_one_rank(rank: int) -> None:
 
 
 def take_long(rank: int) -> None:
-    """The first process needs longer for a grid and a checkpoint than collectives wait by default; here, a second."""
+    """Rank 0 needs longer for grid, scores and checkpoint than collectives wait by default; here, a second."""
     torch.distributed.distributed_c10d.default_pg_timeout = timedelta(seconds=1)
 
-    def slowed(owner: type, name: str) -> None:
+    def slowed(owner: object, name: str) -> None:
         original = getattr(owner, name)
 
-        def slow(self: object, *arguments: object) -> object:
-            time.sleep(2.5)
-            return original(self, *arguments)
+        def slow(*arguments: object) -> object:
+            result = original(*arguments)
+            time.sleep(0 if rank else 2.5)
+            return result
 
         setattr(owner, name, slow)
 
     slowed(Preview, "save")
     slowed(Checkpoints, "_write")
+    slowed(evaluation, "evaluate")
 
 
 def launch(run: Path, world: int, extra: str = "", *faults: str) -> list[int]:
@@ -352,8 +355,11 @@ def test_when_one_process_cannot_go_on_none_waits_for_it(tmp_path: Path) -> None
 
 
 def test_the_others_wait_for_the_first_process_as_long_as_it_takes(tmp_path: Path) -> None:
-    extra = "--training.steps 1 --preview.every 1 --preview.classes 1 --preview.per_class 1 --preview.steps 1"
+    grid = "--preview.every 1 --preview.classes 1 --preview.per_class 1 --preview.steps 1"
+    scores = "--evaluation.every 1 --evaluation.samples 4 --evaluation.steps 1 --evaluation.features pixels"
+    extra = f"--training.steps 1 {grid} {scores} --evaluation.reference digits:heldout@8"
     assert launch(tmp_path / "run", 2, extra, "take_long") == [0, 0]
+    assert any("fd_pixels" in line for line in log_lines(tmp_path / "run"))
     assert read_position(tmp_path / "run" / "checkpoints" / "latest")["step"] == 1
 
 
