@@ -49,7 +49,7 @@ def random_network(seed: int = 0) -> torch.nn.Module:
             torch.nn.init.normal_(layer.running_mean, std=0.1)
             torch.nn.init.uniform_(layer.running_var, 0.8, 1.2)
             torch.nn.init.normal_(layer.bias, std=0.1)
-    return network
+    return network.eval()  # torch-fidelity 0.3 leaves it in training mode
 
 
 @pytest.fixture(scope="session")

@@ -73,9 +73,9 @@ def shard_the_model(rank: int) -> None:
 
     def prepare(self: Accelerator, objective: nn.Module, optimizer: AdamW) -> tuple[nn.Module, AdamW]:
         before = list(objective.parameters())
-        for block in objective.model.blocks:
-            fully_shard(block)
-        fully_shard(objective)
+        for module in (*objective.model.blocks, objective):
+            fully_shard(module)
+            module.set_force_sum_reduction_for_comms(True)  # Gloo takes a mean for a sum in torch 2.8
         after = dict(zip(map(id, before), objective.parameters(), strict=True))
         for group in optimizer.param_groups:
             group["params"] = [after[id(p)] for p in group["params"]]
