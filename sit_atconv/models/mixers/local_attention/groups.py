@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
-from sit_atconv.models.mixers.attend import Attend
 
 Pair = tuple[int, int]
 
@@ -52,6 +51,12 @@ class Groups:
         return tuple(length // step for length, step in zip(self.padded, self.steps, strict=True))
 
     @property
+    def count(self) -> int:
+        """G."""
+        (H, W), (rows, columns) = self.padded, self.inner
+        return (H // rows) * (W // columns)
+
+    @property
     def pairs(self) -> int:
         """Pairs of tokens for which attention computes a score: N' · T."""
         (H, W), (rows, columns) = self.padded, self.inner
@@ -65,17 +70,21 @@ class Groups:
             image = F.pad(image, (0, 0, 0, right, 0, below))
         return torch.roll(image, (-self.shifts[0], -self.shifts[1]), (1, 2)) if any(self.shifts) else image
 
-    def cut(self, image: Tensor) -> Tensor:
-        """Cut a rolled map (B, H', W', C) into groups (B, G, T, C)."""
-        rows, columns = self.inner
-        pattern = "b (h u) (w v) c -> b (u v) (h w) c" if self.strided else "b (u h) (v w) c -> b (u v) (h w) c"
-        return rearrange(image, pattern, h=rows, w=columns)
+    def cut(self, image: Tensor, heads: int = 1, parts: int = 1) -> Tensor:
+        """Cut a rolled map (B, H', W', parts·h·d) into groups: (parts, B, G·h, T, d), in one copy.
 
-    def join(self, groups: Tensor) -> Tensor:
-        """The inverse of `cut` and `roll`: groups (B, G, T, C) to tokens (B, N, C) without the padding."""
+        Groups are folded into heads, not into the batch, so that one mask serves all samples.
+        """
         rows, columns = self.inner
-        pattern = "b (u v) (h w) c -> b (h u) (w v) c" if self.strided else "b (u v) (h w) c -> b (u h) (v w) c"
-        image = rearrange(groups, pattern, h=rows, w=columns, u=self.padded[0] // rows)
+        image_axes = "b (i u) (j v) (p n d)" if self.strided else "b (u i) (v j) (p n d)"
+        return rearrange(image, f"{image_axes} -> p b (u v n) (i j) d", i=rows, j=columns, p=parts, n=heads)
+
+    def join(self, y: Tensor, heads: int = 1) -> Tensor:
+        """The inverse of `cut` and `roll`: (B, G·h, T, d) to tokens (B, N, h·d) without the padding."""
+        rows, columns = self.inner
+        image_axes = "b (i u) (j v) (n d)" if self.strided else "b (u i) (v j) (n d)"
+        u = self.padded[0] // rows
+        image = rearrange(y, f"b (u v n) (i j) d -> {image_axes}", i=rows, j=columns, u=u, n=heads)
         if any(self.shifts):
             image = torch.roll(image, self.shifts, (1, 2))
         return image[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
@@ -86,13 +95,16 @@ class Groups:
             return None
         rows, columns = (self._bins(axis, device) for axis in (0, 1))
         bins = rows[:, None] * (self.padded[1] + 2) + columns  # one number for the pair of bins
-        bins = self.cut(torch.roll(bins, (-self.shifts[0], -self.shifts[1]), (0, 1))[None, :, :, None])[0, :, :, 0]
+        bins = torch.roll(bins, (-self.shifts[0], -self.shifts[1]), (0, 1))
+        bins = self.cut(bins[None, :, :, None])[0, 0, :, :, 0]
         return bins[:, :, None] == bins[:, None, :]
 
     def _bins(self, axis: int, device: torch.device) -> Tensor:
         """The bin of each position along an axis: floor((i − shift) / step), or all the same for phases."""
         position = torch.arange(self.padded[axis], device=device)
-        bins = position * 0 if self.strided else (position - self.shifts[axis]).div(self.steps[axis], rounding_mode="floor")
+        if self.strided:
+            return (position >= self.grid[axis]).long()
+        bins = (position - self.shifts[axis]).div(self.steps[axis], rounding_mode="floor")
         return bins.masked_fill(position >= self.grid[axis], self.padded[axis])
 
 
@@ -132,29 +144,13 @@ class RelativeBias(nn.Module):
         return self.table[position[:, None] - position + centre].permute(2, 0, 1)
 
 
-def attend_within(
-    attend: Attend,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sees: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention within each group: q, k, v (B, G, h, T, d) -> (B, G, T, h·d).
-
-    `sees` is (G, T, T), `bias`, added to the scores, is (h, T, T). Groups are folded into heads, not into the batch, so
-    that one mask (1, G·h, T, T) serves all samples.
-    """
-    groups, heads = q.shape[1:3]
-    mask = None
+def score_mask(groups: int, heads: int, sees: Tensor | None = None, bias: Tensor | None = None) -> Tensor | None:
+    """The mask (1, G·h, T, T) of `Attend` for `sees` (G, T, T) and a bias of the scores (h, T, T); None without both."""
     if bias is not None:
-        mask = bias.to(q.dtype).expand(groups, *bias.shape)
-        if sees is not None:
-            mask = mask.masked_fill(~sees[:, None], -torch.inf)
+        mask = bias.expand(groups, *bias.shape)
+        mask = mask if sees is None else mask.masked_fill(~sees[:, None], -torch.inf)
     elif sees is not None:
         mask = sees[:, None].expand(-1, heads, -1, -1)
-    if mask is not None:
-        mask = mask.flatten(0, 1)[None]
-    y = attend(*(part.flatten(1, 2) for part in (q, k, v)), mask=mask, scale=scale)
-    return rearrange(y, "b (g h) t d -> b g t (h d)", g=groups)
+    else:
+        return None
+    return mask.flatten(0, 1)[None]

@@ -1,11 +1,10 @@
 """Attention within windows that may be shifted (Swin Transformer, Liu et al. 2021, arXiv 2103.14030)."""
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers.attend import Attend
-from sit_atconv.models.mixers.local_attention.groups import RelativeBias, attend_within, require_heads, windows
+from sit_atconv.models.mixers.local_attention.groups import RelativeBias, require_heads, score_mask, windows
 from sit_atconv.models.mixers.registry import register_mixer
 
 
@@ -48,10 +47,10 @@ class Window(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         groups = windows(grid, self.window, self.shift)
-        qkv = groups.cut(groups.roll(self.qkv(x)))  # projected before padding, so that padding is zero
-        q, k, v = rearrange(qkv, "b g t (three h d) -> three b g h t d", three=3, h=self.num_heads)
-        bias = None if self.bias is None else self.bias(groups.inner)
-        return self.out_proj(groups.join(attend_within(self.attend, q, k, v, groups.sees(x.device), bias)))
+        q, k, v = groups.cut(groups.roll(self.qkv(x)), self.num_heads, parts=3)  # projected before padding
+        bias = None if self.bias is None else self.bias(groups.inner).to(q.dtype)
+        mask = score_mask(groups.count, self.num_heads, groups.sees(x.device), bias)
+        return self.out_proj(groups.join(self.attend(q, k, v, mask), self.num_heads))
 
     def flops(self, grid: tuple[int, int]) -> int:
         """Operations for one image: four projections, scores and weighted sums, padding included."""
