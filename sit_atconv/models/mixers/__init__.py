@@ -7,7 +7,7 @@ from sit_atconv.models.mixers.convolutions.dico import DiCo
 from sit_atconv.models.mixers.convolutions.dwconv import DWConv
 from sit_atconv.models.mixers.local_attention.strided import Strided
 from sit_atconv.models.mixers.local_attention.window import Window
-from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
@@ -25,6 +25,7 @@ __all__ = [
     "import_plugins",
     "list_mixers",
     "mixer_flops",
+    "mixer_names",
     "register_mixer",
     "with_atconv_options",
 ]
