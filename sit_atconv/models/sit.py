@@ -17,7 +17,7 @@ from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
-from sit_atconv.models.mixers.attend import Attend
+from sit_atconv.models.mixers.attend import choose_attention
 from sit_atconv.models.mixers.pattern import Pattern, expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, list_mixers
@@ -200,17 +200,12 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def set_attention_backend(self, backend: str) -> None:
         """Run attention on one of diffusers' backends, such as "flash" or "_native_math"."""
         super().set_attention_backend(backend)  # checks the name, and that its package is installed
-        self._choose_attention(AttentionBackendName(backend.lower()))
+        choose_attention(self, AttentionBackendName(backend.lower()))
 
     def reset_attention_backend(self) -> None:
         """Back to torch's fused attention."""
         super().reset_attention_backend()
-        self._choose_attention(None)
-
-    def _choose_attention(self, backend: AttentionBackendName | None) -> None:
-        for module in self.modules():
-            if isinstance(module, Attend):
-                module.backend = backend
+        choose_attention(self, None)
 
     def compile_repeated_blocks(self, *arguments: Any, **options: Any) -> None:
         """diffusers' `compile_repeated_blocks`: each kind of block is compiled once, and again for new sizes.
