@@ -58,7 +58,7 @@ def test_every_mixer_names_models() -> None:
     assert {"SiT-DiCo-B/2", "SiT-DWConv-B/2", "SiT-Strided-B/2", "SiT-Window-B/2"} <= set(list_models("SiT-*-B/2"))
     used = set()
     for family in {name.rpartition("-")[0] for name in list_models()}:
-        used |= mixer_names(expand_pattern(create_model(f"{family}-S/2", **{**TINY, "depth": 2}).config.mixer_pattern, 2))
+        used |= mixer_names(expand_pattern(create_model(f"{family}-S/2", **TINY).config.mixer_pattern, 3))
     assert used == set(list_mixers())
     assert [block.mixer.shift for block in tiny("SiT-Window-S/2", depth=4).blocks] == [0, 4, 0, 4]
 

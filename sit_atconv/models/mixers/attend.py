@@ -16,7 +16,9 @@ class Attend(nn.Module):
         super().__init__()
         self.backend: AttentionBackendName | None = None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+    ) -> Tensor:
         """`mask`, broadcast to (B, h, N, N), is added to the scores: −∞ hides a key. `scale` is d^-½ by default."""
         if self.backend is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

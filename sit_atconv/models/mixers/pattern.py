@@ -116,10 +116,10 @@ def with_atconv_options(pattern: Pattern, options: Mapping[str, Any]) -> Pattern
     names = mixer_names(entries)
     if "atconv" not in names:
         for name in sorted(names & set(list_mixers())):
-            for option in chosen.keys() & mixer_options(name).keys():
+            for option in sorted(chosen.keys() & mixer_options(name).keys()):
                 raise InputError(
-                    f"{option} = {chosen[option]!r} is for ATConv, which this model does not have. For '{name}' give it "
-                    f"in mixer_pattern: [{{name: {name}, {option}: {chosen[option]}}}]."
+                    f"{option} = {chosen[option]!r} is for ATConv, which this model does not have. For '{name}' give "
+                    f"it in mixer_pattern: [{{name: {name}, {option}: {chosen[option]}}}]."
                 )
         return pattern
     return [entry.with_atconv_options(chosen).as_written() for entry in entries]

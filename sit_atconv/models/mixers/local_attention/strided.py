@@ -40,9 +40,7 @@ class Strided(nn.Module):
         InputError: for a width that does not split into heads of a multiple of 4 channels, or an option out of range.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, stride: int = 2, kernel_size: int = 5, logits: str = "cosine"
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, stride: int = 2, kernel_size: int = 5, logits: str = "cosine") -> None:
         super().__init__()
         require_heads(dim, num_heads)
         require_one_of(logits, LOGITS, "logits")

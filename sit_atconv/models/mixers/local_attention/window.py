@@ -30,14 +30,13 @@ class Window(nn.Module):
         InputError: when `num_heads` does not divide `dim`, or for a window or shift out of range.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, window: int = 8, shift: int = 0, relative_bias: bool = True
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int = 8, shift: int = 0, relative_bias: bool = True) -> None:
         super().__init__()
         require_heads(dim, num_heads)
         if window < 1 or not 0 <= shift < window:
             raise InputError(
-                f"window must be positive and shift at least 0 and less than window, not window {window}, shift {shift}."
+                f"window must be positive, and shift at least 0 and less than window, not window {window}, "
+                f"shift {shift}."
             )
         self.dim, self.num_heads, self.window, self.shift = dim, num_heads, window, shift
         self.qkv = nn.Linear(dim, 3 * dim)
