@@ -145,7 +145,7 @@ class RelativeBias(nn.Module):
 
 
 def score_mask(groups: int, heads: int, sees: Tensor | None = None, bias: Tensor | None = None) -> Tensor | None:
-    """The mask (1, G·h, T, T) for `Attend` from `sees` (G, T, T) and a bias (h, T, T) of the scores; None for neither."""
+    """The mask (1, G·h, T, T) of `Attend` for `sees` (G, T, T) and a bias (h, T, T) of the scores; None for neither."""
     if bias is not None:
         mask = bias.expand(groups, *bias.shape)
         mask = mask if sees is None else mask.masked_fill(~sees[:, None], -torch.inf)
