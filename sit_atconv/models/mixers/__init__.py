@@ -2,19 +2,30 @@
 
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
-from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.convolutions.conv import Conv
+from sit_atconv.models.mixers.convolutions.dico import DiCo
+from sit_atconv.models.mixers.convolutions.dwconv import DWConv
+from sit_atconv.models.mixers.local_attention.strided import Strided
+from sit_atconv.models.mixers.local_attention.window import Window
+from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
 __all__ = [
     "ATConv",
     "Attention",
+    "Conv",
+    "DWConv",
+    "DiCo",
+    "Strided",
+    "Window",
     "create_mixer",
     "describe_pattern",
     "expand_pattern",
     "import_plugins",
     "list_mixers",
     "mixer_flops",
+    "mixer_names",
     "register_mixer",
     "with_atconv_options",
 ]
