@@ -2,13 +2,23 @@
 
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
+from sit_atconv.models.mixers.linear_attention.hydra import Hydra
+from sit_atconv.models.mixers.linear_attention.inline import InLine
+from sit_atconv.models.mixers.linear_attention.linear import LinearAttention
+from sit_atconv.models.mixers.linear_attention.rankaug import RankAugmented
+from sit_atconv.models.mixers.linear_attention.ttt import TTT
 from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
 __all__ = [
+    "TTT",
     "ATConv",
     "Attention",
+    "Hydra",
+    "InLine",
+    "LinearAttention",
+    "RankAugmented",
     "create_mixer",
     "describe_pattern",
     "expand_pattern",
