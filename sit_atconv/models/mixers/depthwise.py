@@ -9,7 +9,7 @@ class Depthwise(nn.Conv2d):
     """One learnt k×k kernel and bias for each channel: tokens (B, N, C), grid (H, W) -> (B, N, C); zero padding ⌊k/2⌋.
 
     It has nn.Conv2d's weights and initialisation, and runs on the per-sample operator with the same kernels for all
-    samples: that needs no transposed tokens, and compiles for varying grids, where Inductor fails on the gradient of Conv2d.
+    samples: tokens are not transposed, and it compiles for varying grids, where Inductor fails on Conv2d's gradient.
     """
 
     def __init__(self, dim: int, kernel_size: int) -> None:

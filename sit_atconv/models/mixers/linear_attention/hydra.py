@@ -11,8 +11,8 @@ from sit_atconv.ops.precision import accumulation_dtype
 class Hydra(nn.Module):
     """y = q ⊙ Σ_j k_j ⊙ v_j, q and k of length 1 over all channels: (B, N, C), grid (H, W) -> (B, N, C).
 
-    This is linear attention with the cosine similarity as kernel. All tokens share one sum of C numbers; nothing depends
-    on positions or on the grid. Lengths and sums are in fp32. 4C² + 4C parameters.
+    This is linear attention with the cosine similarity as kernel. All tokens share one sum of C numbers; positions do
+    not matter, and the grid is not used. Lengths and sums are in fp32. 4C² + 4C parameters.
     """
 
     def __init__(self, dim: int) -> None:

@@ -15,8 +15,9 @@ class InLine(nn.Module):
     """Linear attention whose weights sum to 1, and a 3×3 convolution made from the image: (B, N, C) -> (B, N, C).
 
     Per head, the weight of token j for token i is s q_i·k_j / N + (1 − s q_i·k̄) / N, s = d^-½, with means k̄, v̄ over
-    tokens (the paper's φ is the identity). Each image and channel has a kernel, made from the mean of x over tokens
-    by two Linears within each head, with a GELU between them; it is convolved with v and added. Then a projection. The kernel generator is a sibling of ATConv's; any grid (H, W) works.
+    tokens (the paper's φ is the identity). Each image and channel has a kernel, made from the mean of x over tokens by
+    two Linears within each head, with a GELU between them; v convolved with it is added. Then a projection. This
+    generator is a sibling of ATConv's. Any grid (H, W) works.
 
     4C² + C + 10Cd + 10C parameters, + 3C for biases of q, k, v, + 10C for LePE. The defaults are those that reproduce
     Table IX of the ATConv paper (arXiv 2510.20092).

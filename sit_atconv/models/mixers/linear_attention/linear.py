@@ -15,7 +15,8 @@ EPSILON = 1e-15  # SANA's: a query whose ReLUs are all zero gives 0
 class LinearAttention(nn.Module):
     """Attention with weights relu(q_i)·relu(k_j) / Σ_j: (B, N, C), grid (H, W) -> (B, N, C), any H, W >= 1.
 
-    Per head, S = Σ_j k_j v_jᵀ, z = Σ_j k_j and y_i = q_iᵀ S / (q_iᵀ z + ε), with q and k after their ReLU; then y += a depthwise convolution of v (LiT), and a projection. 4C² + 4C + (k² + 1) C parameters.
+    Per head, S = Σ_j k_j v_jᵀ, z = Σ_j k_j and y_i = q_iᵀ S / (q_iᵀ z + ε), with q and k after their ReLU; then
+    y += a depthwise convolution of v (LiT), and a projection. 4C² + 4C + (k² + 1) C parameters.
 
     Args:
         dim, num_heads: width C and heads h; SANA has C/32 heads.

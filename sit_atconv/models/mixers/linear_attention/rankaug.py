@@ -31,8 +31,8 @@ class RankAugmented(nn.Module):
         require_heads(dim, num_heads)
         if dim // num_heads % 4:
             raise InputError(
-                f"Each of the {num_heads} heads has {dim // num_heads} of {dim} channels; a rotary embedding of row and "
-                "column needs a multiple of 4."
+                f"Each of the {num_heads} heads has {dim // num_heads} of {dim} channels; a rotary embedding of row "
+                "and column needs a multiple of 4."
             )
         self.dim, self.num_heads = dim, num_heads
         self.qkvo = nn.Linear(dim, 4 * dim)
