@@ -128,14 +128,12 @@ def saves(subject: Subject) -> None:
         raise AssertionError(f"{', '.join(scalars)} is a scalar, which FSDP cannot split: give it an axis of length 1")
 
 
-def _convolution_gradients(
-    dy: Sequence[int], _: Sequence[int], weight: Sequence[int], *settings: Any, **__: Any
-) -> int:
-    """Operations of a convolution's gradients from shapes: each costs as much as the convolution itself.
+def _convolution_gradients(dy: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
+    """Operations of a convolution's gradients, from shapes: each costs what the convolution costs.
 
-    torch's own count ignores groups. `settings` end with which of the gradients of x, weight and bias are asked for.
+    torch's own count ignores groups. `rest` ends with which of the gradients of x, weight and bias are computed.
     """
-    return 2 * math.prod(dy) * math.prod(weight[1:]) * sum(settings[-1][:2])
+    return 2 * math.prod(dy) * math.prod(weight[1:]) * sum(rest[-1][:2])
 
 
 _CORRECTED = {torch.ops.aten.convolution_backward: _convolution_gradients}
