@@ -34,12 +34,11 @@ def literal(mixer: TTT, x: Tensor, grid: tuple[int, int]) -> Tensor:
         for h in range(mixer.num_heads):
             here = slice(h * d, (h + 1) * d)
             weights = [mixer.w1[h], mixer.w2[h]]
-            gradients = torch.autograd.grad(
-                loss(glu(k[b, :, here], *weights), v[b, :, here]), weights, create_graph=True
-            )
+            fitted = loss(glu(k[b, :, here], *weights), v[b, :, here])
+            gradients = torch.autograd.grad(fitted, weights, create_graph=True)
             heads.append(glu(q[b, :, here], *(step(w, g, (0,)) for w, g in zip(weights, gradients, strict=True))))
-        fitted = convolution(k_[b : b + 1], mixer.w)
-        (gradient,) = torch.autograd.grad(loss(fitted, v_[b : b + 1]), mixer.w, create_graph=True)
+        fitted = loss(convolution(k_[b : b + 1], mixer.w), v_[b : b + 1])
+        (gradient,) = torch.autograd.grad(fitted, mixer.w, create_graph=True)
         heads.append(convolution(q_[b : b + 1], step(mixer.w, gradient, (1, 2)))[0])
         samples.append(torch.cat(heads, dim=-1))
     assert samples[0].shape == (N, C + d)

@@ -59,15 +59,18 @@ def rank_augmented_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, i
         scores = k @ q.mean(-2).unsqueeze(-1)  # (B, h, N, 1)
         k = k * torch.softmax(d**-0.5 * scores, dim=-2)
         total = q @ k.sum(-2).unsqueeze(-1)  # (B, h, N, 1)
-        angles = grid_angles(grid, d // 4, q.device).to(wide)
+        angles = grid_angles(grid, d // 4, q)
         S = rotate(k, angles).mT @ v.to(wide)  # (B, h, d, d)
         return (rotate(q, angles) @ S / (total + EPSILON)).to(v.dtype)
 
 
-def grid_angles(grid: tuple[int, int], count: int, device: torch.device) -> Tensor:
-    """Angles of N tokens, `count` by their row and `count` by their column: (N, 2·count), frequencies 1 to 1/10000."""
-    frequencies = 10000 ** -torch.linspace(0, 1, count, device=device)
-    rows, columns = (torch.arange(length, device=device)[:, None] * frequencies for length in grid)
+def grid_angles(grid: tuple[int, int], count: int, like: Tensor) -> Tensor:
+    """Angles of N tokens, `count` by their row and `count` by their column: (N, 2·count), frequencies 1 to 1/10000.
+
+    They have the device and dtype of `like`.
+    """
+    frequencies = 10000 ** -torch.linspace(0, 1, count, device=like.device, dtype=like.dtype)
+    rows, columns = (torch.arange(length, device=like.device)[:, None] * frequencies for length in grid)
     H, W = grid
     by_row, by_column = rows[:, None].expand(H, W, count), columns[None].expand(H, W, count)
     return torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
