@@ -37,8 +37,12 @@ def test_a_query_of_zeros_gives_the_bias() -> None:
 
 
 def test_sums_do_not_overflow_in_fp16() -> None:
-    mixer, x = Hydra(8), torch.randn(1, 4096, 8)
+    """Of 4096 equal tokens: Σ_j k_j v_j is 86,890, more than fp16 can hold; y is 30,720."""
+    mixer = Hydra(8)
     with torch.no_grad():
-        mixer.qkv.weight[16:] *= 3000  # values whose sum over 4096 tokens is beyond 65504
-        exact, rounded = mixer(x, (64, 64)), mixer.half()(x.half(), (64, 64))
-    assert rounded.isfinite().all() == exact.abs().max().lt(65504)
+        mixer.qkv.weight.zero_()
+        mixer.qkv.bias.fill_(1.0)[16:] = 60
+        mixer.out_proj.weight.copy_(torch.eye(8))
+        mixer.out_proj.bias.zero_()
+        y = mixer.half()(torch.randn(1, 4096, 8).half(), (64, 64))
+    torch.testing.assert_close(y, torch.full_like(y, 4096 * 60 / 8), rtol=1e-3, atol=0)
