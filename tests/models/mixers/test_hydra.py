@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mixer_truth import GRIDS, assert_same, parameters, randomised
+from mixer_truths import GRIDS, assert_same_function, parameters, randomised
 from torch import Tensor
 
 from sit_atconv.models.mixers import Hydra
@@ -17,7 +17,7 @@ def literal(mixer: Hydra, x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_it_is_the_papers_function_gradients_included(grid: tuple[int, int]) -> None:
-    assert_same(randomised(Hydra(6)), literal, grid, 6)
+    assert_same_function(randomised(Hydra(6)), literal, grid, 6)
 
 
 def test_costs() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mixer_truth import GRIDS, assert_same, literal_depthwise, parameters, randomised
+from mixer_truths import GRIDS, assert_same_function, parameters, per_sample_convolution, randomised
 from torch import Tensor
 
 from sit_atconv.errors import InputError
@@ -32,16 +32,16 @@ def literal(mixer: InLine, x: Tensor, grid: tuple[int, int]) -> Tensor:
     hidden = F.conv2d(context, mixer.kernel_proj.weight[..., None], mixer.kernel_proj.bias, groups=mixer.num_heads)
     weights, bias = mixer.kernel_gen.weight[..., None], mixer.kernel_gen.bias
     kernels = F.conv2d(F.gelu(hidden), weights, bias, groups=mixer.num_heads).reshape(len(x), mixer.dim, 3, 3)
-    y = y + literal_depthwise(v, kernels, grid)
+    y = y + per_sample_convolution(v, kernels, grid)
     if mixer.lepe is not None:
-        y = y + literal_depthwise(v, mixer.lepe.expand(len(x), -1, -1, -1), grid) + mixer.lepe_bias
+        y = y + per_sample_convolution(v, mixer.lepe.expand(len(x), -1, -1, -1), grid) + mixer.lepe_bias
     return mixer.out_proj(y)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_it_is_the_papers_function_gradients_included(options: dict, grid: tuple[int, int]) -> None:
-    assert_same(randomised(InLine(8, 2, **options)), literal, grid, 8)
+    assert_same_function(randomised(InLine(8, 2, **options)), literal, grid, 8)
 
 
 def test_costs() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mixer_truth import GRIDS, assert_same, literal_depthwise, parameters, randomised
+from mixer_truths import GRIDS, assert_same_function, convolution, parameters, randomised
 from torch import Tensor
 
 from sit_atconv.errors import InputError
@@ -30,15 +30,14 @@ def literal(mixer: LinearAttention, x: Tensor, grid: tuple[int, int]) -> Tensor:
         heads.append(torch.stack(rows, dim=1))
     y = torch.cat(heads, dim=-1)
     if mixer.depthwise is not None:
-        kernels = mixer.depthwise.weight.squeeze(1).expand(len(x), -1, -1, -1)
-        y = y + literal_depthwise(v, kernels, grid) + mixer.depthwise.bias
+        y = y + convolution(v, mixer.depthwise.weight, mixer.depthwise.bias, grid)
     return mixer.out_proj(y)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_it_is_the_papers_function_gradients_included(options: dict, grid: tuple[int, int]) -> None:
-    assert_same(randomised(LinearAttention(8, 2, **options)), literal, grid, 8)
+    assert_same_function(randomised(LinearAttention(8, 2, **options)), literal, grid, 8)
 
 
 def test_costs() -> None:

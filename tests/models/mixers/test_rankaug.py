@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mixer_truth import GRIDS, assert_same, literal_depthwise, parameters, randomised
+from mixer_truths import GRIDS, assert_same_function, convolution, parameters, randomised
 from torch import Tensor
 
 from sit_atconv.errors import InputError
@@ -43,15 +43,14 @@ def literal(mixer: RankAugmented, x: Tensor, grid: tuple[int, int]) -> Tensor:
     q, k, v, o = mixer.qkvo(x).chunk(4, dim=-1)
     heads = zip(*(part.chunk(mixer.num_heads, dim=-1) for part in (q, k, v)), strict=True)
     y = torch.cat([literal_head(*each, grid) for each in heads], dim=-1)
-    kernels = mixer.depthwise.weight.squeeze(1).expand(len(x), -1, -1, -1)
-    y = y + literal_depthwise(v, kernels, grid) + mixer.depthwise.bias
+    y = y + convolution(v, mixer.depthwise.weight, mixer.depthwise.bias, grid)
     return mixer.out_proj(y * o)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("dim", "heads"), [(8, 2), (12, 1)])
 def test_it_is_the_papers_function_gradients_included(dim: int, heads: int, grid: tuple[int, int]) -> None:
-    assert_same(randomised(RankAugmented(dim, heads)), literal, grid, dim)
+    assert_same_function(randomised(RankAugmented(dim, heads)), literal, grid, dim)
 
 
 def test_costs() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mixer_truth import GRIDS, assert_same, literal_depthwise, parameters, randomised
+from mixer_truths import GRIDS, assert_same_function, parameters, per_sample_convolution, randomised
 from torch import Tensor
 
 from sit_atconv.errors import InputError
@@ -20,7 +20,7 @@ def literal(mixer: TTT, x: Tensor, grid: tuple[int, int]) -> Tensor:
         return (x @ w1) * F.silu(x @ w2)
 
     def convolution(x: Tensor, w: Tensor) -> Tensor:
-        return literal_depthwise(x, w[None], grid)
+        return per_sample_convolution(x, w[None], grid)
 
     def loss(predicted: Tensor, values: Tensor) -> Tensor:
         return -(predicted * values).sum(-1).mean(-1).sum() / 3
@@ -48,7 +48,7 @@ def literal(mixer: TTT, x: Tensor, grid: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("heads", [1, 2])
 def test_it_is_the_papers_function_gradients_included(heads: int, grid: tuple[int, int]) -> None:
-    assert_same(randomised(TTT(6, heads)), literal, grid, 6)
+    assert_same_function(randomised(TTT(6, heads)), literal, grid, 6)
 
 
 def test_costs() -> None:

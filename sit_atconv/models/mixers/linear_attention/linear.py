@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers.attend import merge_heads, require_heads, split_heads
-from sit_atconv.models.mixers.depthwise import Depthwise
+from sit_atconv.models.mixers.convolutions.depthwise import DepthwiseConv
 from sit_atconv.models.mixers.registry import register_mixer
 from sit_atconv.ops.precision import accumulation_dtype, without_autocast
 
@@ -38,7 +38,7 @@ class LinearAttention(nn.Module):
         self.dim, self.num_heads, self.kernel_size = dim, num_heads, kernel_size
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm, self.k_norm = (nn.RMSNorm(dim, eps=1e-5) if qk_norm else None for _ in range(2))
-        self.depthwise = Depthwise(dim, kernel_size) if kernel_size else None
+        self.depthwise = DepthwiseConv(dim, kernel_size) if kernel_size else None
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers.attend import merge_heads, require_heads, split_heads
-from sit_atconv.models.mixers.depthwise import Depthwise
+from sit_atconv.models.mixers.convolutions.depthwise import DepthwiseConv
 from sit_atconv.models.mixers.registry import register_mixer
+from sit_atconv.models.mixers.rotary import rotate_pairs
 from sit_atconv.ops.precision import accumulation_dtype, without_autocast
 
 EPSILON = 1e-6
@@ -36,7 +37,7 @@ class RankAugmented(nn.Module):
             )
         self.dim, self.num_heads = dim, num_heads
         self.qkvo = nn.Linear(dim, 4 * dim)
-        self.depthwise = Depthwise(dim, 5)
+        self.depthwise = DepthwiseConv(dim, 5)
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -60,8 +61,8 @@ def rank_augmented_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, i
         k = k * torch.softmax(d**-0.5 * scores, dim=-2)
         total = q @ k.sum(-2).unsqueeze(-1)  # (B, h, N, 1)
         angles = grid_angles(grid, d // 4, q)
-        S = rotate(k, angles).mT @ v.to(wide)  # (B, h, d, d)
-        return (rotate(q, angles) @ S / (total + EPSILON)).to(v.dtype)
+        S = rotate_pairs(k, angles).mT @ v.to(wide)  # (B, h, d, d)
+        return (rotate_pairs(q, angles) @ S / (total + EPSILON)).to(v.dtype)
 
 
 def grid_angles(grid: tuple[int, int], count: int, like: Tensor) -> Tensor:
@@ -74,10 +75,3 @@ def grid_angles(grid: tuple[int, int], count: int, like: Tensor) -> Tensor:
     H, W = grid
     by_row, by_column = rows[:, None].expand(H, W, count), columns[None].expand(H, W, count)
     return torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels of x (…, N, d) by its angle (N, d/2)."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
