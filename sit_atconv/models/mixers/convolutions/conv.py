@@ -1,5 +1,6 @@
 """A full convolution, from all channels to all channels (Table IX of arXiv 2510.20092)."""
 
+import torch
 from torch import Tensor, nn
 
 from sit_atconv.models.mixers.convolutions.depthwise import require_odd
@@ -28,6 +29,8 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         image = x.unflatten(1, grid).permute(0, 3, 1, 2)  # a channels-last view
+        if torch.compiler.is_compiling():  # Inductor fails on the gradient for such a view when grids vary
+            image = image.contiguous()
         return self.conv(image).permute(0, 2, 3, 1).flatten(1, 2)
 
     def flops(self, grid: tuple[int, int]) -> int:

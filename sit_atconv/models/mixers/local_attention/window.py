@@ -35,7 +35,8 @@ class Window(nn.Module):
         require_heads(dim, num_heads)
         if window < 1 or not 0 <= shift < window:
             raise InputError(
-                f"window must be positive and shift at least 0 and less than window, not window {window}, shift {shift}."
+                f"window must be positive, and shift at least 0 and less than window, not window {window}, "
+                f"shift {shift}."
             )
         self.dim, self.num_heads, self.window, self.shift = dim, num_heads, window, shift
         self.qkv = nn.Linear(dim, 3 * dim)
