@@ -137,7 +137,7 @@ class RelativeBias(nn.Module):
 
 
 def score_mask(groups: int, heads: int, sees: Tensor | None = None, bias: Tensor | None = None) -> Tensor | None:
-    """A mask (1, G·h, T, T) for `Attend` from `sees` (G, T, T) and a bias of the scores (h, T, T); None without both."""
+    """The mask (1, G·h, T, T) for `Attend` of `sees` (G, T, T) and a bias of the scores (h, T, T); None if both are."""
     if bias is not None:
         mask = bias.expand(groups, *bias.shape)
         mask = mask if sees is None else mask.masked_fill(~sees[:, None], -torch.inf)
