@@ -52,6 +52,10 @@ class ReleasedATConv(ATConv):
         y = F.conv2d(values, kernels.reshape(B * C, 1, K, K), padding=K // 2, groups=B * C)
         return y.view(B, C, N).transpose(1, 2)
 
+    def flops(self, grid: tuple[int, int]) -> int:
+        """All tokens are projected for the kernels, not only the K² that are left after pooling."""
+        return super().flops(grid) + 2 * (grid[0] * grid[1] - self.kernel_size**2) * self.dim**2
+
 
 class ReleasedBlock(nn.Module):
     """DiT's block with the parts of one of our blocks: each block applies SiLU to the condition itself."""

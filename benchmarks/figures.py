@@ -122,9 +122,9 @@ def main() -> None:
     for path in options.measurements:
         measured = read_json(path)
         draw = next((function for key, function in DRAWN.items() if key in measured["rows"][0]), None)
-        if draw is None:
-            command = measured["command"]
-            parser.error(f"{path} was written by {command}: give the JSON of benchmarks.operator or benchmarks.model.")
+        if draw is None or "operations" in measured["rows"][0]:
+            given = f"{path} was written by {measured['command']}"
+            parser.error(f"{given}: give the JSON of benchmarks.operator or benchmarks.model without --mixers.")
         draw(measured, options.out)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, write_json
+from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, table, write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.models import list_models
 from sit_atconv.models.flops import training_flops
@@ -162,13 +162,6 @@ def summary(rows: list[dict]) -> list[dict]:
             sizes = [f"{row[f'{precision}_{what}']:.0f}" for what in RECOMPUTED]
             line[f"{precision}, latent {row['latent']}"] = " / ".join(sizes)
     return list(lines.values())
-
-
-def table(rows: list[dict[str, str | float]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    shown = [[f"{value:,}" if isinstance(value, int) else str(value) for value in each.values()] for each in rows]
-    return "\n".join([*lines, *("| " + " | ".join(each) + " |" for each in shown)])
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 Compares ATConv (ours and as released), full attention and cheaper attentions on C = 128 channels for images of growing
 size, without the projections that all of them share: q, k, v are given, and ATConv makes its kernels from k. Measures
 time and peak memory, forward and with gradients; `benchmarks.figures` draws them.
+
+`--mixers NAME ...` compares registered mixers instead, as they are: with their projections and the gradients of their
+weights. Their operations are counted, too.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks.baselines import ReleasedATConv
 from benchmarks.timing import (
     Run,
+    add_mixers,
     command_line,
     default_device,
     machine,
@@ -25,7 +29,7 @@ from benchmarks.timing import (
     peak_mebibytes,
     write_json,
 )
-from sit_atconv.models.mixers import ATConv
+from sit_atconv.models.mixers import ATConv, create_mixer, list_mixers, mixer_flops
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 
 SIDES = (8, 16, 32, 64, 128)
@@ -98,6 +102,7 @@ def all_mixings(channels: int, dtype: torch.dtype, device: torch.device) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    add_mixers(parser)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--batch-size", type=int, help="default: 1 on a CPU, 64 on a GPU")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of the image in tokens, multiples of 8")
@@ -107,26 +112,34 @@ def main() -> None:
     device = default_device()
     B = options.batch_size or (64 if device.type == "cuda" else 1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    sides = options.sides
-    if options.channels % HEAD or any(side % WINDOW for side in sides):
+    if options.channels % HEAD or any(side % WINDOW for side in options.sides):
         parser.error(f"--channels must be multiples of {HEAD}, --sides of {WINDOW}, for heads and windows.")
     rows = [
-        measure((B, side, side, options.channels), gradients, dtype, device, options.turns)
+        measure((B, side, side, options.channels), gradients, dtype, device, options)
         for gradients in (False, True)
-        for side in sides
+        for side in options.sides
     ]
     report(rows, device)
     write_json(options.json, command_line(), device, rows)
 
 
-def measure(shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device: torch.device, turns: int) -> dict:
+def measure(
+    shape: tuple[int, ...], gradients: bool, dtype: torch.dtype, device: torch.device, options: argparse.Namespace
+) -> dict:
     """Measure all contenders in turns, for one size."""
-    tokens = [torch.randn(shape, device=device, dtype=dtype, requires_grad=gradients) for _ in range(3)]
-    runs = {name: call(mixing, tokens) for name, mixing in all_mixings(shape[-1], dtype, device).items()}
-    return {
-        "shape": shape,
-        "gradients": gradients,
-        "milliseconds": median_milliseconds(runs, device, turns),
+    row = {"shape": shape, "gradients": gradients}
+    if options.mixers is None:
+        tokens = [torch.randn(shape, device=device, dtype=dtype, requires_grad=gradients) for _ in range(3)]
+        runs = {name: call(mixing, tokens) for name, mixing in all_mixings(shape[-1], dtype, device).items()}
+    else:
+        _, *grid, C = shape
+        names = options.mixers or list_mixers()
+        mixers = {name: create_mixer(name, C, C // HEAD).to(device, dtype) for name in names}
+        row["operations"] = {name: mixer_flops(mixer, tuple(grid), C) for name, mixer in mixers.items()}
+        x = torch.randn(shape, device=device, dtype=dtype, requires_grad=gradients).flatten(1, 2)
+        runs = {name: call_mixer(mixer, x, tuple(grid)) for name, mixer in mixers.items()}
+    return row | {
+        "milliseconds": median_milliseconds(runs, device, options.turns),
         "mebibytes": {name: peak_mebibytes(run, device) for name, run in runs.items()},
     }
 
@@ -140,6 +153,14 @@ def call(mixing: Mixing, tokens: list[Tensor]) -> Run:
     return lambda: torch.autograd.grad(forward(), tokens, dy, allow_unused=True)
 
 
+def call_mixer(mixer: nn.Module, x: Tensor, grid: tuple[int, int]) -> Run:
+    """A registered mixer of tokens x, with gradients of x and its weights if x requires one."""
+    mixer.requires_grad_(x.requires_grad)
+    if not x.requires_grad:
+        return lambda: mixer(x, grid)
+    return lambda: torch.autograd.grad(mixer(x, grid).sum(), [x, *mixer.parameters()])
+
+
 def report(rows: list[dict], device: torch.device) -> None:
     print(f"{machine(device)}. Milliseconds; in brackets peak MiB beyond the memory in use before.\n")
     print(f"{'B, H, W, C':22} {'':15}" + "".join(f"{name:>18}" for name in rows[0]["milliseconds"]))
@@ -150,6 +171,9 @@ def report(rows: list[dict], device: torch.device) -> None:
             cells.append(f"{ms:.3f}" + ("" if memory is None else f" [{memory:.4g}]"))
         passes = "with gradients" if row["gradients"] else "forward"
         print(f"{', '.join(map(str, row['shape'])):22} {passes:15}" + "".join(f"{cell:>18}" for cell in cells))
+        if "operations" in row and not row["gradients"]:
+            counted = (f"{operations / 1e9:.4g}" for operations in row["operations"].values())
+            print(f"{'':22} {'GFLOP an image':15}" + "".join(f"{count:>18}" for count in counted))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.memory import activation_bytes, fake_gpu, kept_bytes, table
-from benchmarks.timing import command_line, write_json
+from benchmarks.memory import activation_bytes, fake_gpu, kept_bytes
+from benchmarks.timing import command_line, table, write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
 from sit_atconv.models import create_model

@@ -1,5 +1,6 @@
-"""Shared functions of the benchmarks: timing in turns, medians, peak memory, the machine, JSON."""
+"""Shared functions of the benchmarks: timing in turns, medians, peak memory, the machine, tables, JSON."""
 
+import argparse
 import json
 import platform
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sit_atconv.models.mixers import list_mixers
 from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
@@ -115,6 +117,19 @@ def _processor() -> str:
     if "model name" not in known:
         return platform.machine()
     return f"{known['model name']} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
+
+
+def add_mixers(parser: argparse.ArgumentParser) -> None:
+    """The option --mixers: names of registered mixers, an empty list for all of them, None if it is not given."""
+    what = "compare these registered mixers; without names, all of them"
+    parser.add_argument("--mixers", nargs="*", choices=list_mixers(), metavar="NAME", help=what)
+
+
+def table(rows: list[dict[str, str | float]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    shown = [[f"{value:,}" if isinstance(value, int) else str(value) for value in each.values()] for each in rows]
+    return "\n".join([*lines, *("| " + " | ".join(each) + " |" for each in shown)])
 
 
 def command_line() -> str:

@@ -55,5 +55,21 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
     return y.flatten(1, 2)
 
 
+def per_sample_convolution(x: Tensor, kernels: Tensor, grid: Grid) -> Tensor:
+    """The depthwise convolution of tokens x (B, N, C) with kernels (B, C, K, K), one position and tap after another."""
+    (H, W), K = grid, kernels.shape[-1]
+    image, p = x.unflatten(1, grid), K // 2
+    rows = []
+    for h in range(H):
+        for w in range(W):
+            y = torch.zeros_like(image[:, 0, 0])
+            for u in range(K):
+                for v in range(K):
+                    if 0 <= h + u - p < H and 0 <= w + v - p < W:
+                        y = y + kernels[:, :, u, v] * image[:, h + u - p, w + v - p]
+            rows.append(y)
+    return torch.stack(rows, dim=1)
+
+
 def parameters(mixer: nn.Module) -> int:
     return sum(parameter.numel() for parameter in mixer.parameters())

@@ -5,6 +5,7 @@ Only matrix products and convolutions are counted, as in torch's own counter.
 
 from torch import nn
 
+from sit_atconv.models.block import Block
 from sit_atconv.models.mixers import mixer_flops
 from sit_atconv.models.sit import SiT
 
@@ -24,12 +25,17 @@ def forward_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
     p, C = model.patch_size, model.config.hidden_size
     grid = height // p, width // p
     N = grid[0] * grid[1]
-    once = [*model.time_embed, model.final.modulation, *(block.modulation for block in model.blocks)]
-    vector = sum(2 * m.in_features * m.out_features for m in once if isinstance(m, nn.Linear))
+    once = sum(_linear_flops(module) for module in (model.time_embed, model.final.modulation))
     patches = 2 * 2 * N * C * channels * p**2  # in and out
-    blocks = sum(mixer_flops(block.mixer, grid, C) + _mlp_flops(block.mlp, N) for block in model.blocks)
-    return vector + patches + blocks
+    return once + patches + sum(block_flops(block, grid) for block in model.blocks)
 
 
-def _mlp_flops(mlp: nn.Module, N: int) -> int:
-    return sum(2 * N * m.in_features * m.out_features for m in mlp.modules() if isinstance(m, nn.Linear))
+def block_flops(block: Block, grid: tuple[int, int]) -> int:
+    """Operations of a block for one image of `grid` (H, W) tokens."""
+    N, C = grid[0] * grid[1], block.modulation.in_features
+    return mixer_flops(block.mixer, grid, C) + N * _linear_flops(block.mlp) + _linear_flops(block.modulation)
+
+
+def _linear_flops(module: nn.Module) -> int:
+    """Operations of all Linears in a module for one token."""
+    return sum(2 * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))

@@ -12,7 +12,7 @@ from sit_atconv.ops.precision import accumulation_dtype
 from sit_atconv.ops.registration import closed_to_compiler, register_operator
 
 
-def _fold(x: Tensor) -> Tensor:
+def fold(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (1, B·C, H, W) with channels last in memory, in the accumulation dtype."""
     image = x.to(accumulation_dtype(x.dtype)).permute(1, 2, 0, 3).flatten(2)
     # Torch recognises channels last by all strides, even that of an axis of length one: unsqueeze(0) must come first.
@@ -20,7 +20,7 @@ def _fold(x: Tensor) -> Tensor:
 
 
 def _unfold(image: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_fold`: a contiguous tensor with the shape and dtype of `like`."""
+    """The inverse of `fold`: a contiguous tensor with the shape and dtype of `like`."""
     B, _, _, C = like.shape
     rows = image.permute(0, 2, 3, 1).squeeze(0).unflatten(2, (B, C))
     return rows.permute(2, 0, 1, 3).to(like.dtype).contiguous()
@@ -33,10 +33,12 @@ def _weight(kernels: Tensor) -> Tensor:
 
 def _forward(x: Tensor, kernels: Tensor) -> Tensor:
     weight = _weight(kernels)
-    return _unfold(F.conv2d(_fold(x), weight, padding=kernels.shape[-1] // 2, groups=len(weight)), x)
+    return _unfold(F.conv2d(fold(x), weight, padding=kernels.shape[-1] // 2, groups=len(weight)), x)
 
 
-def convolution_gradients(dy: Tensor, image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def convolution_gradients(
+    dy: Tensor, image: Tensor, weight: Tensor, of_image: bool = True
+) -> tuple[Tensor | None, Tensor]:
     """Gradients of a depthwise convolution with respect to its image (1, C, H, W) and weight (C, 1, K, K)."""
     padding = weight.shape[-1] // 2
     dimage, dweight, _ = torch.ops.aten.convolution_backward(
@@ -50,13 +52,13 @@ def convolution_gradients(dy: Tensor, image: Tensor, weight: Tensor) -> tuple[Te
         transposed=False,
         output_padding=[0, 0],
         groups=len(weight),
-        output_mask=[True, True, False],
+        output_mask=[of_image, True, False],
     )
     return dimage, dweight
 
 
 def _backward(dy: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dweight = convolution_gradients(_fold(dy), _fold(x), _weight(kernels))
+    dx, dweight = convolution_gradients(fold(dy), fold(x), _weight(kernels))
     return _unfold(dx, x), dweight.view(kernels.shape).to(kernels.dtype).contiguous()
 
 

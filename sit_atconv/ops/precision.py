@@ -1,5 +1,7 @@
 """The precision in which all backends compute."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -16,3 +18,8 @@ def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Autocast off: matrix products inside keep the dtype of their factors. `.float()` alone would not make them."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

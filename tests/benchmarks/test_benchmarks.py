@@ -1,5 +1,6 @@
 """Benchmarks as a user runs them: a table is printed, and JSON says what ran where; figures are drawn from it."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.operator import all_mixings
-from benchmarks.timing import default_device, peak_mebibytes
+from benchmarks.timing import add_mixers, default_device, peak_mebibytes
 
 COMMANDS = {
     "operator": "--sides 8 16 --channels 32 --turns 1 --batch-size 1",
@@ -18,6 +19,12 @@ COMMANDS = {
     "training": "--models SiT-S/8 --latent 8 --settings cached --batch-size 1 --teacher test_vit --turns 1",
     "sampling": "--model SiT-ATConv-S/8 --input-size 8 --batch-size 2 --labels 1 --steps 2 --turns 1",
     "evaluation": "--neighbours 40 30",
+    "block": "--size S --sides 2 --turns 1 --batch-size 1",
+}
+MIXERS = {
+    "operator": "--mixers attention inline --sides 8 --channels 32 --turns 1",
+    "block": "--mixers attention inline --size S --sides 2 4 --turns 1 --batch-size 1",
+    "model": "--mixers attention inline --sizes S/8 --latents 16 --turns 1 --batch-size 1",
 }
 
 
@@ -34,18 +41,56 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("json")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_benchmark_prints_and_writes(name, written, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(written)
-    run(name, COMMANDS[name].split(), monkeypatch)
+def printed_and_written(
+    name: str, arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[list[str], list[dict]]:
+    """The table that a benchmark prints, and the rows of the JSON that it writes into the current folder."""
+    run(name, arguments.split(), monkeypatch)
     *table, _, last = capsys.readouterr().out.splitlines()
     assert len(table) > 1
     assert last == f"Written to {name}.json."
     found = json.loads(Path(f"{name}.json").read_text())
-    assert found["command"] == f"python -m benchmarks.{name} {COMMANDS[name]}"
+    assert found["command"] == f"python -m benchmarks.{name} {arguments}"
     assert f"torch {torch.__version__}" in found["machine"]
     assert len(found["rows"]) >= 1
+    return table, found["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_prints_and_writes(name, written, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(written)
+    printed_and_written(name, COMMANDS[name], monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXERS)
+def test_registered_mixers_are_measured_by_name(name, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    table, rows = printed_and_written(name, MIXERS[name], monkeypatch, capsys)
+    assert any("attention" in line for line in table) and any("inline" in line for line in table)
+    assert {row["gradients"] for row in rows} == {False, True}
+    for row in rows:
+        for quantity in ("milliseconds", "mebibytes", "operations"):
+            assert list(row[quantity]) == ["attention", "inline"]
+            assert all(number > 0 for number in row[quantity].values())
+    if name != "block":  # figures are of the default contenders
+        with pytest.raises(SystemExit):
+            run("figures", [f"{name}.json", "--out", "."], monkeypatch)
+        assert "without --mixers" in capsys.readouterr().err
+
+
+def test_without_names_all_mixers_are_compared_and_unknown_ones_are_refused(capsys) -> None:
+    parser = argparse.ArgumentParser()
+    add_mixers(parser)
+    assert [parser.parse_args(words).mixers for words in ([], ["--mixers"], ["--mixers", "hydra"])] == [
+        None,
+        [],
+        ["hydra"],
+    ]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--mixers", "hydro"])
+    assert "hydra" in capsys.readouterr().err
 
 
 def test_figures_are_drawn_from_what_was_written(written, monkeypatch, tmp_path) -> None:

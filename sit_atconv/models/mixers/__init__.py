@@ -5,6 +5,11 @@ from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.convolutions.conv import Conv
 from sit_atconv.models.mixers.convolutions.dico import DiCo
 from sit_atconv.models.mixers.convolutions.dwconv import DWConv
+from sit_atconv.models.mixers.linear_attention.hydra import Hydra
+from sit_atconv.models.mixers.linear_attention.inline import InLine
+from sit_atconv.models.mixers.linear_attention.linear import LinearAttention
+from sit_atconv.models.mixers.linear_attention.rankaug import RankAugmented
+from sit_atconv.models.mixers.linear_attention.ttt import TTT
 from sit_atconv.models.mixers.local_attention.strided import Strided
 from sit_atconv.models.mixers.local_attention.window import Window
 from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, mixer_names, with_atconv_options
@@ -12,11 +17,16 @@ from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
 __all__ = [
+    "TTT",
     "ATConv",
     "Attention",
     "Conv",
     "DWConv",
     "DiCo",
+    "Hydra",
+    "InLine",
+    "LinearAttention",
+    "RankAugmented",
     "Strided",
     "Window",
     "create_mixer",

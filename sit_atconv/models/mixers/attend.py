@@ -1,8 +1,27 @@
-"""softmax(q·kᵀ) v by the implementation that the user has chosen, for every mixer that attends."""
+"""softmax(q·kᵀ) v by the implementation that the user has chosen, and heads, for every mixer that attends."""
 
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from einops import rearrange
 from torch import Tensor, nn
+
+from sit_atconv.errors import InputError
+
+
+def require_heads(dim: int, num_heads: int) -> None:
+    """Raise `InputError` unless `num_heads` divides the width."""
+    if num_heads < 1 or dim % num_heads:
+        raise InputError(f"The width {dim} is not a multiple of the {num_heads} attention heads.")
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, h·d) -> (B, h, N, d), a view."""
+    return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, h, N, d) -> (B, N, h·d)."""
+    return rearrange(x, "b h n d -> b n (h d)")
 
 
 class Attend(nn.Module):

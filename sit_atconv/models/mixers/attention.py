@@ -1,10 +1,8 @@
 """Multi-head self-attention over all tokens (Vaswani et al. 2017), the mixer of DiT and SiT."""
 
-from einops import rearrange
 from torch import Tensor, nn
 
-from sit_atconv.errors import InputError
-from sit_atconv.models.mixers.attend import Attend
+from sit_atconv.models.mixers.attend import Attend, merge_heads, require_heads, split_heads
 from sit_atconv.models.mixers.registry import register_mixer
 
 
@@ -17,8 +15,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise InputError(f"The width {dim} is not a multiple of the {num_heads} attention heads.")
+        require_heads(dim, num_heads)
         self.dim, self.num_heads = dim, num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
@@ -26,9 +23,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         # Views of one tensor: their gradients are written into it in one pass
-        q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        y = self.attend(q, k, v)
-        return self.out_proj(rearrange(y, "b h n d -> b n (h d)"))
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.out_proj(merge_heads(self.attend(q, k, v)))
 
     def flops(self, grid: tuple[int, int]) -> int:
         """Operations for one image: four projections, the scores, and the weighted sum of the values."""

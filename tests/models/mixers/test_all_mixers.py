@@ -17,6 +17,8 @@ OTHER_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("atconv", {"kernels": "static", "value": False, "inhibition": "softmax"}),
     ("atconv", {"out": False, "inhibition": "difference"}),
     ("dwconv", {"kernel_size": 7, "projections": True}),
+    ("inline", {"lepe": False, "qkv_bias": True}),
+    ("linear", {"kernel_size": 0, "qk_norm": True, "qkv_bias": False}),
     ("strided", {"stride": 3, "logits": "dot"}),
     ("window", {"window": 3, "shift": 1}),
     ("window", {"window": 4, "shift": 2, "relative_bias": False}),

@@ -11,15 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sit_atconv.errors import InputError
-
 Pair = tuple[int, int]
-
-
-def require_heads(dim: int, num_heads: int) -> None:
-    """Raise `InputError` unless `num_heads` divides the width."""
-    if num_heads < 1 or dim % num_heads:
-        raise InputError(f"The width {dim} is not a multiple of the {num_heads} attention heads.")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.models.mixers.attend import Attend
+from sit_atconv.models.mixers.attend import Attend, require_heads
 from sit_atconv.models.mixers.convolutions.depthwise import DepthwiseConv
-from sit_atconv.models.mixers.local_attention.groups import Groups, phases, require_heads, score_mask
+from sit_atconv.models.mixers.local_attention.groups import Groups, phases, score_mask
 from sit_atconv.models.mixers.registry import register_mixer
 from sit_atconv.models.mixers.rotary import rotate_pairs
 from sit_atconv.ops.precision import accumulation_dtype

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
-from sit_atconv.models.mixers.attend import Attend
-from sit_atconv.models.mixers.local_attention.groups import RelativeBias, require_heads, score_mask, windows
+from sit_atconv.models.mixers.attend import Attend, require_heads
+from sit_atconv.models.mixers.local_attention.groups import RelativeBias, score_mask, windows
 from sit_atconv.models.mixers.registry import register_mixer
 
 
