@@ -1,5 +1,6 @@
 """Token mixers: modules that take tokens (B, N, C) and their grid (H, W) and return (B, N, C); see docs/mixers.md."""
 
+from sit_atconv.models.mixers.acmix import ACmix
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
@@ -7,6 +8,7 @@ from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
 __all__ = [
+    "ACmix",
     "ATConv",
     "Attention",
     "create_mixer",
