@@ -3,6 +3,7 @@
 from sit_atconv.models.mixers.acmix import ACmix
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
+from sit_atconv.models.mixers.local_attention.window import Window
 from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
 from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
@@ -11,6 +12,7 @@ __all__ = [
     "ACmix",
     "ATConv",
     "Attention",
+    "Window",
     "create_mixer",
     "describe_pattern",
     "expand_pattern",

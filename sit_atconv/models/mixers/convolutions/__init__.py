@@ -1,0 +1,1 @@
+"""Mixers that are convolutions with learnt kernels, the same for all images."""
