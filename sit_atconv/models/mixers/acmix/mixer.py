@@ -1,20 +1,14 @@
 """ACmix: attention and convolution on the same queries, keys and values (Pan et al. 2022, arXiv 2111.14556)."""
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.mixers.acmix.neighbourhood import NeighbourhoodAttention
 from sit_atconv.models.mixers.acmix.shifts import SHIFT_MODULES, ShiftedSum
-from sit_atconv.models.mixers.attend import Attend
-from sit_atconv.models.mixers.local_attention.groups import (
-    Groups,
-    RelativeBias,
-    attend_within,
-    require_heads,
-    windows,
-)
+from sit_atconv.models.mixers.attention import Attention
+from sit_atconv.models.mixers.local_attention.groups import windows
+from sit_atconv.models.mixers.local_attention.window import Window
 from sit_atconv.models.mixers.registry import register_mixer
 
 RATES = ("free", "tied", "alpha", "fixed")
@@ -60,17 +54,11 @@ class ACmix(nn.Module):
         rates: str = "free",
     ) -> None:
         super().__init__()
-        require_heads(dim, num_heads)
-        _require_form(neighbourhood, window, shift)
         require_one_of(shift_module, SHIFT_MODULES, "shift_module")
         require_one_of(rates, RATES, "rates")
-        self.dim, self.num_heads, self.window, self.shift, self.rates = dim, num_heads, window, shift, rates
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.window, self.shift, self.rates = window, shift, rates
+        self.attention = _attention(dim, num_heads, neighbourhood, window, shift)
         self.convolution = ShiftedSum(dim, num_heads, bias=not neighbourhood, shift_module=shift_module)
-        self.neighbourhood = NeighbourhoodAttention(dim, num_heads, neighbourhood) if neighbourhood else None
-        self.attend = None if neighbourhood else Attend()
-        self.relative_bias = RelativeBias(window, num_heads) if window else None
-        self.out_proj = None if neighbourhood else nn.Linear(dim, dim)
         self.alpha = None if rates == "fixed" else nn.Parameter(torch.full((1,), 0.5))
         self.beta = nn.Parameter(torch.full((1,), 0.5)) if rates == "free" else None
 
@@ -79,45 +67,22 @@ class ACmix(nn.Module):
         self.convolution.initialise()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        qkv = self.qkv(x)
-        if self.neighbourhood is not None:
-            maps = qkv.unflatten(1, grid)
-            attention = self.neighbourhood(*maps.chunk(3, dim=-1)).flatten(1, 2)
-            convolution = self.convolution(maps).flatten(1, 2)
-        else:
-            attention = self.out_proj(self._attention(qkv, grid))
-            convolution = self._shifted_convolution(qkv, grid)
-        return self._sum(attention, convolution)
+        qkv = self.attention.qkv(x)
+        attention = self.attention.out_proj(self.attention.mix(qkv, grid))
+        return self._sum(attention, self._convolution(qkv, grid))
 
     def flops(self, grid: tuple[int, int]) -> int:
-        """Operations for one image: projections, attention with padding and hidden keys, and the convolution path."""
-        N, C = grid[0] * grid[1], self.dim
-        if self.neighbourhood is not None:
-            attention = 2 * 3 * N * C**2 + self.neighbourhood.flops(grid)
-        else:
-            attention = 2 * (4 * N * C**2 + 2 * self._windows(grid).pairs * C)
-        return attention + self.convolution.flops(grid)
+        """Operations for one image, those for padding and hidden keys included."""
+        return self.attention.flops(grid) + self.convolution.flops(grid)
 
-    def _windows(self, grid: tuple[int, int]) -> Groups:
-        """The windows of a grid: a single one if attention is global."""
-        return windows(grid, self.window or max(grid), self.shift)
-
-    def _attention(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Attention within windows, (B, N, 3C) -> (B, N, C)."""
-        groups = self._windows(grid)
-        heads = "b g t (three h d) -> three b g h t d"
-        q, k, v = rearrange(groups.cut(groups.roll(qkv)), heads, three=3, h=self.num_heads)
-        bias = None if self.relative_bias is None else self.relative_bias(groups.inner)
-        return groups.join(attend_within(self.attend, q, k, v, groups.sees(qkv.device), bias))
-
-    def _shifted_convolution(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The convolution path on the map as the windows shift it, (B, N, 3C) -> (B, N, C)."""
-        down, right = self._windows(grid).shifts
+    def _convolution(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The convolution path on the map as windows shift it: (B, N, 3C) -> (B, N, C)."""
         maps = qkv.unflatten(1, grid)
-        if not (down or right):
+        if not self.shift:
             return self.convolution(maps).flatten(1, 2)
-        y = self.convolution(torch.roll(maps, (-down, -right), (1, 2)))
-        return torch.roll(y, (down, right), (1, 2)).flatten(1, 2)
+        rows, columns = windows(grid, self.window, self.shift).shifts
+        y = self.convolution(torch.roll(maps, (-rows, -columns), (1, 2)))
+        return torch.roll(y, (rows, columns), (1, 2)).flatten(1, 2)
 
     def _sum(self, attention: Tensor, convolution: Tensor) -> Tensor:
         """Eq. 13 with the rates of Table 6, in the dtype of the paths."""
@@ -130,16 +95,15 @@ class ACmix(nn.Module):
         return (weighted + beta * convolution).to(attention.dtype)
 
 
-def _require_form(neighbourhood: int, window: int, shift: int) -> None:
-    if neighbourhood < 0 or (neighbourhood and neighbourhood % 2 == 0):
-        raise InputError(f"neighbourhood must be odd, or 0 for another form, not {neighbourhood}.")
+def _attention(dim: int, num_heads: int, neighbourhood: int, window: int, shift: int) -> nn.Module:
+    """The attention path: `qkv`, `mix`, `out_proj` and `flops`."""
     if neighbourhood and window:
         raise InputError(
             f"ACmix attends within neighbourhoods or within windows, not both: neighbourhood is {neighbourhood}, "
             f"window {window}. Set one of them to 0."
         )
-    if window < 0 or not 0 <= shift < max(window, 1):
-        raise InputError(
-            f"window must be positive, or 0 for another form, and shift at least 0 and less than window, not window "
-            f"{window}, shift {shift}."
-        )
+    if window:
+        return Window(dim, num_heads, window, shift)
+    if shift:
+        raise InputError(f"shift is for windows, and there are none: set window to more than {shift}, or shift to 0.")
+    return NeighbourhoodAttention(dim, num_heads, neighbourhood) if neighbourhood else Attention(dim, num_heads)

@@ -10,13 +10,13 @@ from sit_atconv.errors import InputError
 _TABLES = ("relative_position_index",)  # computed anew
 _PROJECTIONS = ("conv1", "conv2", "conv3")  # of q, k and v in the ResNets; Swin has one for all
 _NAMES = {
-    "qkv.weight": "qkv.weight",
-    "qkv.bias": "qkv.bias",
-    "proj.weight": "out_proj.weight",
-    "proj.bias": "out_proj.bias",
-    "relative_position_bias_table": "relative_bias.table",
-    "conv_p.weight": "neighbourhood.position.weight",
-    "conv_p.bias": "neighbourhood.position.bias",
+    "qkv.weight": "attention.qkv.weight",
+    "qkv.bias": "attention.qkv.bias",
+    "proj.weight": "attention.out_proj.weight",
+    "proj.bias": "attention.out_proj.bias",
+    "relative_position_bias_table": "attention.bias.table",
+    "conv_p.weight": "attention.position.weight",
+    "conv_p.bias": "attention.position.bias",
     "fc.weight": "convolution.fc.weight",
     "fc.bias": "convolution.fc.bias",
     "dep_conv.weight": "convolution.shift.weight",
@@ -39,9 +39,8 @@ def convert_acmix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             state[f"qkv.{part}"] = torch.cat([state.pop(f"{projection}.{part}") for projection in _PROJECTIONS])
     if unknown := sorted(set(state) - set(_NAMES)):
         raise InputError(
-            f"{', '.join(unknown)} is not a weight of a released ACmix module: expected conv1, conv2, conv3, conv_p, fc, "
-            "dep_conv, rate1 and rate2 (ResNet), or qkv, proj, relative_position_bias_table, fc, dep_conv, rate1 and "
-            "rate2 (Swin)."
+            f"{', '.join(unknown)} is not a weight of a released ACmix module: expected conv1, conv2, conv3 and conv_p "
+            "(ResNet) or qkv, proj and relative_position_bias_table (Swin), and fc, dep_conv, rate1 and rate2."
         )
     return {_NAMES[name]: _without_sides(name, weight) for name, weight in state.items()}
 

@@ -20,9 +20,9 @@ class ShiftedSum(nn.Module):
     The output channel c·h + n is the n-th output of channel c: its order differs from that of the attention path,
     n·d + c, as in the released code.
 
-    `shift_module` is the row of Table 7: "learned" (kernels are trained and start as shifts), "random" (trained, torch's
-    own start), "fixed" (a convolution with the kernels of the shifts) or "tensor" (the same function by slices); the
-    last two repeat the one sum of each channel h times.
+    `shift_module` is a row of Table 7: "learned" (kernels are trained and start as shifts), "random" (trained, with
+    torch's own start), "fixed" (a convolution with the kernels of shifts) or "tensor" (the same function by slices).
+    The last two repeat the one sum of each channel h times.
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool, shift_module: str) -> None:
@@ -41,7 +41,7 @@ class ShiftedSum(nn.Module):
                 self.shift.weight.copy_(shift_kernels(self.shift.weight))
 
     def forward(self, qkv: Tensor) -> Tensor:
-        # (B, H, W, C, 9), which is an image of 9d channels in channels-last format.
+        # (B, H, W, d, 9) is an image of 9d channels in channels-last format.
         maps = self.fc(qkv.unflatten(-1, (3 * self.num_heads, self.head_dim)).mT)
         if self.shift_module == "tensor":
             return shifted_sum(maps).repeat_interleave(self.num_heads, dim=-1)
@@ -62,7 +62,7 @@ class ShiftedSum(nn.Module):
 
 
 def shift_kernels(like: Tensor) -> Tensor:
-    """Kernels of the shape (C, 9, 3, 3) of `like` that shift map uv by (u − 1, v − 1) and sum the nine maps (Eq. 15)."""
+    """Kernels that shift map uv by (u − 1, v − 1) and sum the nine maps (Eq. 15): (C, 9, 3, 3), the shape of `like`."""
     return torch.eye(TAPS, dtype=like.dtype, device=like.device).view(TAPS, 3, 3).expand(like.shape)
 
 

@@ -30,9 +30,7 @@ class Window(nn.Module):
         InputError: when `num_heads` does not divide `dim`, or for a window or shift out of range.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, window: int = 8, shift: int = 0, relative_bias: bool = True
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int = 8, shift: int = 0, relative_bias: bool = True) -> None:
         super().__init__()
         require_heads(dim, num_heads)
         if window < 1 or not 0 <= shift < window:
@@ -46,11 +44,15 @@ class Window(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.out_proj(self.mix(self.qkv(x), grid))  # projected before padding
+
+    def mix(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention without the projections: q, k, v (B, N, 3C) -> (B, N, C)."""
         groups = windows(grid, self.window, self.shift)
-        q, k, v = groups.cut(groups.roll(self.qkv(x)), self.num_heads, parts=3)  # projected before padding
+        q, k, v = groups.cut(groups.roll(qkv), self.num_heads, parts=3)
         bias = None if self.bias is None else self.bias(groups.inner).to(q.dtype)
-        mask = score_mask(groups.count, self.num_heads, groups.sees(x.device), bias)
-        return self.out_proj(groups.join(self.attend(q, k, v, mask), self.num_heads))
+        mask = score_mask(groups.count, self.num_heads, groups.sees(qkv.device), bias)
+        return groups.join(self.attend(q, k, v, mask), self.num_heads)
 
     def flops(self, grid: tuple[int, int]) -> int:
         """Operations for one image: four projections, scores and weighted sums, padding included."""
