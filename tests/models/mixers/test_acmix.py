@@ -261,6 +261,55 @@ def test_parameters() -> None:
         assert count(ACmix(C, h, rates=rates)) == whole - fewer
 
 
+def test_operations() -> None:
+    """Per position 3C² + 27C + 81C, and 2C for each pair of a query and a key, hidden ones included."""
+    C, N = 24, 64
+    shared = 3 * C**2 + 27 * C + 81 * C
+    assert ACmix(C, 3).flops((8, 8)) == 2 * N * (shared + C**2 + 2 * N * C)
+    assert ACmix(C, 3, window=4).flops((8, 8)) == 2 * N * (shared + C**2 + 2 * 16 * C)
+    assert ACmix(C, 3, shift_module="tensor").flops((8, 8)) == 2 * N * (shared - 81 * C + C**2 + 2 * N * C)
+    local = ACmix(C, 3, neighbourhood=7)  # 2 · C/h for the coordinates; a tile of 8×8 queries covers 14×14 keys
+    assert local.flops((8, 8)) == 2 * N * (shared + 2 * 14**2 * C + 2 * 8)
+    assert local.flops((16, 16)) == 4 * local.flops((8, 8))
+
+
+def saved_bytes(module: nn.Module, *inputs: object) -> int:
+    """Memory that the forward pass keeps for the backward pass, weights not included."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = module(*inputs)  # must live: it holds what is counted
+    assert result.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_no_neighbourhood_is_kept_in_memory() -> None:
+    ours, released = ACmix(384, 6, neighbourhood=7), ReleasedACmix(384, 6)
+    x = torch.randn(1, 384, 32, 32, requires_grad=True)
+    kept = saved_bytes(ours, x.flatten(2).mT.contiguous(), (32, 32))
+    assert kept < saved_bytes(released, x) / 3
+    assert kept < 25 * x.nbytes  # 98 for the neighbours' keys and values alone
+
+
+def test_kernels_start_as_shifts_in_a_model() -> None:
+    shape = {"input_size": 8, "hidden_size": 16, "num_heads": 2, "depth": 2, "num_classes": 0}
+    model = create_model("SiT-S/2", **shape, mixer_pattern=["acmix", {"name": "acmix", "shift_module": "random"}])
+    learned, random = (block.mixer for block in model.blocks)
+    assert not torch.equal(random.convolution.shift.weight, learned.convolution.shift.weight)
+    fixed = create_mixer("acmix", 16, 2, shift_module="tensor")
+    state = {name: weight for name, weight in learned.state_dict().items() if "shift" not in name}
+    fixed.load_state_dict(state)
+    tokens = torch.randn(2, 12, 16)
+    torch.testing.assert_close(learned(tokens, (3, 4)), fixed(tokens, (3, 4)))
+
+
 @pytest.mark.parametrize("check", ["samples kept apart", "bf16 autocast", "operations counted"])
 @pytest.mark.parametrize("form", ["shifted window", "local"])
 def test_checks_of_the_other_forms(form: str, check: str) -> None:
