@@ -33,14 +33,16 @@ class ModelConfig:
     """Which SiT to build. Keys that are null follow from the name or from the data.
 
     Args:
-        name: a registered name, {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}: size, patch and mixers.
+        name: a registered name, SiT-<Mixer>-{S, B, L, XL}/{1, 2, 4, 8}: mixers, size and patch. SiT alone has
+            attention, SiT-Hybrid attention and ATConv in alternation; the others are in docs/mixers.md.
         hidden_size: width, if not that of the named size.
         depth: number of blocks, if not that of the named size.
         num_heads: attention heads, if not those of the named size.
         mlp_ratio: MLP width over hidden_size.
         num_classes: null for the number of classes of the data, 0 for an unconditional model.
         mixer_pattern: if not that of the named family: a mixer, "hybrid" (even blocks ATConv), or a list with an entry
-            for each block; a shorter list is repeated. An entry is a mixer, or {name: …, option: …}.
+            for each block; a shorter list is repeated. An entry is a mixer, {name: …, option: …}, or
+            {parallel: [entry, …]}, which sums mixers.
         plugins: modules to import that register mixers of your own (docs/mixers.md).
         kernel_size: K of every ATConv whose entry in the pattern does not set it.
         pool: the pooling of these ATConvs: "grid" (the paper) or "raster" (the released code).

@@ -1,16 +1,32 @@
-"""Named models: {SiT, SiT-Hybrid, SiT-ATConv}-{S, B, L, XL}/{1, 2, 4, 8}; any other mixer by `mixer_pattern`."""
+"""Named models: SiT-<Mixer>-{S, B, L, XL}/{1, 2, 4, 8}, with attention plain SiT; mixtures by `mixer_pattern`."""
 
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
 from sit_atconv.errors import InputError, nearest
-from sit_atconv.models.mixers.pattern import expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.pattern import expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import import_offered
-from sit_atconv.models.mixers.registry import mixer_options
+from sit_atconv.models.mixers.registry import list_mixers, mixer_options
 from sit_atconv.models.sit import SiT
 
-FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid", "SiT-ATConv": "atconv"}
+# How mixers are spelt in names of models, where capitalising the first letter is not enough
+SPELLING = {
+    "acmix": "ACmix",
+    "atconv": "ATConv",
+    "dico": "DiCo",
+    "dwconv": "DWConv",
+    "inline": "InLine",
+    "rankaug": "RankAug",
+    "ttt": "TTT",
+}
+# Where one mixer with its defaults is not what the name means
+PATTERNS = {"window": ["window", {"name": "window", "shift": mixer_options("window")["window"] // 2}]}
+FAMILIES = {"SiT": "attention", "SiT-Hybrid": "hybrid"} | {
+    f"SiT-{SPELLING.get(mixer, mixer.capitalize())}": PATTERNS.get(mixer, mixer)
+    for mixer in list_mixers()
+    if mixer != "attention"
+}
 SIZES = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
     "B": {"depth": 12, "hidden_size": 768, "num_heads": 12},
@@ -41,8 +57,8 @@ def create_model(
 ) -> SiT:
     """Build the model called `name` with fresh weights; `overrides` are further arguments of `SiT`.
 
-    ATConv's options (kernel_size, pool, activation) may be given as well: they apply to every ATConv whose entry in the
-    pattern does not set them. Raises `InputError` for an unknown name, argument, mixer or option.
+    ATConv's options (kernel_size, pool, …) may be given as well: they apply to every ATConv whose entry in the pattern
+    does not set them. Raises `InputError` for an unknown name, argument, mixer or option.
     """
     if name not in _CONFIGS:
         raise InputError(f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` names all.")
@@ -53,5 +69,5 @@ def create_model(
         raise InputError(f"SiT has no argument {', '.join(sorted(unknown))}.")
     config |= overrides
     config["mixer_pattern"] = with_atconv_options(config["mixer_pattern"], atconv)
-    import_offered(entry.name for entry in expand_pattern(config["mixer_pattern"], config["depth"]))
+    import_offered(mixer_names(expand_pattern(config["mixer_pattern"], config["depth"])))
     return SiT(**config)

@@ -17,15 +17,16 @@ from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.models.block import Block, FinalLayer
 from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
-from sit_atconv.models.mixers.attend import Attend
-from sit_atconv.models.mixers.pattern import Entry, Pattern, expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.attend import choose_attention
+from sit_atconv.models.mixers.pattern import Pattern, expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
-from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, create_mixer, list_mixers, mixer_options
+from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, list_mixers
 from sit_atconv.runtime.whole_files import apply_umask, followed, write_text
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
+_ONCE_BESIDE_THE_PATTERN = ("kernel_size", "pool", "activation")  # options of ATConv
 _FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
@@ -50,7 +51,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mlp_ratio: MLP width over C.
         num_classes: 0 for an unconditional model, which has no label table.
         mixer_pattern: the name of a registered mixer, "hybrid" (even blocks ATConv), or a list with an entry for each
-            block; a shorter list is repeated. An entry is a name or {"name": …, option: …}.
+            block; a shorter list is repeated. An entry is a name, {"name": …, option: …}, or {"parallel": [entry, …]}.
         position: "sincos", computed for any size; "table", a table stored with the weights, for the training size only
             (for converted models whose table differs from the sine-cosine one); or "none".
         interpolant, prediction, latents, class_names: saved with the model because generation needs them: the
@@ -107,14 +108,14 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         )
         self.label_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None  # last row = null
         entries = expand_pattern(mixer_pattern, depth)
-        find_plugins(name for name, _ in entries)
-        mixers = [create_mixer(name, hidden_size, num_heads, **options) for name, options in entries]
+        find_plugins(mixer_names(entries))
+        mixers = [entry.build(hidden_size, num_heads) for entry in entries]
         for mixer in mixers:
             if hasattr(mixer, "check_grid"):
                 mixer.check_grid(self.grid)
         self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio) for mixer in mixers)
         self.register_to_config(auto_map={"AutoModel": f"{Path(_FOR_AUTO_MODEL).stem}.SiT"})
-        if foreign := origins({name for name, _ in entries}):
+        if foreign := origins(mixer_names(entries)):
             self.register_to_config(mixer_origins=foreign)  # for the error when a user opens the model without them
         self.final = FinalLayer(hidden_size, patch_channels)
         table = None if position == "none" else sincos_position(hidden_size, self.grid)
@@ -168,10 +169,11 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if isinstance(config, Mapping):
             config = dict(config)
             # In earlier versions ATConv's options stood beside the pattern.
-            atconv = {key: config.pop(key) for key in mixer_options("atconv") if key in config}
+            atconv = {key: config.pop(key) for key in _ONCE_BESIDE_THE_PATTERN if key in config}
             pattern = config.get("mixer_pattern", "attention")
             config["mixer_pattern"] = with_atconv_options(pattern, atconv)
-            _require_registered(expand_pattern(pattern, config.get("depth", 28)), config.pop("mixer_origins", {}))
+            names = mixer_names(expand_pattern(pattern, config.get("depth", 28)))
+            _require_registered(names, config.pop("mixer_origins", {}))
             config.pop("auto_map", None)
         return super().from_config(config, **options)
 
@@ -198,17 +200,12 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def set_attention_backend(self, backend: str) -> None:
         """Run attention on one of diffusers' backends, such as "flash" or "_native_math"."""
         super().set_attention_backend(backend)  # checks the name, and that its package is installed
-        self._choose_attention(AttentionBackendName(backend.lower()))
+        choose_attention(self, AttentionBackendName(backend.lower()))
 
     def reset_attention_backend(self) -> None:
         """Back to torch's fused attention."""
         super().reset_attention_backend()
-        self._choose_attention(None)
-
-    def _choose_attention(self, backend: AttentionBackendName | None) -> None:
-        for module in self.modules():
-            if isinstance(module, Attend):
-                module.backend = backend
+        choose_attention(self, None)
 
     def compile_repeated_blocks(self, *arguments: Any, **options: Any) -> None:
         """diffusers' `compile_repeated_blocks`: each kind of block is compiled once, and again for new sizes.
@@ -320,9 +317,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return height // p, width // p
 
 
-def _require_registered(entries: Sequence[Entry], origins: Mapping[str, str]) -> None:
+def _require_registered(names: set[str], origins: Mapping[str, str]) -> None:
     """Raise `InputError`, naming its origin, for a mixer of a config.json that is not registered."""
-    names = {name for name, _ in entries}
     find_plugins(names)
     for name in sorted(names - set(list_mixers())):
         origin = f", which comes from {origins[name]}" if name in origins else ""

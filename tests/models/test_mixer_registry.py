@@ -55,18 +55,6 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "smooth_plugin"
 
 
-@pytest.mark.parametrize("check", [name for name in CHECKS if name != "torch.compile"])
-@pytest.mark.parametrize("name", list_mixers())
-def test_every_mixer_passes_the_checks(name: str, check: str) -> None:
-    assert failure(CHECKS[check], Subject(name, {}, dim=32, num_heads=2)) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list_mixers())
-def test_every_mixer_is_compiled_without_a_break(name: str) -> None:
-    assert failure(CHECKS["torch.compile"], Subject(name, {}, dim=32, num_heads=2)) is None
-
-
 class Faulty(nn.Module):
     """A mixer with a fault for each check."""
 
@@ -169,7 +157,15 @@ def test_patterns() -> None:
         assert [isinstance(block.mixer, ATConv) for block in model.blocks] == [name == "atconv" for name in names]
     assert expand_pattern([raster], 1)[0].resolve() == (
         "atconv",
-        {"kernel_size": 3, "pool": "raster", "activation": "gelu"},
+        {
+            "kernel_size": 3,
+            "pool": "raster",
+            "activation": "gelu",
+            "kernels": "generated",
+            "value": True,
+            "out": True,
+            "inhibition": "dkm",
+        },
     )
     assert describe_pattern(["attention", raster]) == "attention, atconv (pool raster)"
     for pattern, message in (
@@ -192,6 +188,8 @@ def test_options_of_atconv_beside_the_name_go_to_the_entries_that_say_nothing_el
     assert model.config.mixer_pattern == [{"name": "atconv", "kernel_size": 5, "activation": "silu"}, "attention"]
     assert create_model("SiT-ATConv-S/2", **TINY, pool="grid").config.mixer_pattern == "atconv"
     assert create_model("SiT-S/2", **TINY, pool="raster").config.mixer_pattern == "attention"
+    with pytest.raises(InputError, match=r"is for ATConv.*For 'dwconv' .*: \[\{name: dwconv, kernel_size: 7\}\]"):
+        create_model("SiT-DWConv-S/2", **TINY, kernel_size=7)
 
 
 def test_a_mixer_that_does_not_count_itself_is_counted_by_torch(plugin: str) -> None:

@@ -10,6 +10,7 @@ from sit_atconv import SiT, create_model, list_models
 from sit_atconv.errors import InputError
 from sit_atconv.models.checkpoint import load_model
 from sit_atconv.models.embeddings import sincos_position, time_features
+from sit_atconv.models.mixers import expand_pattern, list_mixers, mixer_names
 
 TINY = {"hidden_size": 16, "depth": 3, "num_heads": 2}
 
@@ -48,8 +49,18 @@ def test_parameter_counts(name: str, count: int) -> None:
 
 def test_the_registry_names_every_family_size_and_patch() -> None:
     names = list_models()
-    assert len(names) == len(set(names)) == 3 * 4 * 4
+    assert len(names) == len(set(names)) == (len(list_mixers()) + 1) * 4 * 4  # and Hybrid
     assert list_models("SiT-ATConv-*/8") == [f"SiT-ATConv-{size}/8" for size in ("S", "B", "L", "XL")]
+
+
+def test_every_mixer_names_models() -> None:
+    """SiT-<Mixer>-<size>/<patch>; shifted and unshifted windows alternate."""
+    assert {"SiT-DiCo-B/2", "SiT-DWConv-B/2", "SiT-Strided-B/2", "SiT-Window-B/2"} <= set(list_models("SiT-*-B/2"))
+    used = set()
+    for family in {name.rpartition("-")[0] for name in list_models()}:
+        used |= mixer_names(expand_pattern(create_model(f"{family}-S/2", **{**TINY, "depth": 2}).config.mixer_pattern, 2))
+    assert used == set(list_mixers())
+    assert [block.mixer.shift for block in tiny("SiT-Window-S/2", depth=4).blocks] == [0, 4, 0, 4]
 
 
 @pytest.mark.parametrize("name", list_models())

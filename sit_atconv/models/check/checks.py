@@ -11,10 +11,12 @@ from statistics import median
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from sit_atconv.models.mixers.attend import choose_attention
 from sit_atconv.models.mixers.registry import mixer_flops
 from sit_atconv.models.sit import SiT
 
@@ -140,7 +142,18 @@ def counts(subject: Subject) -> None:
 
 def forward_derivative(subject: Subject) -> None:
     """torch.func.jvp agrees with finite differences, in fp64."""
-    mixer, grid = subject.build(torch.float64), GRIDS[2]
+    _compare_with_differences(subject, subject.build(torch.float64))
+
+
+def unfused_forward_derivative(subject: Subject) -> None:
+    """The same after `SiT.set_attention_backend("_native_math")`: torch's fused attention has no such derivative."""
+    mixer = subject.build(torch.float64)
+    choose_attention(mixer, AttentionBackendName._NATIVE_MATH)
+    _compare_with_differences(subject, mixer)
+
+
+def _compare_with_differences(subject: Subject, mixer: nn.Module) -> None:
+    grid = GRIDS[2]
     x, direction = subject.tokens(grid, dtype=torch.float64), subject.tokens(grid, dtype=torch.float64).flip(0)
     _, found = torch.func.jvp(lambda x: mixer(x, grid), (x,), (direction,))
     step = 1e-5
@@ -181,7 +194,10 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "save and load": saves,
     "operations counted": counts,
 }
-REPORTED: dict[str, Callable[[Subject], None]] = {"forward-mode derivative": forward_derivative}
+REPORTED: dict[str, Callable[[Subject], None]] = {
+    "forward-mode derivative": forward_derivative,
+    "the same, attention not fused": unfused_forward_derivative,
+}
 
 
 def failure(check: Callable[[Subject], None], subject: Subject) -> str | None:

@@ -3,8 +3,12 @@
 from sit_atconv.models.mixers.acmix import ACmix
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
+from sit_atconv.models.mixers.convolutions.conv import Conv
+from sit_atconv.models.mixers.convolutions.dico import DiCo
+from sit_atconv.models.mixers.convolutions.dwconv import DWConv
+from sit_atconv.models.mixers.local_attention.strided import Strided
 from sit_atconv.models.mixers.local_attention.window import Window
-from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, with_atconv_options
+from sit_atconv.models.mixers.pattern import describe_pattern, expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import import_plugins
 from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_flops, register_mixer
 
@@ -12,6 +16,10 @@ __all__ = [
     "ACmix",
     "ATConv",
     "Attention",
+    "Conv",
+    "DWConv",
+    "DiCo",
+    "Strided",
     "Window",
     "create_mixer",
     "describe_pattern",
@@ -19,6 +27,7 @@ __all__ = [
     "import_plugins",
     "list_mixers",
     "mixer_flops",
+    "mixer_names",
     "register_mixer",
     "with_atconv_options",
 ]

@@ -22,3 +22,10 @@ class Attend(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         heads = (part.transpose(1, 2) for part in (q, k, v))
         return dispatch_attention_fn(*heads, attn_mask=mask, scale=scale, backend=self.backend).transpose(1, 2)
+
+
+def choose_attention(model: nn.Module, backend: AttentionBackendName | None) -> None:
+    """Let everything in `model` attend by a backend of diffusers', or by torch's fused attention (None)."""
+    for module in model.modules():
+        if isinstance(module, Attend):
+            module.backend = backend

@@ -2,17 +2,22 @@
 
 A pattern is the name of a mixer, "hybrid", or a list with an entry for each block; a shorter list is repeated. An entry
 is a name, or a dictionary of a "name" and the mixer's options: ``["attention", {"name": "atconv", "pool": "raster"}]``.
+An entry ``{"parallel": [entry, entry]}`` sums several mixers with learnt scales.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from sit_atconv.errors import InputError
-from sit_atconv.models.mixers.registry import check_options, mixer_options
+from sit_atconv.models.mixers.parallel import Parallel
+from sit_atconv.models.mixers.registry import check_options, create_mixer, list_mixers, mixer_options
 
 Pattern = str | Sequence[str | Mapping[str, Any]]
 
 HYBRID = ("attention", "atconv")  # blocks are counted from 1; the even ones are ATConv
+_PARALLEL = "parallel"
 
 
 class Entry(NamedTuple):
@@ -21,15 +26,61 @@ class Entry(NamedTuple):
     name: str
     options: dict[str, Any]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The registered mixers that it needs."""
+        return (self.name,)
+
+    def build(self, dim: int, num_heads: int) -> nn.Module:
+        """The mixer for tokens of width `dim`. Raises `InputError` for an unknown name, option or value."""
+        return create_mixer(self.name, dim, num_heads, **self.options)
+
     def resolve(self) -> "Entry":
         """The entry with all options, defaults included. Equal resolved entries mean the same mixer."""
         return Entry(self.name, {**mixer_options(self.name), **check_options(self.name, self.options)})
 
+    def with_atconv_options(self, options: Mapping[str, Any]) -> "Entry":
+        """The entry with further options, if it is an ATConv; those that it has remain."""
+        return Entry(self.name, {**options, **self.options}) if self.name == "atconv" else self
 
-def expand_pattern(pattern: Pattern, depth: int) -> list[Entry]:
+    def as_written(self) -> str | dict[str, Any]:
+        """The entry as a pattern holds it."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"{self.name} ({listed})" if listed else self.name
+
+
+class ParallelEntry(NamedTuple):
+    """Several mixers of one block whose results are summed; its methods are those of `Entry`."""
+
+    entries: tuple["Entry | ParallelEntry", ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for entry in self.entries for name in entry.names)
+
+    def build(self, dim: int, num_heads: int) -> nn.Module:
+        return Parallel(dim, [entry.build(dim, num_heads) for entry in self.entries])
+
+    def resolve(self) -> "ParallelEntry":
+        return ParallelEntry(tuple(entry.resolve() for entry in self.entries))
+
+    def with_atconv_options(self, options: Mapping[str, Any]) -> "ParallelEntry":
+        return ParallelEntry(tuple(entry.with_atconv_options(options) for entry in self.entries))
+
+    def as_written(self) -> dict[str, Any]:
+        return {_PARALLEL: [entry.as_written() for entry in self.entries]}
+
+    def __str__(self) -> str:
+        return f"{_PARALLEL} ({', '.join(map(str, self.entries))})"
+
+
+def expand_pattern(pattern: Pattern, depth: int) -> list[Entry | ParallelEntry]:
     """The entries of `depth` blocks. Raises `InputError` for an invalid pattern or one with too many entries."""
-    entries = [parse_entry(entry) for entry in _as_list(pattern)]
-    hybrid = [entry.name for entry in entries] == list(HYBRID)  # allowed for a single block, which gets the first
+    entries = _parse(pattern)
+    hybrid = [entry.names for entry in entries] == [(name,) for name in HYBRID]  # a single block gets the first
     if not entries or (len(entries) > depth and not hybrid):
         raise InputError(
             f"mixer_pattern names {len(entries)} mixers for {depth} blocks: give one for each block, or fewer, which "
@@ -38,13 +89,16 @@ def expand_pattern(pattern: Pattern, depth: int) -> list[Entry]:
     return [entries[block % len(entries)] for block in range(depth)]
 
 
-def parse_entry(entry: str | Mapping[str, Any]) -> Entry:
-    """Parse an entry of a pattern. Raises `InputError` for one that has no name."""
+def parse_entry(entry: str | Mapping[str, Any]) -> Entry | ParallelEntry:
+    """Parse an entry of a pattern. Raises `InputError` for one that has neither a name nor mixers in parallel."""
     if isinstance(entry, str):
         return Entry(entry, {})
+    if isinstance(entry, Mapping) and _PARALLEL in entry:
+        return _parse_parallel(entry)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise InputError(
-            f"{entry!r} is not a valid entry of mixer_pattern: give the name of a mixer, or {{name: …, option: …}}."
+            f"{entry!r} is not a valid entry of mixer_pattern: give the name of a mixer, {{name: …, option: …}}, or "
+            "{parallel: [entry, entry]}."
         )
     return Entry(entry["name"], {key: value for key, value in entry.items() if key != "name"})
 
@@ -52,30 +106,46 @@ def parse_entry(entry: str | Mapping[str, Any]) -> Entry:
 def with_atconv_options(pattern: Pattern, options: Mapping[str, Any]) -> Pattern:
     """Add options to every ATConv of a pattern, unless its entry sets them already.
 
-    Options that equal ATConv's defaults leave the pattern unchanged.
+    Options that equal ATConv's defaults leave the pattern unchanged, as do options for a pattern without ATConv. Raises
+    `InputError` if that has a mixer with an option of the same name, which might have been meant.
     """
     chosen = {key: value for key, value in options.items() if value != mixer_options("atconv")[key]}
     if not chosen:
         return pattern
-    entries = [parse_entry(entry) for entry in _as_list(pattern)]
-    if all(entry.name != "atconv" for entry in entries):
+    entries = _parse(pattern)
+    names = mixer_names(entries)
+    if "atconv" not in names:
+        for name in sorted(names & set(list_mixers())):
+            for option in chosen.keys() & mixer_options(name).keys():
+                raise InputError(
+                    f"{option} = {chosen[option]!r} is for ATConv, which this model does not have. For '{name}' give it "
+                    f"in mixer_pattern: [{{name: {name}, {option}: {chosen[option]}}}]."
+                )
         return pattern
-    return [
-        {"name": name, **chosen, **given} if name == "atconv" else {"name": name, **given} if given else name
-        for name, given in entries
-    ]
+    return [entry.with_atconv_options(chosen).as_written() for entry in entries]
+
+
+def mixer_names(entries: Sequence[Entry | ParallelEntry]) -> set[str]:
+    """The registered mixers that entries need."""
+    return {name for entry in entries for name in entry.names}
 
 
 def describe_pattern(pattern: Pattern) -> str:
     """A pattern in words, for log lines and model cards: "attention, atconv (pool raster)"."""
-    words = []
-    for name, options in map(parse_entry, _as_list(pattern)):
-        listed = ", ".join(f"{key} {value}" for key, value in options.items())
-        words.append(f"{name} ({listed})" if listed else name)
-    return ", ".join(words)
+    return ", ".join(map(str, _parse(pattern)))
 
 
-def _as_list(pattern: Pattern) -> list[str | Mapping[str, Any]]:
+def _parse(pattern: Pattern) -> list[Entry | ParallelEntry]:
     if pattern == "hybrid":
-        return list(HYBRID)
-    return [pattern] if isinstance(pattern, str | Mapping) else list(pattern)
+        pattern = HYBRID
+    return [parse_entry(entry) for entry in ([pattern] if isinstance(pattern, str | Mapping) else pattern)]
+
+
+def _parse_parallel(entry: Mapping[str, Any]) -> ParallelEntry:
+    parts = entry[_PARALLEL]
+    if len(entry) > 1 or not isinstance(parts, Sequence) or isinstance(parts, str) or len(parts) < 2:
+        raise InputError(
+            f"{dict(entry)!r} is not a valid entry of mixer_pattern: mixers in parallel are a list of at least two "
+            "entries, {parallel: [attention, {name: atconv, kernel_size: 5}]}, and nothing stands beside it."
+        )
+    return ParallelEntry(tuple(parse_entry(part) for part in parts))

@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sit_atconv.classes import Classes
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import Weights
-from sit_atconv.models.mixers import describe_pattern
+from sit_atconv.models.mixers import describe_pattern, expand_pattern, mixer_names
+from sit_atconv.models.registry import FAMILIES
 from sit_atconv.runtime.reading import Count, Finite, read_json
 from sit_atconv.runtime.whole_files import write_text
 
@@ -96,7 +97,7 @@ def write_model_card(
 
 def _title(model: SiT) -> str:
     pattern = describe_pattern(model.config.mixer_pattern)
-    family = {"attention": "SiT", "atconv": "SiT-ATConv", "attention, atconv": "SiT-Hybrid"}.get(pattern)
+    family = {describe_pattern(of_family): name for name, of_family in FAMILIES.items()}.get(pattern)
     return f"{family or f'SiT ({pattern})'}, {model.num_parameters() / 1e6:.1f} M parameters"
 
 
@@ -105,9 +106,11 @@ def _description(model: SiT) -> str:
     task = _classes(model.classes) if config.num_classes else "unconditional"
     latents = config.latents["autoencoder"] if config.latents else "not stated"
     mixers = describe_pattern(config.mixer_pattern)
+    has_atconv = "atconv" in mixer_names(expand_pattern(config.mixer_pattern, config.depth))
+    source = " (ATConv: arXiv 2510.20092)" if has_atconv else ""
     return (
         f"A diffusion transformer (SiT, arXiv 2401.08740): {config.depth} blocks of width {config.hidden_size}, mixers "
-        f"{mixers} (ATConv: arXiv 2510.20092), patch {config.patch_size}, {task}. It predicts the "
+        f"{mixers}{source}, patch {config.patch_size}, {task}. It predicts the "
         f"{config.prediction} of the {config.interpolant} interpolant on {config.in_channels}-channel latents of size "
         f"{config.input_size}. Autoencoder: {latents}."
     )

@@ -11,7 +11,7 @@ from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import load_model
-from sit_atconv.models.mixers.pattern import Entry, describe_pattern, expand_pattern
+from sit_atconv.models.mixers.pattern import Entry, ParallelEntry, describe_pattern, expand_pattern
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _differences(source: SiT, model: SiT) -> list[str]:
     return phrases
 
 
-def _mixers(model: SiT) -> list[Entry]:
+def _mixers(model: SiT) -> list[Entry | ParallelEntry]:
     """The mixer of each block with all its options: equal for patterns that mean the same."""
     return [entry.resolve() for entry in expand_pattern(model.config.mixer_pattern, model.config.depth)]
 

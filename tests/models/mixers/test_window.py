@@ -2,27 +2,21 @@
 
 import pytest
 import torch
+from mixer_truths import assert_same_function, linear, parameters, randomised
 from torch import Tensor
 
 from sit_atconv import create_model
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers import Window, create_mixer, mixer_flops
 
-GRIDS = [(8, 8), (4, 8), (5, 7), (3, 9), (2, 2), (1, 1)]
-
-
-def random_mixer(**options: object) -> Window:
-    mixer = Window(8, 2, **options).double()
-    for parameter in mixer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return mixer
+GRIDS = [(8, 8), (4, 8), (5, 7), (1, 1)]
 
 
 def literal_window(mixer: Window, x: Tensor, grid: tuple[int, int]) -> Tensor:
     """For every token: softmax over the tokens whose two bins are its own. No padding, rolling or masking."""
     (H, W), w, h = grid, mixer.window, mixer.num_heads
     d = mixer.dim // h
-    q, k, v = (x @ mixer.qkv.weight.T + mixer.qkv.bias).chunk(3, dim=-1)
+    q, k, v = linear(x, mixer.qkv).chunk(3, dim=-1)
     shifts = [mixer.shift if length > w else 0 for length in grid]
     places = [(i, j) for i in range(H) for j in range(W)]
     bins = [tuple((at - shift) // w for at, shift in zip(place, shifts, strict=True)) for place in places]
@@ -39,7 +33,7 @@ def literal_window(mixer: Window, x: Tensor, grid: tuple[int, int]) -> Tensor:
                 scores = scores + mixer.bias.table[numbers, head]
             rows.append((scores.softmax(-1)[..., None] * v[:, seen, part]).sum(1))
         heads.append(torch.stack(rows, dim=1))
-    return torch.cat(heads, dim=-1) @ mixer.out_proj.weight.T + mixer.out_proj.bias
+    return linear(torch.cat(heads, dim=-1), mixer.out_proj)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -54,19 +48,12 @@ def literal_window(mixer: Window, x: Tensor, grid: tuple[int, int]) -> Tensor:
     ],
 )
 def test_a_token_attends_to_its_bins(grid: tuple[int, int], options: dict[str, object]) -> None:
-    mixer = random_mixer(**options)
-    x = torch.randn(2, grid[0] * grid[1], 8, dtype=torch.float64, requires_grad=True)
-    wanted = [x, *mixer.parameters()]
-    ours, literal = mixer(x, grid), literal_window(mixer, x, grid)
-    weights = torch.randn_like(ours)
-    gradients = [torch.autograd.grad((y * weights).sum(), wanted, materialize_grads=True) for y in (ours, literal)]
-    for found, expected in zip((ours, *gradients[0]), (literal, *gradients[1]), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert_same_function(randomised(Window(8, 2, **options)), literal_window, grid, dim=8)
 
 
 def test_opposite_borders_do_not_meet() -> None:
     """A shifted window holds tokens of two borders; on a side of 5 it also holds padding."""
-    mixer = random_mixer(window=4, shift=2)
+    mixer = randomised(Window(8, 2, window=4, shift=2))
     for side in (5, 8):
         x = torch.randn(1, side * side, 8, dtype=torch.float64, requires_grad=True)
         mixer(x, (side, side))[0, 0].sum().backward()
@@ -78,8 +65,8 @@ def test_parameters_and_operations() -> None:
     C, h, w = 384, 6, 8
     with torch.device("meta"):
         mixer, plain = create_mixer("window", C, h), create_mixer("window", C, h, relative_bias=False)
-    assert sum(p.numel() for p in plain.parameters()) == 4 * C**2 + 4 * C
-    assert sum(p.numel() for p in mixer.parameters()) == 4 * C**2 + 4 * C + (2 * w - 1) ** 2 * h
+    assert parameters(plain) == 4 * C**2 + 4 * C
+    assert parameters(mixer) == 4 * C**2 + 4 * C + (2 * w - 1) ** 2 * h
     for (H, W), padded, tokens in (((16, 16), 256, 64), ((9, 4), 64, 32), ((1, 1), 1, 1), ((20, 13), 24 * 16, 64)):
         assert mixer_flops(mixer, (H, W)) == 2 * (4 * H * W * C**2 + 2 * padded * tokens * C)
 
