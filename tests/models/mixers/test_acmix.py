@@ -310,31 +310,9 @@ def test_kernels_start_as_shifts_in_a_model() -> None:
     torch.testing.assert_close(learned(tokens, (3, 4)), fixed(tokens, (3, 4)))
 
 
-@pytest.mark.parametrize("check", ["samples kept apart", "bf16 autocast", "operations counted"])
-@pytest.mark.parametrize("form", ["shifted window", "local"])
-def test_checks_of_the_other_forms(form: str, check: str) -> None:
-    assert failure(CHECKS[check], Subject("acmix", FORMS[form], dim=16, num_heads=2)) is None
-
-
 @pytest.mark.slow
 def test_the_local_form_is_compiled_without_a_break() -> None:
     assert failure(CHECKS["torch.compile"], Subject("acmix", FORMS["local"], dim=16, num_heads=2)) is None
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_derivatives_without_fused_attention(form: str) -> None:
-    """Forward-mode derivatives, and derivatives of gradients."""
-    mixer, grid = random_mixer(**FORMS[form]), (4, 5)
-    for module in mixer.modules():
-        if hasattr(module, "backend"):
-            module.backend = "_native_math"
-    x = random_tokens(grid)
-    direction = torch.randn_like(x)
-    step = 1e-5
-    _, found = torch.func.jvp(lambda x: mixer(x, grid), (x,), (direction,))
-    expected = (mixer(x + step * direction, grid) - mixer(x - step * direction, grid)) / (2 * step)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-    assert torch.autograd.gradgradcheck(lambda x: mixer(x, grid), x, fast_mode=True)
 
 
 @pytest.mark.parametrize(
