@@ -1,5 +1,6 @@
 """Token mixers: modules that take tokens (B, N, C) and their grid (H, W) and return (B, N, C); see docs/mixers.md."""
 
+from sit_atconv.models.mixers.acmix import ACmix
 from sit_atconv.models.mixers.atconv import ATConv
 from sit_atconv.models.mixers.attention import Attention
 from sit_atconv.models.mixers.convolutions.conv import Conv
@@ -18,6 +19,7 @@ from sit_atconv.models.mixers.registry import create_mixer, list_mixers, mixer_f
 
 __all__ = [
     "TTT",
+    "ACmix",
     "ATConv",
     "Attention",
     "Conv",

@@ -22,9 +22,13 @@ class Attention(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.out_proj(self.mix(self.qkv(x), grid))
+
+    def mix(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention without the projections: q, k, v (B, N, 3C) -> (B, N, C)."""
         # Views of one tensor: their gradients are written into it in one pass
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.out_proj(merge_heads(self.attend(q, k, v)))
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
+        return merge_heads(self.attend(q, k, v))
 
     def flops(self, grid: tuple[int, int]) -> int:
         """Operations for one image: four projections, the scores, and the weighted sum of the values."""

@@ -13,6 +13,9 @@ from sit_atconv.models.mixers import list_mixers
 from sit_atconv.models.mixers.attend import choose_attention
 
 OTHER_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("acmix", {"neighbourhood": 7}),
+    ("acmix", {"window": 3, "shift": 1, "shift_module": "fixed", "rates": "tied"}),
+    ("acmix", {"neighbourhood": 3, "shift_module": "tensor", "rates": "fixed"}),
     ("atconv", {"pool": "raster", "activation": "silu", "kernel_size": 5}),
     ("atconv", {"kernels": "static", "value": False, "inhibition": "softmax"}),
     ("atconv", {"out": False, "inhibition": "difference"}),

@@ -45,11 +45,15 @@ class Window(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.out_proj(self.mix(self.qkv(x), grid))  # projected before padding
+
+    def mix(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention without the projections: q, k, v (B, N, 3C) -> (B, N, C)."""
         groups = windows(grid, self.window, self.shift)
-        q, k, v = groups.cut(groups.roll(self.qkv(x)), self.num_heads, parts=3)  # projected before padding
+        q, k, v = groups.cut(groups.roll(qkv), self.num_heads, parts=3)
         bias = None if self.bias is None else self.bias(groups.inner).to(q.dtype)
-        mask = score_mask(groups.count, self.num_heads, groups.sees(x.device), bias)
-        return self.out_proj(groups.join(self.attend(q, k, v, mask), self.num_heads))
+        mask = score_mask(groups.count, self.num_heads, groups.sees(qkv.device), bias)
+        return groups.join(self.attend(q, k, v, mask), self.num_heads)
 
     def flops(self, grid: tuple[int, int]) -> int:
         """Operations for one image: four projections, scores and weighted sums, padding included."""
