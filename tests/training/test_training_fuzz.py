@@ -51,7 +51,7 @@ VALID = st.fixed_dictionaries(
                 "prediction": st.sampled_from(["velocity", "noise", "score", "data"]),
                 "times": st.sampled_from(["uniform", "logit-normal"]),
                 "shift": st.floats(0.1, 10),
-                "label_dropout": unit,
+                "label_dropout": st.floats(0.01, 1),  # with 0 a grid cannot be guided
             },
         ),
         "optimizer": st.fixed_dictionaries(
