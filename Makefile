@@ -2,7 +2,7 @@
 # make real          the ImageNet recipe on a small scale: photographs of hands, about 20 minutes (SIGNS, TAESD, INCEPTION)
 # make test          install, run the whole test suite
 # make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
-# VENV=path and LOWEST=path share the environments between clones.
+# VENV=path and LOWEST=path share the environments between clones; TESTS='-m "not slow"' chooses among the tests.
 
 VENV   ?= .venv
 LOWEST ?= .venv-lowest
@@ -18,6 +18,7 @@ SIGNS     ?= ../shared/data/sign-language-digits_10x206_100px.zip
 TAESD     ?= ../shared/data/taesd
 INCEPTION ?= ../shared/data/inception-2015-12-05_completed_fp16.pth
 HANDS     ?= runs/real
+TESTS   ?=
 # CI sets VERDICT=- so that make ignores the verdict on a run too short to pass.
 VERDICT ?=
 
@@ -57,11 +58,11 @@ real: env
 	@echo "The hands (rows are the digits 0 to 9): $(HANDS)/generated/grid.png"
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-lowest:
 	$(call install,$(LOWEST),python3.11,requirements-lowest.lock)
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 $(TESTS)
 
 lint: env
 	$(BIN)/ruff check .

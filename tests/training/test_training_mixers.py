@@ -10,7 +10,7 @@ from sit_atconv.models.mixers import list_mixers
 from sit_atconv.training import train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mixer", list_mixers())
 def test_the_loss_falls(mixer: str, tmp_path: Path) -> None:
     fresh_accelerate()

@@ -1,5 +1,6 @@
 """What every mixer of the package promises, checked for each, with its defaults and with other options."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch.autograd import gradgradcheck
 
 from sit_atconv import create_model
-from sit_atconv.models.check.checks import CHECKS, GRIDS, Subject, failure, unfused_forward_derivative
+from sit_atconv.models.check.checks import (
+    CHECKS,
+    GRIDS,
+    Subject,
+    compiles,
+    failure,
+    unfused_forward_derivative,
+)
 from sit_atconv.models.mixers import list_mixers
 from sit_atconv.models.mixers.attend import choose_attention
 
@@ -38,10 +46,16 @@ def test_the_checks_of_the_command(subject: Subject, check: str) -> None:
     assert failure(CHECKS[check], subject) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("subject", DEFAULTS)
 def test_it_is_compiled_without_a_break(subject: Subject) -> None:
-    assert failure(CHECKS["torch.compile"], subject) is None
+    """Traced, forward and backward, for sizes that vary; the code is generated in the next test."""
+    assert failure(partial(compiles, backend="aot_eager"), subject) is None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("subject", ALL)
+def test_the_compiled_code_computes_the_same(subject: Subject) -> None:
+    assert failure(compiles, subject) is None
 
 
 @pytest.mark.parametrize("subject", ALL)

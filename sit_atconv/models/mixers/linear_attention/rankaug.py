@@ -1,7 +1,6 @@
 """Rank-augmented linear attention, RALA (Fan et al. 2025, arXiv 2411.07635)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
@@ -56,13 +55,18 @@ def rank_augmented_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, i
     d = q.shape[-1]
     wide = accumulation_dtype(v.dtype)
     with without_autocast(v.device):
-        q, k = (F.elu(part.to(wide)) + 1 for part in (q, k))
+        q, k = (positive(part.to(wide)) for part in (q, k))
         scores = k @ q.mean(-2).unsqueeze(-1)  # (B, h, N, 1)
         k = k * torch.softmax(d**-0.5 * scores, dim=-2)
         total = q @ k.sum(-2).unsqueeze(-1)  # (B, h, N, 1)
         angles = grid_angles(grid, d // 4, q)
         S = rotate_pairs(k, angles).mT @ v.to(wide)  # (B, h, d, d)
         return (rotate_pairs(q, angles) @ S / (total + EPSILON)).to(v.dtype)
+
+
+def positive(x: Tensor) -> Tensor:
+    """elu(x) + 1. For the gradient of torch's own ELU, compilers expect a layout that it does not have."""
+    return x.clamp(max=0).exp() + x.relu()
 
 
 def grid_angles(grid: tuple[int, int], count: int, like: Tensor) -> Tensor:
