@@ -195,8 +195,7 @@ class SiTPipeline(DiffusionPipeline):
         if set(callback_on_step_end_tensor_inputs) != {"latents"}:
             raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")
         labels = self._labels(class_labels, num_images)
-        if guidance_scale is None:
-            guidance_scale = 4.0 if labels is not None and self.transformer.config.label_dropout else 1.0
+        guidance_scale = self._usual_guidance(labels) if guidance_scale is None else guidance_scale
         chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
         drawing = Drawing(self.transformer, chosen)
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, num_inference_steps, False
@@ -280,6 +279,10 @@ class SiTPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether a callback has asked to stop after the current step."""
         return self._interrupt
+
+    def _usual_guidance(self, labels: Tensor | None) -> float:
+        """As in DiT's pipeline where the model can be guided, else none."""
+        return 4.0 if labels is not None and self.transformer.config.label_dropout else 1.0
 
     def _require_output(self, output_type: str) -> None:
         """Raise `InputError` unless the pipeline can give this type of output."""
