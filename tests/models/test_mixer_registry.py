@@ -235,7 +235,8 @@ def test_an_installed_package_offers_a_mixer(plugin: str, tmp_path: Path) -> Non
         SiT.from_pretrained(tmp_path / "model")
 
 
-def test_mixers_initialise_themselves_last_and_refuse_grids() -> None:
+@pytest.mark.parametrize("entry", ["zeros", {"parallel": ["attention", "zeros"]}])
+def test_mixers_initialise_themselves_last_and_refuse_grids(entry: str | dict) -> None:
     @register_mixer("zeros")
     class Zeros(nn.Module):
         def __init__(self, dim: int, num_heads: int) -> None:
@@ -252,6 +253,7 @@ def test_mixers_initialise_themselves_last_and_refuse_grids() -> None:
         def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
             return self.out(x)
 
-    assert not create_model("SiT-S/2", **TINY, mixer_pattern=["zeros"]).blocks[0].mixer.out.weight.any()
+    mixers = create_model("SiT-S/2", **TINY, mixer_pattern=[entry]).blocks[0].mixer.modules()
+    assert [mixer.out.weight.any().item() for mixer in mixers if isinstance(mixer, Zeros)] == [False]
     with pytest.raises(InputError, match="squares only"):
-        create_model("SiT-S/2", **{**TINY, "input_size": (8, 4)}, mixer_pattern=["zeros"])
+        create_model("SiT-S/2", **{**TINY, "input_size": (8, 4)}, mixer_pattern=[entry])

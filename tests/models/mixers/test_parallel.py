@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sit_atconv import SiT, create_model
 from sit_atconv.config import load_config
 from sit_atconv.errors import InputError
 from sit_atconv.models.flops import forward_flops
-from sit_atconv.models.mixers import describe_pattern, expand_pattern, register_mixer, registry, with_atconv_options
+from sit_atconv.models.mixers import describe_pattern, expand_pattern, registry, with_atconv_options
 from sit_atconv.training.session.finetune import begin_with
 
 TINY = {"input_size": 8, "hidden_size": 32, "num_heads": 2, "depth": 2, "num_classes": 0}
@@ -76,29 +76,6 @@ def test_options_of_atconv_reach_it() -> None:
     pattern = with_atconv_options([{"parallel": ["attention", "atconv"]}], {"pool": "raster"})
     assert pattern == [PAIR]
     assert with_atconv_options([PAIR], {"pool": "raster"}) == [PAIR]
-
-
-def test_mixers_initialise_themselves_and_refuse_grids() -> None:
-    @register_mixer("zeros")
-    class Zeros(nn.Module):
-        def __init__(self, dim: int) -> None:
-            super().__init__()
-            self.out = nn.Linear(dim, dim, bias=False)
-
-        def initialise(self) -> None:
-            nn.init.zeros_(self.out.weight)
-
-        def check_grid(self, grid: tuple[int, int]) -> None:
-            if grid[0] != grid[1]:
-                raise InputError("zeros mixes squares only.")
-
-        def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-            return self.out(x)
-
-    entry = {"parallel": ["attention", "zeros"]}
-    assert not create_model("SiT-S/2", **TINY, mixer_pattern=[entry]).blocks[0].mixer.mixers[1].out.weight.any()
-    with pytest.raises(InputError, match="squares only"):
-        create_model("SiT-S/2", **{**TINY, "input_size": (8, 4)}, mixer_pattern=[entry])
 
 
 def test_plugins_in_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
