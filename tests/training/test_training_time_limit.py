@@ -40,6 +40,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 
 def test_the_run_ends_with_the_step_that_begins_after_its_time_is_over(tmp_path: Path, clock, caplog) -> None:
+    caplog.set_level("INFO")
     run = tmp_path / "run"
     extra = "--training.max_seconds 3.5 --training.steps 1000 --log.every 2 --log.checkpoint_every 400"
     extra += " --preview.every 2 --training.power_ema [0.1] --training.power_ema_every 3"
@@ -80,7 +81,8 @@ def test_time_goes_on_where_it_was_after_a_kill(tmp_path: Path, clock, monkeypat
 
 def test_a_kill_before_the_last_step_is_made_good(tmp_path: Path, clock, monkeypatch) -> None:
     """There is a checkpoint of after the limit, but not of the last step, with its line and its grid."""
-    extra = "--training.max_seconds 2 --training.steps 1000 --log.checkpoint_every 1 --preview.every 500 --log.every 500"
+    extra = "--training.max_seconds 2 --training.steps 1000 --log.checkpoint_every 1"
+    extra += " --preview.every 500 --log.every 500"
     with monkeypatch.context() as patched:
         stop_in_step(patched, 3)
         with pytest.raises(KeyboardInterrupt):
