@@ -119,8 +119,13 @@ class ShardDataset(LatentDataset):
         return rows
 
     def _labels(self, indices: Sequence[int]) -> Tensor:
-        located = [self._locate(index) for index in indices]
-        return torch.tensor([int(self._reader(shard).labels[row]) for shard, row in located], dtype=torch.int64)
+        indices = np.asarray(indices)
+        shards = np.searchsorted(self._ends, indices, side="right")
+        labels, order = np.empty(len(indices), np.int64), np.argsort(shards, kind="stable")
+        found, first = np.unique(shards[order], return_index=True)
+        for shard, here in zip(found.tolist(), np.split(order, first[1:]), strict=False):  # one empty part of none
+            labels[here] = self._reader(shard).labels.numpy()[indices[here] - self.shard_range(shard).start]
+        return torch.from_numpy(labels)
 
     def _image(self, index: int) -> np.ndarray:
         shard, row = self._locate(index)
