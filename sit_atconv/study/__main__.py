@@ -1,7 +1,8 @@
 """Compare rows of configurations over seeds: `python -m sit_atconv.study STUDY.yaml --out DIR`.
 
 Trains, samples and scores every cell (row, budget, seed) with the programs of this checkout, and writes
-DIR/report.html. The same command continues a study that was interrupted. `python -m sit_atconv.study costs` measures what mixers cost.
+DIR/report.html. The same command continues a study that was interrupted. `python -m sit_atconv.study costs` measures
+what mixers cost.
 """
 
 from sit_atconv.runtime.terminal import leave_when_interrupted
