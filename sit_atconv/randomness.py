@@ -28,6 +28,9 @@ class Stream(IntEnum):
     BOOTSTRAP = 8
     PROBE = 9  # random signs that estimate a divergence
     DEQUANTISATION = 10
+    HELD_OUT = 11  # which rows of a data set are held out
+    HELD_OUT_POSTERIOR = 12  # the posterior samples and the noise of the held-out loss
+    HELD_OUT_NOISE = 13
 
 
 def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:

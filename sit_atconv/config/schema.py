@@ -25,6 +25,7 @@ NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e6)]
 ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
 
 
@@ -76,12 +77,15 @@ class DataConfig:
         flip: mirror half of the images (the data must have been prepared with flips).
         workers: loader processes for each training process.
         verify: check every shard against its digest before the first step.
+        heldout: what the held-out loss is measured on: a share of the data, such as 0.05, which is then not trained on
+            and the same for every seed; or the path or name of other data, as for `path`; null for nothing.
     """
 
     path: Text = "data/imagenet256"
     flip: bool = False
     workers: Annotated[int, Meta(ge=0, le=1_024)] = 2
     verify: bool = True
+    heldout: OpenUnitInterval | Text | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,8 @@ class OptimizerConfig:
         eps: added to the denominator.
         clip_norm: gradients with a larger global norm are scaled down to it; null for no clipping.
         warmup_steps: steps of linear warm-up from 0.
-        schedule: "constant", as in all published runs, or "linear" decay to 0 at the last step, for short runs.
+        schedule: "constant", as in all published runs, or "linear" decay to 0 at the last step, for short runs; with
+            training.max_seconds, by the share of the steps or of the time, whichever is larger.
     """
 
     lr: PositiveFloat = 1e-4
@@ -171,6 +176,8 @@ class TrainingConfig:
 
     Args:
         steps: optimizer steps.
+        max_seconds: seconds of training after which a run ends before its last step; null for no limit. Checkpoints,
+            grids and evaluations do not count.
         batch_size: images per step, over all processes and micro-batches.
         accumulation: micro-batches per step.
         precision: "bf16" runs the network in autocast; weights, losses and EMA stay in fp32. "fp16" does the same with
@@ -189,6 +196,7 @@ class TrainingConfig:
     """
 
     steps: Steps = 400_000
+    max_seconds: Seconds | None = None
     batch_size: Number = 256
     accumulation: Number = 1
     precision: Literal["no", "bf16", "fp16"] = "bf16"
@@ -252,12 +260,16 @@ class PreviewConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Scores of samples drawn from the averaged weights during training, by all processes, as evaluate_fid.py does.
+    """Scores of the averaged weights during training, by all processes: of samples, as evaluate_fid.py does, the loss of
+    held-out data, or both.
 
-    The checkpoint with the lowest Fréchet distance so far is marked as checkpoints/best and kept.
+    The checkpoint with the lowest Fréchet distance so far, or without a reference the lowest held-out loss, is marked
+    as checkpoints/best and kept.
 
     Args:
-        reference: what to compare with, as for evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8".
+        reference: what samples are compared with, as for evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8";
+            null for no samples.
+        loss: measure the loss of data.heldout.
         every: steps between evaluations.
         samples: number of samples to draw.
         features: "inception", "pixels" or "timm:MODEL".
@@ -269,7 +281,8 @@ class EvaluationConfig:
         interval: times within which guidance acts.
     """
 
-    reference: Text
+    reference: Text | None = None
+    loss: bool = False
     every: Steps = 50_000
     samples: Number = 5_000
     features: Text = "inception"

@@ -58,6 +58,10 @@ class LatentDataset(ABC):
         be added to the data.
         """
 
+    def row(self, index: int) -> int:
+        """The number of a sample in the whole data set, of which this one may be a part."""
+        return index
+
     @abstractmethod
     def where(self, index: int) -> str:
         """File and row of a sample, for messages."""

@@ -29,18 +29,28 @@ def encoded_batches(
 
     Labels are the model's, by name where both have names. Raises `InputError` for a class that the model lacks.
     """
-    numbers = torch.tensor([-1 if n is None else n for n in dataset.classes.numbers_in(model.classes)])
     for first in range(0, len(rows), batch_size):
         chunk = list(rows[first : first + batch_size])
         batch = dataset.read(chunk, [False] * len(chunk))
         noise = keyed_normal(seed, Stream.POSTERIOR, chunk, dataset.latent_shape)
         latents = sample_posterior(batch["moments"], noise, dataset.latents).to(model.device)
-        labels = numbers[batch["label"]] if model.config.num_classes else None
-        if labels is not None and (labels < 0).any():
-            row = int(labels.argmin())
-            missing = dataset.classes.title(int(batch["label"][row]))
-            raise InputError(f"{dataset.where(chunk[row])} is of the class '{missing}', which the model does not have.")
-        yield EncodedBatch(latents, labels, chunk)
+        yield EncodedBatch(latents, labels_for(model, dataset, batch["label"], chunk), chunk)
+
+
+def labels_for(model: SiT, dataset: LatentDataset, labels: Tensor, rows: Sequence[int]) -> Tensor | None:
+    """The model's labels, (b,) int64, for the data's `labels` (b,) of these rows; None for an unconditional model.
+
+    By name where both have names. Raises `InputError` for a class that the model lacks.
+    """
+    if not model.config.num_classes:
+        return None
+    numbers = torch.tensor([-1 if n is None else n for n in dataset.classes.numbers_in(model.classes)])
+    found = numbers[labels]
+    if (found < 0).any():
+        row = int(found.argmin())
+        missing = dataset.classes.title(int(labels[row]))
+        raise InputError(f"{dataset.where(rows[row])} is of the class '{missing}', which the model does not have.")
+    return found
 
 
 def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:

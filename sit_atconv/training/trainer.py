@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ from sit_atconv.training.session.zero import uses_zero
 from sit_atconv.training.state import gather_state, restore_state
 from sit_atconv.training.watch.drawing import sampler_settings
 from sit_atconv.training.watch.evaluation import Evaluation
+from sit_atconv.training.watch.heldout_loss import HeldOutLoss
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
 from sit_atconv.training.watch.trackers import begin_trackers, show_picture
@@ -72,10 +74,10 @@ def train(config: Config, run: Path, resume: str | None = None, ends_process: bo
                 require_known_data(notes, state, run)
                 notes += position.restore(state)
                 logger.info("Continuing %s from step %d.", run, position.step)
-            if position.step >= config.training.steps:
+            if position.complete:
                 if accelerator.is_main_process:
                     remove_leftovers(run)  # of a kill while old checkpoints were removed at the end
-                logger.info("%s is complete: all %d steps are done.", run, position.step)
+                logger.info("%s is complete: %s.", run, position.ending)
                 return
             trainer = Trainer(session, run, checkpoints, position)
 
@@ -106,31 +108,38 @@ class Trainer:
         self.log = RunLog(run / "log.jsonl", accelerator)
         self.place = Place(run, "training", "--run") if accelerator.is_main_process else None
         self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
-        self.preview, self.evaluation, seed = None, None, config.training.seed
-        for drawing in (config.preview if config.preview.every else None, config.evaluation):
+        self.preview, seed = None, config.training.seed
+        self.evaluations: list[Evaluation | HeldOutLoss] = []
+        scored = config.evaluation is not None and config.evaluation.reference is not None
+        for drawing in (config.preview if config.preview.every else None, config.evaluation if scored else None):
             if drawing is not None:  # refuse impossible settings now, not at the first grid
                 Drawing(accelerator.unwrap_model(session.model), sampler_settings(drawing))
         if config.preview.every and accelerator.is_main_process:
             device = accelerator.device
             self.preview = Preview(config.preview, session.dataset, run / "samples", seed, device)
-        if config.evaluation is not None:
-            self.evaluation = Evaluation(config.evaluation, session.dataset, seed, accelerator)
+        if scored:  # the first of these decides on the best checkpoint
+            self.evaluations.append(Evaluation(config.evaluation, session.dataset, seed, accelerator))
+        if config.evaluation is not None and config.evaluation.loss:
+            self.evaluations.append(HeldOutLoss(session.heldout, config.evaluation.batch_size, accelerator))
 
     def run(self, notes: list[str], termination: Termination) -> bool:
-        """Train until the last step or SIGTERM; returns whether it was SIGTERM. `notes` go to the log."""
+        """Train until the last step, or that of SIGTERM; returns whether it was SIGTERM. `notes` go to the log."""
         self.open(notes)
         steps, silent = self.session.config.training.steps, not self.session.accelerator.is_main_process
-        self.interval = Interval(self.session)
+        self.interval = Interval(self.session, self.position.seconds)
         bar = tqdm(initial=self.position.step, total=steps, unit="step", desc="training", disable=silent)
         with bar as progress, ended(self.batches), logging_redirect_tqdm():  # messages go above the bar
-            while self.position.step < steps:
+            while not self.position.complete:
                 self.step()
                 progress.update()
                 if shown := self.after_step():
                     progress.set_postfix(shown, refresh=False)
-                if termination.requested():
+                if termination.requested(0.0 if silent else self.interval.seconds):
                     logger.info("Stopping as asked: %s is written, the same command goes on from it.", self.save())
                     return True
+                self.position.seconds = max(self.position.seconds, termination.seconds)
+        if self.position.out_of_time:
+            logger.info("%s is complete: %s.", self.directory, self.position.ending)
         termination.settle()
         return False
 
@@ -153,9 +162,9 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step over all micro-batches; skipped on the device when loss or gradient are not finite."""
         session, position = self.session, self.position
-        position.step += 1
+        position.begin_step()
         for group in session.optimizer.param_groups:
-            group["lr"] = learning_rate(session.config, position.step)
+            group["lr"] = learning_rate(session.config, position.step, position.seconds)
         terms = train_step(session, lambda: self.interval.fetch(self.batches))
         finite = terms["grad_norm"].isfinite()
         session.averages.update(position.step, finite)
@@ -168,7 +177,7 @@ class Trainer:
         config, step = self.session.config, self.position.step
         if self.place is not None and not self.place.is_there:
             raise TrainingStopped(self.place.gone)
-        last = step == config.training.steps
+        last = self.position.complete
 
         def due(every: int | None) -> bool:
             return bool(every) and (last or step % every == 0)
@@ -199,7 +208,7 @@ class Trainer:
             "images": images,
             "epoch": images / len(session.dataset),
             **position.averages.read(),
-            "lr": learning_rate(session.config, position.step),
+            "lr": learning_rate(session.config, position.step, position.seconds),
             "skipped": position.guard.check(),
             **self.interval.read(position.step),
         }
@@ -209,7 +218,8 @@ class Trainer:
 
     def note_first_weights(self) -> None:
         """Say how much of the averages are the weights that the run began with, if it is notable."""
-        note = self.of_first_weights(first_weights_note)
+        steps = self.position.step if self.position.complete else self.session.config.training.steps
+        note = self.of_first_weights(partial(first_weights_note, steps=steps))
         if note is not None:
             logger.warning("%s", note)
             self.log.note(self.position.step, note)
@@ -230,9 +240,11 @@ class Trainer:
     def evaluate(self) -> bool:
         """Score the averaged weights, log the scores, and say whether they are the best so far."""
         with self.interval.paused():
-            scores = self.evaluation.scores(self.session.averages.model())
+            model, scores = self.session.averages.model(), {}
+            for evaluation in self.evaluations:
+                scores |= evaluation.scores(model)
         self.log.write({"step": self.position.step, **scores})
-        return self.position.note_score(next(iter(scores.values())))
+        return self.position.note_score(*next(iter(scores.items())))
 
     def save_power_averages(self) -> None:
         """Write a snapshot of the power-function averages; called before the checkpoint of the same step."""
@@ -248,7 +260,7 @@ class Trainer:
         if self.newest is None or self.newest[0] != step:
             with self.interval.paused():
                 self.position.guard.check()
-                write = gather_state(self.session, self.position.state())
+                write = gather_state(self.session, self.position.state(self.interval.seconds))
                 self.newest = step, self.checkpoints.save(step, write)
         return self.newest[1]
 

@@ -119,8 +119,13 @@ class ShardDataset(LatentDataset):
         return rows
 
     def _labels(self, indices: Sequence[int]) -> Tensor:
-        located = [self._locate(index) for index in indices]
-        return torch.tensor([int(self._reader(shard).labels[row]) for shard, row in located], dtype=torch.int64)
+        indices = np.asarray(indices)
+        shards = np.searchsorted(self._ends, indices, side="right")
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        for shard in np.unique(shards).tolist():
+            here = torch.from_numpy(np.flatnonzero(shards == shard))
+            labels[here] = self._reader(shard).labels[torch.from_numpy(indices)[here] - self.shard_range(shard).start]
+        return labels
 
     def _image(self, index: int) -> np.ndarray:
         shard, row = self._locate(index)

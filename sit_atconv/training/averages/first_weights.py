@@ -7,12 +7,12 @@ from sit_atconv.models.checkpoint import NOTABLE_SHARE, percent
 from sit_atconv.training.averages.ema import WeightAverages
 
 
-def first_weights_note(averages: WeightAverages, step: int, skipped: int, config: Config) -> str | None:
+def first_weights_note(averages: WeightAverages, step: int, skipped: int, config: Config, steps: int) -> str | None:
     """How much of the averages after `step` are the weights that the run began with, and what to do about it.
 
-    None when it is no more than 1 % of each.
+    `steps` are those of the whole run. None when it is no more than 1 % of each.
     """
-    shares, steps = averages.first_shares(step, skipped), config.training.steps
+    shares = averages.first_shares(step, skipped)
     over = [name for name, share in shares.items() if share > NOTABLE_SHARE]
     if not over:
         return None

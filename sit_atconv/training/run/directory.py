@@ -25,6 +25,7 @@ _FREE = (
     "training.accumulation",
     "training.power_ema_every",
 )
+_ENDS = ("training.steps:", "training.max_seconds:")
 
 
 def check_run_directory(run: Path, config: Config) -> list[str]:
@@ -36,11 +37,13 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
     if path.exists():
         begun = load_config(path)
         changed = config_differences(_plain(begun), _plain(config))
-        free = (*_FREE, "training.steps") if begun.optimizer.schedule == "constant" else _FREE
+        free = (*_FREE, *_ENDS) if begun.optimizer.schedule == "constant" else _FREE
         free = (*free, "data.path") if any((run / "checkpoints").glob("step-*")) else free  # it knows its data
+        if not any(isinstance(each.data.heldout, float) for each in (begun, config)):
+            free = (*free, "data.heldout")  # other data, which training does not see
         refused = [line for line in changed if not line.startswith(free)]
         if refused:
-            ends = any(line.startswith("training.steps:") for line in refused)
+            ends = any(line.startswith(_ENDS) for line in refused)
             why = (
                 " A linear schedule's steps depend on where it ends: only a constant one can be lengthened."
                 if ends

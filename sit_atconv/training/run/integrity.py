@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -44,6 +44,9 @@ class PositionFile(TypedDict):
     averages: AverageSums
     guard: SkippedSteps
     best: tuple[Count, float] | None
+    measure: NotRequired[str | None]  # earlier versions did not write these three
+    seconds: NotRequired[float]
+    out_of_time: NotRequired[bool]
     files: dict[str, FileFacts]
     sha256: Sha256
 

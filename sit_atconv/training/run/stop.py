@@ -21,7 +21,7 @@ class TrainingStopped(SystemExit):
 class Termination:
     """Notices SIGTERM, which schedulers send some time before they kill, and stops all processes at the same step.
 
-    The processes inform one another by an asynchronous all-reduce on the CPU, begun at one step and read at the next,
+    It also gives all processes the same clock, `seconds`: that of the main process. The processes inform one another by an asynchronous all-reduce on the CPU, begun at one step and read at the next,
     so no device is waited for. Use it as a context manager: on exit the previous handler of SIGTERM is restored or, if
     `ends_process` and without an error, SIGTERM is ignored. After `requested` returned True, or after `settle`, no
     communication between the processes is pending.
@@ -31,6 +31,7 @@ class Termination:
         self._received, self._ends_process = False, ends_process
         self._group = dist.new_group(backend="gloo", timeout=WAIT_FOR_WORK) if processes > 1 else None
         self._asked: tuple[dist.Work, torch.Tensor] | None = None
+        self.seconds = 0.0
 
     def __enter__(self) -> "Termination":
         self._previous = signal.signal(signal.SIGTERM, self._notice)
@@ -42,24 +43,30 @@ class Termination:
         ignored = self._ends_process and kind is None
         signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else self._previous)
 
-    def requested(self) -> bool:
-        """Whether to stop: the same answer on all processes. Each calls it once a step."""
+    def requested(self, seconds: float) -> bool:
+        """Whether to stop: the same answer on all processes. Each calls it once a step.
+
+        `seconds` is the main process's clock, and 0 on the others; `self.seconds` becomes what it was then, or a step
+        before if there are several processes.
+        """
         if self._group is None:
+            self.seconds = seconds
             return self._received
         if self.settle():
             return True
-        flag = torch.tensor(int(self._received))
-        self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True), flag
+        told = torch.tensor([float(self._received), seconds], dtype=torch.float64)
+        self._asked = dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True), told
         return False
 
     def settle(self) -> bool:
         """Wait for the pending all-reduce and return its result; False if none is pending."""
         if self._asked is None:
             return False
-        work, flag = self._asked
+        work, told = self._asked
         work.wait()
         self._asked = None
-        return bool(flag)
+        received, self.seconds = told.tolist()
+        return bool(received)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._received = True

@@ -59,7 +59,7 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
     return model
 
 
-def require_undamaged(config: Config, dataset: LatentDataset, accelerator: Accelerator) -> None:
+def require_undamaged(dataset: LatentDataset, accelerator: Accelerator) -> None:
     """Compare the data's files with their digests; the processes of a machine divide the files. All processes call it.
 
     Raises `InputError` on all processes when a file differs.

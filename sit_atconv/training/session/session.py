@@ -26,6 +26,7 @@ from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
 from sit_atconv.training.session.build import build_model, build_teachers, require_trackers, require_undamaged
 from sit_atconv.training.session.finetune import begin_with
+from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.session.launcher import require_launcher_of
 from sit_atconv.training.session.objective import Objective, draw_fields
 from sit_atconv.training.session.projectors import begin_projectors
@@ -34,7 +35,10 @@ from sit_atconv.training.session.zero import asked_for_zero, begin_moments, conf
 
 @dataclass
 class Session:
-    """`objective` and `optimizer` are `bare` and `adam` as wrapped by Accelerate; `model` is the network in `bare`."""
+    """`objective` and `optimizer` are `bare` and `adam` as wrapped by Accelerate; `model` is the network in `bare`.
+
+    `dataset` is what is trained on, `heldout` what is held out, if anything.
+    """
 
     config: Config
     accelerator: Accelerator
@@ -46,6 +50,7 @@ class Session:
     optimizer: Optimizer
     averages: WeightAverages
     teachers: list[Teacher | CachedTeacher]
+    heldout: LatentDataset | None = None
 
     def loader(self, start_step: int) -> DataLoader:
         """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch cannot be divided."""
@@ -79,29 +84,33 @@ class Session:
         return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
 
     def batch_indices(self, step: int) -> list[int]:
-        """The samples in the global batch of step 1, 2, …, over all processes and micro-batches."""
+        """The rows of the data in the global batch of step 1, 2, …, over all processes and micro-batches."""
         settings = self.config.training
         positions = range((step - 1) * settings.batch_size, step * settings.batch_size)
-        return [index_at(position, len(self.dataset), settings.seed) for position in positions]
+        return [self.dataset.row(index_at(position, len(self.dataset), settings.seed)) for position in positions]
 
 
 def build_session(config: Config, run: Path) -> Session:
     """Open data and teachers, build the model, hand it to Accelerate; raises `InputError` where they do not agree."""
     require_trackers(config.log.trackers)
+    require_measure(config)
     accelerator = _accelerator(config, run)
     device = accelerator.device
     live = config.alignment is not None and any(not teacher.cached for teacher in config.alignment.teachers)
-    dataset = open_dataset(config.data.path, images=live)
+    dataset, heldout = split_data(config, open_dataset(config.data.path, images=live))
 
     # Initial weights are drawn on the CPU, so they are the same on every process and device.
     torch.manual_seed(config.training.seed)
     model = build_model(config, dataset)
+    if heldout is not None:
+        require_measurable(model, heldout, f"data.heldout {config.data.heldout}", dataset.num_classes)
     begun = any((run / "checkpoints").glob("step-*"))  # then a checkpoint has the weights, and init_from need not exist
     if config.model.init_from is not None and not begun:
         begin_with(model, config.model.init_from)
     teachers = build_teachers(config, dataset, device)
     if config.data.verify:
-        require_undamaged(config, dataset, accelerator)
+        for each in (dataset, heldout) if isinstance(config.data.heldout, str) else (dataset,):
+            require_undamaged(each, accelerator)
     bare = Objective(model, config.flow, config.alignment, tuple(teacher.dim for teacher in teachers)).to(device)
     if config.model.init_from is not None and config.alignment and not begun:
         begin_projectors(bare.projectors, config.alignment, config.model.init_from)
@@ -118,7 +127,7 @@ def build_session(config: Config, run: Path) -> Session:
     if uses_zero(accelerator):
         begin_moments(adam, bare.parameters())
     averages = WeightAverages(model, twin, profiles(config.training))
-    return Session(config, accelerator, dataset, model, bare, objective, adam, optimizer, averages, teachers)
+    return Session(config, accelerator, dataset, model, bare, objective, adam, optimizer, averages, teachers, heldout)
 
 
 def _accelerator(config: Config, run: Path) -> Accelerator:

@@ -27,15 +27,24 @@ _HALF_PRECISION_PEAKS = {
 
 
 class Interval:
-    """Time since the last line of the log: in total, waiting for data, and not spent on training."""
+    """Time of training: in all, and since the last line of the log, of which some is spent waiting for data.
 
-    def __init__(self, session: Session) -> None:
+    `before` are the seconds of training before this start of the run.
+    """
+
+    def __init__(self, session: Session, before: float = 0.0) -> None:
         self._session = session
         self._flops = training_flops(session.model, session.dataset.latent_shape)
+        self._zero, self._paused_at = time.perf_counter() - before, None
         self._start()
 
     def _start(self) -> None:
-        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._began, self._waited, self._steps = self.seconds, 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, without what `paused` excludes."""
+        return (self._paused_at or time.perf_counter()) - self._zero
 
     def fetch(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The next micro-batch; adds the time it took to the time spent waiting."""
@@ -53,27 +62,31 @@ class Interval:
         """Exclude checkpoints, previews and scores from the time of the steps."""
         if self._session.accelerator.device.type != "cpu":
             torch.accelerator.synchronize()  # work still running belongs to the steps
-        stopped = time.perf_counter()
+        self._paused_at = time.perf_counter()
         yield
-        self._began += time.perf_counter() - stopped
+        self._zero += time.perf_counter() - self._paused_at
+        self._paused_at = None
 
     def read(self, step: int) -> dict[str, Any]:
         """Speed since the last call, of the slowest process; the device must be idle. All processes call it."""
         config, accelerator = self._session.config, self._session.accelerator
         mine = (self._waited / self._steps, peak_memory_gib(accelerator.device))
         wait, memory = (max(values) for values in zip(*gather_object([mine]), strict=True))
-        seconds = (time.perf_counter() - self._began) / self._steps
+        total, limit = self.seconds, config.training.max_seconds
+        seconds = (total - self._began) / self._steps
+        left = seconds * (config.training.steps - step)
         images_per_second = config.training.batch_size / seconds
         peak = peak_flops(accelerator.device, config.training.precision)
         self._start()
         return {
+            "seconds": total,
             "images_per_second": images_per_second,
             "seconds_per_step": seconds,
             "data_seconds": wait,
             "compute_seconds": seconds - wait,
             "mfu": images_per_second * self._flops / (peak * accelerator.num_processes) if peak else None,
             "memory_gib": memory,
-            "hours_left": seconds * (config.training.steps - step) / 3600,
+            "hours_left": (left if limit is None else min(left, max(limit - total, 0))) / 3600,
         }
 
 
