@@ -17,6 +17,7 @@ from sit_atconv.study.options import check_agreement, check_sampling, check_scor
 from sit_atconv.study.plan import CellName, Plan, absolute
 from sit_atconv.study.room import Needed, bytes_of_cell
 from sit_atconv.training.session.build import build_model, require_trackers
+from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 
 PROGRAMS = ("train.py", "sample.py", "evaluate_fid.py")
 
@@ -71,14 +72,19 @@ def _built(config: Config, row: str) -> tuple[LatentDataset, SiT]:
     """The data and the model of a row, the latter without memory."""
     try:
         require_trackers(config.log.trackers)
+        require_measure(config)
         teachers = config.alignment.teachers if config.alignment else ()
         dataset = open_dataset(config.data.path, images=any(not teacher.cached for teacher in teachers))
+        dataset, heldout = split_data(config, dataset)
         if config.model.init_from is not None and not Path(config.model.init_from).is_dir():
             raise InputError(f"model.init_from {config.model.init_from} is not a folder.")
         if config.evaluation is not None and config.evaluation.reference is not None:
             require_source(config.evaluation.reference)
         with torch.device("meta"):
-            return dataset, build_model(config, dataset)
+            model = build_model(config, dataset)
+        if heldout is not None:
+            require_measurable(model, heldout, f"data.heldout {config.data.heldout}", dataset.num_classes)
+        return dataset, model
     except InputError as error:
         raise InputError(f"The row {row}: {error}") from error
 

@@ -1,7 +1,7 @@
 """A study's folder: the plan it was begun with, and what a later plan may add to it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ STUDY = "study.yaml"  # the resolved plan; its base configuration is beside it
 
 def require_same_study(plan: Plan, base: Config, folder: Path) -> None:
     """Raise `InputError` unless `folder` is new, empty, or holds a study that this plan is or extends."""
-    path = folder / STUDY
+    path, holds_none = folder / STUDY, InputError(f"{folder} exists and holds no study: choose another --out.")
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {folder / LOCK, *leftovers(folder)}):
-            raise InputError(f"{folder} exists and holds no study: choose another --out.")
+            raise holds_none
         return
     begun = read_plan(path)
+    if Path(begun.config) != folder / CONFIG:  # somebody's own file of that name
+        raise holds_none
     differences = config_differences(*(yaml.safe_load(each.to_yaml()) for each in (load_config(begun.config), base)))
     if differences := [*(f"config: {line}" for line in differences), *_differences(begun, plan)]:
         raise InputError(
@@ -38,9 +40,11 @@ def begin_folder(plan: Plan, base: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "written", "--out", wait=True):
         remove_leftovers(folder)
-        for name, text in ((CONFIG, base.to_yaml()), (STUDY, _resolved(plan))):
-            if not (folder / name).exists() or (folder / name).read_text() != text:
-                write_text(folder / name, text)
+        if not (folder / CONFIG).exists():
+            write_text(folder / CONFIG, base.to_yaml())
+        plan = replace(plan, config=str(folder / CONFIG))
+        if not (folder / STUDY).exists() or read_plan(folder / STUDY) != plan:
+            write_text(folder / STUDY, _resolved(plan))
 
 
 def _resolved(plan: Plan) -> str:
