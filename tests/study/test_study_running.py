@@ -80,7 +80,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(lines: dict, tmp_path: P
     held = cell_folder(tmp_path, CELLS[0])
     script = (
         "import sys, time; from pathlib import Path; from sit_atconv.runtime.lock import lock_folder\n"
-        "with lock_folder(Path(sys.argv[1]), 'run', '--out'): print(flush=True); time.sleep(60)"
+        "with lock_folder(Path(sys.argv[1]), 'run', '--out'): print(flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(held)], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -95,7 +95,9 @@ def test_a_cell_that_another_process_runs_is_left_alone(lines: dict, tmp_path: P
 def test_a_signal_is_handed_on_and_what_the_program_does_then_is_waited_for(
     lines: dict, tmp_path: Path, number: int
 ) -> None:
-    lines["a"] = "trap 'echo saved > $OUT.saved; exit 143' TERM; touch $OUT.begun; while :; do sleep 0.05; done"
+    lines["a"] = (
+        "trap 'echo saved > $OUT.saved; exit 143' TERM; touch $OUT.begun; for i in $(seq 2000); do sleep 0.05; done"
+    )
     begun = cell_folder(tmp_path, CELLS[0]) / "result.begun"
     sender = threading.Thread(target=lambda: (wait_for(begun), os.kill(os.getpid(), number)))
     sender.start()
@@ -110,7 +112,7 @@ def test_a_signal_is_handed_on_and_what_the_program_does_then_is_waited_for(
 
 
 def test_the_second_signal_kills(lines: dict, tmp_path: Path) -> None:
-    lines["a"] = "trap 'touch $OUT.asked' TERM; touch $OUT.begun; while :; do sleep 0.05; done"
+    lines["a"] = "trap 'touch $OUT.asked' TERM; touch $OUT.begun; for i in $(seq 2000); do sleep 0.05; done"
     out = cell_folder(tmp_path, CELLS[0]) / "result"
 
     def send() -> None:
@@ -129,10 +131,10 @@ def test_a_killed_study_leaves_no_program_running(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from sit_atconv.study.commands import Command\n"
         "from sit_atconv.study.plan import CellName; from sit_atconv.study.work import Work\n"
-        "folder = Path(sys.argv[1]); line = f'echo $$ > {folder}/new; mv {folder}/new {folder}/pid; sleep 60'\n"
+        "folder = Path(sys.argv[1]); line = f'echo $$ > {folder}/new; mv {folder}/new {folder}/pid; sleep 600'\n"
         "command = Command('working', ('/bin/sh', '-c', line), (folder / 'x',))\n"
         "work = Work(CellName('a', 'steps', 0), [command], folder, 'm', {})\n"
-        "work.advance(); time.sleep(60)"
+        "work.advance(); time.sleep(600)"
     )
     study = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     wait_for(tmp_path / "pid")
@@ -170,7 +172,7 @@ def test_of_a_progress_bar_only_the_last_state_is_shown(tmp_path: Path) -> None:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
