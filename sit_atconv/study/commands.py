@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError
+from sit_atconv.models.mixers.plugins import VARIABLE
 from sit_atconv.runtime.reading import read_json
 from sit_atconv.runtime.whole_files import followed
 from sit_atconv.study.plan import CellName, Options, Plan
@@ -31,13 +32,15 @@ class Position:
 class Command:
     """A program of a cell: the words of its command line, and what says that its result is complete.
 
-    `module` is whether it is started with -m, for which the working directory must be the checkout.
+    `module` is whether it is started with -m, for which the working directory must be the checkout. `variables` are
+    those of its environment that it needs.
     """
 
     name: str
     words: tuple[str, ...]
     results: tuple[Path, ...] = ()
     module: bool = False
+    variables: tuple[tuple[str, str], ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -47,7 +50,10 @@ class Command:
     @property
     def line(self) -> str:
         """For a shell."""
-        return f"cd {shlex.quote(str(ROOT))} && {shlex.join(self.words)}" if self.module else shlex.join(self.words)
+        there = f"cd {shlex.quote(str(ROOT))} && " if self.module else ""
+        return (
+            there + "".join(f"{name}={shlex.quote(value)} " for name, value in self.variables) + shlex.join(self.words)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ def cell_commands(plan: Plan, folder: Path, cell: CellName) -> list[Command]:
         options = {"seed": cell.seed, **plan.sampling}  # the same noise for all rows, other noise for other seeds
         checkpoint = run / "checkpoints" / "latest" / "model"
         words = _program("sample.py", "--checkpoint", checkpoint, "--out", samples, *option_words(options))
-        commands.append(Command("sampling", words, (samples / "samples.npz", samples / "grid.png")))
+        results = (samples / "samples.npz", samples / "grid.png")
+        plugins = ",".join(plan.keys(cell.row).get("model.plugins") or ())  # which train.py has as a key
+        commands.append(Command("sampling", words, results, variables=((VARIABLE, plugins),) if plugins else ()))
     for number, options in enumerate(plan.scores):
         out = at / f"scores-{number}.json"
         given = ("--samples", samples / "samples.npz", "--json", out, *option_words(options))

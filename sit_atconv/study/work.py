@@ -100,7 +100,7 @@ class Work:
             self._program = subprocess.Popen(
                 self._command.words,
                 cwd=ROOT if self._command.module else None,
-                env=self._environment,
+                env={**self._environment, **dict(self._command.variables)},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

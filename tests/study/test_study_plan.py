@@ -131,6 +131,13 @@ def test_the_seed_of_the_samples_may_be_chosen(tmp_path: Path) -> None:
     assert "--seed 7" in cell_commands(plan, tmp_path, CellName("atconv", "steps", 3))[1].line
 
 
+def test_programs_that_open_a_model_are_told_of_its_plugins(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, changed("attention: {", "attention: {model.plugins: [mine, yours], "))
+    train, sample, *_ = (command.line for command in cell_commands(plan, tmp_path, CellName("attention", "steps", 0)))
+    assert """--model.plugins '["mine", "yours"]'""" in train
+    assert sample.startswith("SITATCONV_PLUGINS=mine,yours ")
+
+
 def test_the_folder_holds_a_study_that_can_be_read_and_extended(tmp_path: Path) -> None:
     plan, out = plan_of(tmp_path), tmp_path / "out"
     base = load_base(plan)
