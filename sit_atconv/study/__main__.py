@@ -110,6 +110,8 @@ def report(plan: Plan, folder: Path, command: str) -> None:
     study = collected(plan, folder, command)
     with lock_folder(folder, "written", "--out", wait=True):
         write_report(study, folder)
+    if "; " in study.machine:
+        log.warning("The cells ran in different places, so compare their times with care: %s.", study.machine)
     done = sum(cell.state == "done" for cell in study.cells)
     log.info("%d of %d cells are done. The report: %s", done, len(study.cells), folder / "report.html")
 

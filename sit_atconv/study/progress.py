@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,7 +18,15 @@ from sit_atconv.study.plan import CellName, Plan
 log = logging.getLogger(__name__)
 
 _EVERY, _EVERY_IN_A_FILE = 1, 60  # seconds between lines on a terminal, and elsewhere
-_TAIL = 4_096  # bytes at the end of a log that hold its last line
+_TAIL = 8_192  # bytes at the end of a log that hold its last lines
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The part of a run's log line that says how far it is."""
+
+    step: int
+    seconds: float
 
 
 class Progress:
@@ -68,11 +77,17 @@ class Progress:
 
     def _share(self, cell: CellName) -> tuple[int, float]:
         """The last logged step of a cell, and the share of its training that is done."""
-        with contextlib.suppress(OSError, InputError):
-            with (cell_folder(self._folder, cell) / "run" / "log.jsonl").open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-                last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-            line = parse_json(last, dict[str, object], "the last line")
-            done = line.get("step" if cell.budget == "steps" else "seconds", 0)
-            return int(line.get("step", 0)), min(1.0, done / self._plan.budgets.given()[cell.budget])
+        for line in _last_lines(cell_folder(self._folder, cell) / "run" / "log.jsonl"):
+            with contextlib.suppress(InputError):  # a note, scores, or a line that is cut off
+                step = parse_json(line, _Step, "the line")
+                done = step.step if cell.budget == "steps" else step.seconds
+                return step.step, min(1.0, done / self._plan.budgets.given()[cell.budget])
         return 0, 0.0
+
+
+def _last_lines(path: Path) -> list[bytes]:
+    """Some of the last lines of a file, the last one first; none if it is not there."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        return file.read().splitlines()[::-1]
+    return []

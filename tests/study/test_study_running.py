@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import lock_folder
-from sit_atconv.study import running
+from sit_atconv.study import progress, running
 from sit_atconv.study.commands import Command, cell_folder
 from sit_atconv.study.plan import Budgets, CellName, Plan
 from sit_atconv.study.running import Outcome, Runner, places
@@ -176,3 +177,27 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_progress_follows_the_log_and_estimates_the_time_left(tmp_path: Path, monkeypatch, caplog) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.Progress(PLAN, tmp_path, 4, tqdm(disable=True))
+    run = cell_folder(tmp_path, CELLS[0]) / "run"
+    run.mkdir(parents=True)
+    shown.begin(CELLS[0])
+    shown.show([(CELLS[0], "training")])
+    (run / "log.jsonl").write_text('{"step": 5, "seconds": 1.5}\n{"step": 5, "heldout_loss": 1.0}\n{"step": 6, "se')
+    now[0] = 100.0
+    with caplog.at_level(logging.INFO):
+        shown.show([(CELLS[0], "training")])
+    assert caplog.messages == ["cell 1 of 4: a/steps-0, training, step 5; 11:40 left"]  # half a cell took 100 s
+
+    shown.end(CELLS[0], worked=True)
+    shown.begin(CELLS[1])
+    shown.end(CELLS[1], worked=False)  # it was done already
+    shown.begin(CELLS[2])
+    now[0] = 200.0
+    with caplog.at_level(logging.INFO):
+        shown.show([(CELLS[2], "sampling")])
+    assert caplog.messages[1] == "cell 3 of 4: a/steps-1, sampling; 06:40 left"
