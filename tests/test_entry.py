@@ -42,6 +42,7 @@ def start(*words: str, **options: object) -> subprocess.CompletedProcess:
         ["-m", "sit_atconv.convert"],
         ["-m", "sit_atconv.sampling.likelihood"],
         ["-m", "sit_atconv.training.power_ema"],
+        ["-m", "sit_atconv.training.heldout"],
         ["-m", "sit_atconv.evaluation.digits"],
     ],
 )

@@ -260,11 +260,10 @@ class PreviewConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Scores of the averaged weights during training, by all processes: of samples, as evaluate_fid.py does, the loss of
-    held-out data, or both.
+    """Scores of the averaged weights during training: of samples, as evaluate_fid.py does, the held-out loss, or both.
 
-    The checkpoint with the lowest Fréchet distance so far, or without a reference the lowest held-out loss, is marked
-    as checkpoints/best and kept.
+    All processes take part. The checkpoint with the lowest Fréchet distance so far, or without a reference the lowest
+    held-out loss, is marked as checkpoints/best and kept.
 
     Args:
         reference: what samples are compared with, as for evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8";

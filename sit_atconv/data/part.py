@@ -26,7 +26,7 @@ class Part(LatentDataset):
         self.latents, self.latent_shape = whole.latents, whole.latent_shape
         self.num_classes, self.class_names = whole.num_classes, whole.class_names
         self.has_flip, self.has_images, self.teachers = whole.has_flip, whole.has_images, whole.teachers
-        self.empty_classes = sorted(set(range(self.num_classes)) - set(whole._labels(rows).tolist()))
+        self.empty_classes = sorted(set(range(self.num_classes)) - set(whole._labels(rows).unique().tolist()))
 
     def __len__(self) -> int:
         return len(self._rows)

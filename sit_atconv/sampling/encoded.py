@@ -53,11 +53,14 @@ def labels_for(model: SiT, dataset: LatentDataset, labels: Tensor, rows: Sequenc
     return found
 
 
-def require_same_data(model: SiT, dataset: LatentDataset, what: str) -> None:
-    """Raise `InputError` unless the data set, called `what`, has the latents and classes of the model."""
+def require_same_data(model: SiT, dataset: LatentDataset, what: str, whose: str = "the checkpoint") -> None:
+    """Raise `InputError` unless the data set, called `what`, has the latents and classes of the model.
+
+    `whose` are the model's latents in the message.
+    """
     config = model.config
     if config.latents is not None:
-        LatentSpec.from_dict(config.latents).require_same(dataset.latents, "the checkpoint", what)
+        LatentSpec.from_dict(config.latents).require_same(dataset.latents, whose, what)
     if dataset.latent_shape[0] != config.in_channels:
         raise InputError(f"{what} has latents of {dataset.latent_shape[0]} channels, the model {config.in_channels}.")
     named = model.classes.names and dataset.classes.names

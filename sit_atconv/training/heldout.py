@@ -64,7 +64,7 @@ def measure(
     # Kernels may sum differently where tensors are not aligned, as they are not in a mapped file
     model.load_state_dict({name: torch.clone(tensor) for name, tensor in model.state_dict().items()}, assign=True)
     dataset = open_dataset(data)
-    refuse_damaged(dataset.damaged(state.local_process_index))
+    refuse_damaged(dataset.damaged() if state.is_local_main_process else ())
     if share is not None:
         _, dataset = hold_out(dataset, share)
     require_measurable(model, dataset, data)

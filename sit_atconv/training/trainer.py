@@ -108,19 +108,18 @@ class Trainer:
         self.log = RunLog(run / "log.jsonl", accelerator)
         self.place = Place(run, "training", "--run") if accelerator.is_main_process else None
         self.newest: tuple[int, Path] | None = None  # step and place of the last checkpoint written here
-        self.preview, seed = None, config.training.seed
-        self.evaluations: list[Evaluation | HeldOutLoss] = []
-        scored = config.evaluation is not None and config.evaluation.reference is not None
-        for drawing in (config.preview if config.preview.every else None, config.evaluation if scored else None):
-            if drawing is not None:  # refuse impossible settings now, not at the first grid
-                Drawing(accelerator.unwrap_model(session.model), sampler_settings(drawing))
-        if config.preview.every and accelerator.is_main_process:
-            device = accelerator.device
-            self.preview = Preview(config.preview, session.dataset, run / "samples", seed, device)
-        if scored:  # the first of these decides on the best checkpoint
-            self.evaluations.append(Evaluation(config.evaluation, session.dataset, seed, accelerator))
-        if config.evaluation is not None and config.evaluation.loss:
-            self.evaluations.append(HeldOutLoss(session.heldout, config.evaluation.batch_size, accelerator))
+        self.preview, self.evaluations, seed = None, [], config.training.seed
+        preview, evaluation = config.preview, config.evaluation
+        drawn = [preview] if preview.every else []
+        drawn += [evaluation] if evaluation is not None and evaluation.reference is not None else []
+        for drawing in drawn:  # refuse impossible settings now, not at the first grid
+            Drawing(accelerator.unwrap_model(session.model), sampler_settings(drawing))
+        if preview in drawn and accelerator.is_main_process:
+            self.preview = Preview(preview, session.dataset, run / "samples", seed, accelerator.device)
+        if evaluation in drawn:  # the first of the evaluations decides on the best checkpoint
+            self.evaluations.append(Evaluation(evaluation, session.dataset, seed, accelerator))
+        if evaluation is not None and evaluation.loss:
+            self.evaluations.append(HeldOutLoss(session.heldout, evaluation.batch_size, accelerator))
 
     def run(self, notes: list[str], termination: Termination) -> bool:
         """Train until the last step, or that of SIGTERM; returns whether it was SIGTERM. `notes` go to the log."""

@@ -121,11 +121,11 @@ class ShardDataset(LatentDataset):
     def _labels(self, indices: Sequence[int]) -> Tensor:
         indices = np.asarray(indices)
         shards = np.searchsorted(self._ends, indices, side="right")
-        labels = torch.empty(len(indices), dtype=torch.int64)
-        for shard in np.unique(shards).tolist():
-            here = torch.from_numpy(np.flatnonzero(shards == shard))
-            labels[here] = self._reader(shard).labels[torch.from_numpy(indices)[here] - self.shard_range(shard).start]
-        return labels
+        labels, order = np.empty(len(indices), np.int64), np.argsort(shards, kind="stable")
+        found, first = np.unique(shards[order], return_index=True)
+        for shard, here in zip(found.tolist(), np.split(order, first[1:]), strict=False):  # one empty part of none
+            labels[here] = self._reader(shard).labels.numpy()[indices[here] - self.shard_range(shard).start]
+        return torch.from_numpy(labels)
 
     def _image(self, index: int) -> np.ndarray:
         shard, row = self._locate(index)

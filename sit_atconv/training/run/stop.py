@@ -21,10 +21,11 @@ class TrainingStopped(SystemExit):
 class Termination:
     """Notices SIGTERM, which schedulers send some time before they kill, and stops all processes at the same step.
 
-    It also gives all processes the same clock, `seconds`: that of the main process. The processes inform one another by an asynchronous all-reduce on the CPU, begun at one step and read at the next,
-    so no device is waited for. Use it as a context manager: on exit the previous handler of SIGTERM is restored or, if
-    `ends_process` and without an error, SIGTERM is ignored. After `requested` returned True, or after `settle`, no
-    communication between the processes is pending.
+    It also gives all processes the same clock, `seconds`: that of the main process. The processes inform one another by
+    an asynchronous all-reduce on the CPU, begun at one step and read at the next, so no device is waited for. Use it as
+    a context manager: on exit the previous handler of SIGTERM is restored or, if `ends_process` and without an error,
+    SIGTERM is ignored. After `requested` returned True, or after `settle`, no communication between the processes is
+    pending.
     """
 
     def __init__(self, processes: int, ends_process: bool = False) -> None:

@@ -49,7 +49,7 @@ def require_measurable(model: SiT, heldout: LatentDataset, what: str, classes: i
 
     `classes`: how many classes the data have that the model is trained on, where that is known.
     """
-    require_same_data(model, heldout, what)
+    require_same_data(model, heldout, what, "the model")
     size, theirs = latent_shape(model)[1:], heldout.latent_shape[1:]
     if size != theirs:
         raise InputError(
