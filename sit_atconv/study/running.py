@@ -1,12 +1,12 @@
 """Runs the cells of a study, one or several at once, in a single thread that looks after their programs."""
 
+import contextlib
 import logging
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -74,6 +74,7 @@ class Runner:
     def __init__(self, plan: Plan, folder: Path, parallel: int, finished: Callable[[], None]) -> None:
         self._plan, self._folder, self._finished = plan, folder, finished
         self._free, self._working, self._outcome = deque(places(parallel)), {}, Outcome()
+        self._stopping: int | None = None  # the signal for programs that are running
 
     def run(self, cells: Iterable[CellName]) -> Outcome:
         """Run the cells until each is done, has failed or is left to another process, or until a signal.
@@ -89,7 +90,7 @@ class Runner:
             while self._working or (waiting and self._outcome.stopped is None):
                 while waiting and self._free and self._outcome.stopped is None:
                     self._begin(waiting.popleft(), progress)
-                for work in [work for work in self._working if work.advance(self._outcome.stopped is not None)]:
+                for work in [work for work in self._working if work.advance(self._stopping)]:
                     self._end(work, progress)
                 progress.show((work.cell, work.doing) for work in self._working)
                 if self._working:
@@ -113,7 +114,6 @@ class Runner:
         self._free.append(self._working.pop(work))
         progress.end(work.cell, worked=work.started)
         if work.error:
-            work.note_error()
             log.error("%s", work.error)
             self._outcome.failed.append(work.cell)
         elif work.done:
@@ -121,16 +121,16 @@ class Runner:
             self._outcome.done.append(work.cell)
         work.close()
         if self._outcome.stopped is None:
-            self._finished()
+            with contextlib.suppress(InputError):  # a result that cannot be read, which the end of the study reports
+                self._finished()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
         """Notice Ctrl-C and SIGTERM within the context; leave no program running after an error."""
 
         def notice(number: int, frame: FrameType | None) -> None:
-            again, self._outcome.stopped = self._outcome.stopped is not None, number
-            for work in self._working:
-                work.stop(signal.SIGKILL if again else signal.SIGTERM)
+            self._stopping = signal.SIGTERM if self._stopping is None else signal.SIGKILL
+            self._outcome.stopped = number
 
         before = {number: signal.signal(number, notice) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -139,4 +139,4 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
             for work in self._working:
-                work.stop(signal.SIGKILL)
+                work.close()

@@ -40,6 +40,7 @@ class Work:
         self._commands, self._folder, self._environment = commands, folder, environment
         self._command: Command | None = None
         self._program: subprocess.Popen | None = None
+        self._sent: int | None = None  # the last signal to it
         self._begun, self.started = 0, False  # where the program's words begin in the log; whether any was started
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(lock_folder(folder, "run", "--out"))
@@ -57,40 +58,44 @@ class Work:
         """Whether all results are complete."""
         return all(command.complete for command in self._commands)
 
-    def advance(self, stopping: bool = False) -> bool:
-        """Start the next program when one has ended, unless `stopping`; returns whether the cell has ended.
+    def advance(self, stopping: int | None = None) -> bool:
+        """Start the next program when one has ended; returns whether the cell has ended.
 
-        Then it is done, or has failed, and `error` says how, or was stopped.
+        Then it is done, or has failed, and `error` says how, or was stopped: `stopping` is the signal that a program
+        which is running gets, and no other is started.
         """
         if self._program is not None:
+            if stopping is not None:
+                self._stop(stopping)
             code = self._program.poll()
             if code is None:
                 return False
             self._program = None
-            if not stopping and (code != 0 or not self._command.complete):
+            if stopping is None and (code != 0 or not self._command.complete):
                 self.error = self._describe(code)
         self._command = next((command for command in self._commands if not command.complete), None)
-        if stopping or self.error or self._command is None:
+        if stopping is not None or self.error or self._command is None:
             return True
         self._start()
         return False
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ask the program to end; with SIGKILL, end it and its own processes."""
+    def close(self) -> None:
+        """Keep an error for who collects the results, leave no program running, and release the cell."""
         if self._program is not None:
+            self._stop(signal.SIGKILL)
+        if self.error:
+            write_text(self._folder / ERROR, f"{self.error}\n")
+        self._lock.close()
+
+    def _stop(self, number: int) -> None:
+        """Send a signal to the program, once; SIGKILL goes to the processes that it has started as well."""
+        if number != self._sent:
+            self._sent = number
             with contextlib.suppress(ProcessLookupError):
                 if number == signal.SIGKILL:
                     os.killpg(self._program.pid, number)
                 else:
                     self._program.send_signal(number)
-
-    def note_error(self) -> None:
-        """Keep the error for who collects the results."""
-        write_text(self._folder / ERROR, f"{self.error}\n")
-
-    def close(self) -> None:
-        """Release the cell."""
-        self._lock.close()
 
     def _start(self) -> None:
         with (self._folder / LOG).open("ab") as file:

@@ -80,7 +80,7 @@ def test_what_a_program_would_refuse_is_refused_first(tmp_path: Path, old: str, 
 
 
 def test_agreement_needs_labels(tmp_path: Path) -> None:
-    np.savez(tmp_path / "plain.npz", arr_0=np.zeros((4, 16, 16, 3), np.uint8))
+    np.savez(tmp_path / "plain.npz", arr_0=(np.arange(3072) % 256).astype(np.uint8).reshape(4, 16, 16, 3))
     with pytest.raises(InputError, match="has no labels"):
         check(tmp_path, FILE.replace("'digits:train@16'", str(tmp_path / "plain.npz")))
     with pytest.raises(InputError, match="the model is unconditional"):
