@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import platform
 import shlex
 import statistics
 import sys
@@ -14,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sit_atconv.models.mixers import list_mixers
-from sit_atconv.runtime.cpu import keep_freed_memory, processor
+from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.whole_files import make_folder_of, whole_file
 
 Run = Callable[[], object]
@@ -104,8 +105,18 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     threads = torch.get_num_threads()
-    cores = f"{threads} thread{'s' if threads > 1 else ''} of {processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    cores = f"{threads} thread{'s' if threads > 1 else ''} of {_processor()}, {torch.backends.cpu.get_cpu_capability()}"
     return f"{cores}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """The processor's name, family and model on Linux; elsewhere its architecture."""
+    facts = Path("/proc/cpuinfo")
+    lines = (line.partition(":") for line in facts.read_text().splitlines()) if facts.is_file() else ()
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
 
 
 def add_mixers(parser: argparse.ArgumentParser) -> None:
