@@ -5,6 +5,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import PartialState
@@ -30,10 +31,15 @@ _MOST_RESAMPLES = 10**6
 _SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
 
 
-def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], list[str]]) -> Namespace:
+def parse(
+    arguments: Sequence[str],
+    add_sampling: Callable[[ArgumentParser], list[str]],
+    refuse: Callable[[str], NoReturn] | None = None,
+) -> Namespace:
     """Parse the options of `evaluate_fid.py` or, if the first one is "reference", of `evaluate_fid.py reference`.
 
-    `add_sampling` adds the options of --checkpoint, absent unless given, and returns their names.
+    `add_sampling` adds the options of --checkpoint, absent unless given, and returns their names. `refuse` is that of
+    `Parser`.
     """
     if arguments and arguments[0] == "reference":
         return _reference_parser().parse_args(arguments[1:])
@@ -41,6 +47,7 @@ def parse(arguments: Sequence[str], add_sampling: Callable[[ArgumentParser], lis
         prog="evaluate_fid.py",
         description="FID, sFID, IS, precision and recall as the ADM evaluator defines them.",
         epilog="evaluate_fid.py reference SOURCE OUT.npz writes a reference file.",
+        refuse=refuse,
     )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--samples", metavar="SOURCE", help=_SOURCES)

@@ -12,13 +12,17 @@ _MOST_WORKERS = 1_024
 
 
 class Parser(ArgumentParser):
-    """argparse's own, without abbreviated options; a mistake ends the command with one paragraph and code 2."""
+    """argparse's own, without abbreviated options; a mistake ends the command with one paragraph and code 2.
 
-    def __init__(self, *arguments: object, **options: object) -> None:
+    `refuse`: what to do with that paragraph instead, such as raising an error where the options come from a file.
+    """
+
+    def __init__(self, *arguments: object, refuse: Callable[[str], NoReturn] | None = None, **options: object) -> None:
         super().__init__(*arguments, allow_abbrev=False, **options)
+        self._refuse = refuse
 
     def error(self, message: str) -> NoReturn:
-        refuse(f"{message.rstrip('.')}. All options: {self.prog} --help")
+        (self._refuse or refuse)(f"{message.rstrip('.')}. All options: {self.prog} --help")
 
 
 def refuse(message: str) -> NoReturn:

@@ -35,7 +35,7 @@ def locked(directory: Path, state: PartialState | Accelerator, doing: str, choos
         refusal = None
         if state.is_main_process:
             try:
-                stack.enter_context(_lock(directory, doing, choose))
+                stack.enter_context(lock_folder(directory, doing, choose))
             except InputError as error:
                 refusal = str(error)
         (refusal,) = broadcast_object_list([refusal])
@@ -73,13 +73,14 @@ def gone(path: Path, doing: str, choose: str) -> str:
 
 
 @contextlib.contextmanager
-def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
+def lock_folder(directory: Path, doing: str, choose: str, wait: bool = False) -> Iterator[None]:
+    """`locked` for a program of one process; `wait` for another one that holds the lock instead of raising."""
     if _ADDRESS.match(str(directory)):
         raise InputError(f"{choose} {directory} is an address, not a folder: choose a folder of this machine.")
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOCK
-    descriptor = _acquire(path, doing, choose)
+    descriptor = _acquire(path, doing, choose, wait)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -94,13 +95,13 @@ def _lock(directory: Path, doing: str, choose: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _acquire(path: Path, doing: str, choose: str) -> int:
-    """A descriptor of the locked file. Raises `InputError` when another process has locked it."""
+def _acquire(path: Path, doing: str, choose: str, wait: bool) -> int:
+    """A descriptor of the locked file. Raises `InputError` when another process has locked it, unless told to wait."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             # The lock belongs to this process only: data workers, which inherit the descriptor, do not hold it.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _HELD:
                 return descriptor

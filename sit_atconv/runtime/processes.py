@@ -1,6 +1,9 @@
 """The processes that a launcher has started."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +18,7 @@ from sit_atconv.runtime.peers import join_peers
 # How long processes wait for one another's work: after a restart one may have hours more to do than the others. The
 # launcher detects dead processes.
 WAIT_FOR_WORK = timedelta(days=7)
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def process_state(cpu: bool = False) -> PartialState:
@@ -26,6 +30,12 @@ def process_state(cpu: bool = False) -> PartialState:
     if cpu:
         keep_freed_memory()
     return PartialState(cpu=cpu, timeout=WAIT_FOR_WORK)
+
+
+def die_with_parent() -> None:
+    """On Linux, let this process be killed when its parent dies, however that happens; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_when_unable_to_send(worker: int) -> None:

@@ -1,20 +1,33 @@
-"""The command-line options of sampling, shared by sample.py and evaluate_fid.py --checkpoint."""
+"""The command line of sample.py, whose options of drawing evaluate_fid.py --checkpoint has as well."""
 
 from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS
 from sit_atconv.flow.ode import MOST_STEPS
 from sit_atconv.randomness import MAX_SEED
-from sit_atconv.runtime.arguments import count, whole_number
+from sit_atconv.runtime.arguments import Parser, count, whole_number
 from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
 from sit_atconv.sampling.settings import PRECISIONS, SOLVERS, SamplerSettings
 
 NUM_SAMPLES = 50_000
 
 seed, steps = whole_number(0, MAX_SEED), whole_number(1, MOST_STEPS)
+
+
+def sample_parser(refuse: Callable[[str], NoReturn] | None = None, **options: Any) -> Parser:
+    """The parser of sample.py; `refuse` and `options` are those of `Parser`."""
+    parser = Parser(prog="sample.py", refuse=refuse, **options)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="a model directory, or a checkpoint that holds one")
+    add("--out", type=Path, required=True, help="directory for samples.npz, grid.png and, with --png, png/")
+    add("--png", action="store_true", help="write every sample as a PNG too")
+    add("--batch-size", type=count, default=64, help="for each process; does not change the samples")
+    add_sampling_arguments(parser, weights="--weights")
+    return parser
 
 
 def add_sampling_arguments(parser: ArgumentParser, weights: str = "--checkpoint-weights") -> list[str]:

@@ -1,20 +1,17 @@
 """The ways in which training ends before its last step, each with its exit code."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import signal
-import sys
 from collections.abc import Generator, Iterator
 from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
-from sit_atconv.runtime.processes import WAIT_FOR_WORK, end_when_unable_to_send
+from sit_atconv.runtime.processes import WAIT_FOR_WORK, die_with_parent, end_when_unable_to_send
 
 TERMINATED = 128 + signal.SIGTERM
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class TrainingStopped(SystemExit):
@@ -85,8 +82,7 @@ def follow_trainer(worker: int) -> None:
     """
     end_when_unable_to_send(worker)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
 
 @contextlib.contextmanager
