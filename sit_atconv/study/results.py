@@ -1,0 +1,98 @@
+"""The results of a study: what DIR/results.json holds, and what the report reads."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from sit_atconv.runtime.reading import read_json
+from sit_atconv.runtime.whole_files import write_json
+
+RESULTS = "results.json"  # in the study's folder
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a training curve.
+
+    Args:
+        step: optimizer steps so far.
+        seconds: of training so far, without evaluations, previews and checkpoints.
+        heldout_loss: of the averaged weights, where it was measured at this step.
+        loss: the training loss, averaged since the line of the log before.
+    """
+
+    step: int
+    seconds: float
+    heldout_loss: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: a row of the comparison, a budget and a seed.
+
+    Args:
+        row, budget, seed: which cell it is; with the budget "steps" all rows train for equal steps, with "seconds" for
+            equal time.
+        state: "waiting" when it was not run to its end yet.
+        error: why it failed, with the last lines of its log.
+        commands: command lines that run it by hand, in order.
+        parameters: of the model.
+        flops: operations of one forward pass of one latent, a multiply-add counted as two.
+        steps, seconds: of training; without evaluations, previews and checkpoints.
+        seconds_per_step: their ratio.
+        memory_gib: the most memory that training used.
+        heldout_loss: of the averaged weights after the last step.
+        scores: metrics of the samples as evaluate_fid.py names them; where several entries of `scores` in the study's
+            file give the same name, with the number of the entry in front: "1-fid".
+        agreement: share of samples that a classifier recognises as their label.
+        curve: of training, in the order of steps.
+        grid: path of the grid of samples, relative to the study's folder.
+    """
+
+    row: str
+    budget: Literal["steps", "seconds"]
+    seed: int
+    state: Literal["done", "failed", "waiting"]
+    error: str | None
+    commands: list[str]
+    parameters: int | None
+    flops: int | None
+    steps: int | None
+    seconds: float | None
+    seconds_per_step: float | None
+    memory_gib: float | None
+    heldout_loss: float | None
+    scores: dict[str, float]
+    agreement: float | None
+    curve: list[Point]
+    grid: str | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """All cells of a study; the first of the `rows` is what the others are compared with.
+
+    Args:
+        budgets: the number of steps, and of seconds of training.
+        machine: processor and system that collected the results.
+        command: the command line of the study.
+    """
+
+    title: str
+    rows: list[str]
+    seeds: list[int]
+    budgets: dict[str, float]
+    machine: str
+    command: str
+    cells: list[Cell]
+
+
+def write_results(study: Study, folder: Path) -> None:
+    """Write results.json into the study's folder, whole or not at all."""
+    write_json(folder / RESULTS, asdict(study))
+
+
+def read_results(folder: Path) -> Study:
+    """Read results.json of a study's folder. Raises `InputError` when it is not there or not such a file."""
+    return read_json(folder / RESULTS, Study, "Run the study again: python -m sit_atconv.study STUDY.yaml --out DIR")
