@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             if options.figure.suffix.lower() not in (".png", ".svg"):
                 raise InputError(
-                    f"{options.figure} is neither a .png nor a .svg file: name one of these for the figure."
+                    f"{options.figure} is neither a .png nor a .svg file: name such a file for the figure."
                 )
             make_folder_of(options.figure)
             draw_figure(study, options.figure)

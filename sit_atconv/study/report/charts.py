@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sit_atconv.errors import InputError
 from sit_atconv.runtime.whole_files import whole_file
 from sit_atconv.study.report.curves import Curve, Panel, panels
 from sit_atconv.study.report.tables import EQUAL, HELDOUT, UNITS
@@ -22,11 +23,11 @@ _SETTINGS = {
     "text.parse_math": False,  # a row may be called "$\frac"
     "svg.fonttype": "none",
     "svg.hashsalt": "sit-atconv",
-    "font.size": 11.5,
+    "font.size": 12,
     "axes.formatter.use_mathtext": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11.5,
+    "axes.titlesize": 12,
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
@@ -72,14 +73,18 @@ def svg_charts(study: Study) -> list[tuple[str, str]]:
 def draw_figure(study: Study, out: Path) -> None:
     """Write the charts side by side as one figure with a legend: PNG, or SVG where the name of `out` ends so.
 
-    Raises `InputError` when matplotlib is not installed.
+    Raises `InputError` when matplotlib is not installed, and when there are no curves yet.
     """
     pyplot = pyplot_without_screen()
     drawn, styled = panels(study), styles(study.rows)
+    if not drawn:
+        raise InputError(
+            f"{study.title}: no run is done that has a curve of its loss, so there is nothing to draw yet."
+        )
     with pyplot.rc_context(_SETTINGS):
-        width = _SIZE[0] * max(1, len(drawn))
-        figure, axes = pyplot.subplots(1, max(1, len(drawn)), figsize=(width, 4.2), squeeze=False, layout="constrained")
-        for axis, panel in zip(axes[0], drawn, strict=False):
+        width = _SIZE[0] * len(drawn)
+        figure, axes = pyplot.subplots(1, len(drawn), figsize=(width, 4.2), squeeze=False, layout="constrained")
+        for axis, panel in zip(axes[0], drawn, strict=True):
             _draw(axis, panel, styled)
             axis.set_title(_runs(panel))
         lines = [pyplot.Line2D([], [], **_line(style), linewidth=2) for style in styled.values()]
@@ -109,6 +114,7 @@ def _draw(axes: Any, panel: Panel, styled: dict[str, Style]) -> None:
         axes.fill_between(curve.x, curve.low, curve.high, color=line["color"], alpha=0.15, linewidth=0)
         alone = {"marker": "o"} if len(curve.x) == 1 else {}
         axes.plot(curve.x, curve.mean, **line, **alone, linewidth=1.8)
+    axes.set_xlim(left=0)
     axes.set_ylim(*_limits(list(panel.curves.values())))
     axes.set(
         xlabel="steps" if panel.axis == "step" else UNITS["seconds"],

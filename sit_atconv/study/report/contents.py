@@ -17,7 +17,7 @@ _DEFINITIONS = {
     "memory_gib": "the most that training used: of the GPU, or of the process where there is none.",
     HELDOUT: "flow-matching loss of the averaged weights on data that training does not see, after the last step: the "
     "mean over eight fixed times, with the same noise for every row.",
-    "agreement": "share of samples that a classifier trained on real images recognises as the label they were drawn for.",
+    "agreement": "share of samples that a classifier trained on real images recognises as the label asked for.",
 }
 _SCORES = "of the samples, computed by evaluate_fid.py."
 _ERROR_LENGTH = 300  # of an error where it stands in a line
@@ -33,11 +33,11 @@ class Remark:
 
 @dataclass(frozen=True)
 class Contents:
-    """The parts of a report."""
+    """The parts of a report; `finding` and `remarks` are paragraphs."""
 
     study: Study
     tables: list[Table]
-    finding: str
+    finding: list[str]
     remarks: list[Remark]
     table_note: str
     definitions: list[tuple[str, str]]
@@ -52,7 +52,7 @@ def contents(study: Study) -> Contents:
         "operations, in percent. The best mean of a column is bold."
     )
     remarks = [*_unfinished(study), *_diverged(study, compared)]
-    return Contents(study, compared, _introduction(study, compared), remarks, note, _definitions(study, compared))
+    return Contents(study, compared, _finding(study, compared), remarks, note, _definitions(study, compared))
 
 
 def aggregates(told: Contents) -> dict[str, Any]:
@@ -87,20 +87,20 @@ def _entry(entry: Entry) -> dict[str, Any]:
     return {**asdict(summary), "difference": asdict(entry.difference) if entry.difference else None}
 
 
-def _introduction(study: Study, compared: list[Table]) -> str:
-    """The finding, after how much of the study is done where that is not all."""
+def _finding(study: Study, compared: list[Table]) -> list[str]:
+    """A paragraph for each budget, after how much of the study is done where that is not all."""
     total = len(study.rows) * len(study.budgets) * len(study.seeds)
     done = sum(row.done for table in compared for row in table.rows)
-    return finding(compared) if done == total else f"{done} of {total} runs are done. {finding(compared)}"
+    said = [f"{done} of {total} runs are done; the numbers are of these."] if done < total else []
+    return [*said, *map(finding, compared)]
 
 
 def _unfinished(study: Study) -> list[Remark]:
     found = []
     for row, budget, seed, state, error in unfinished(study):
         what = f"{row}, {EQUAL[budget]}, seed {seed}: {state}"
-        found.append(
-            Remark(f"{what}: {textwrap.shorten(error, _ERROR_LENGTH, placeholder=' …')}" if error else what, error)
-        )
+        short = textwrap.shorten(error, _ERROR_LENGTH, placeholder=" …")
+        found.append(Remark(f"{what}: {short}" if error else what, error))
     return found
 
 

@@ -5,9 +5,9 @@ from sit_atconv.study.report.tables import EQUAL, HELDOUT, UNITS, Row, Table
 from sit_atconv.study.report.texts import difference_text, value_text
 
 
-def finding(tables: list[Table]) -> str:
-    """One paragraph: for each budget the row with the lowest held-out loss, and which rows differ from the first."""
-    return " ".join(sentence for table in tables for sentence in _sentences(table))
+def finding(table: Table) -> str:
+    """A paragraph: the row with the lowest held-out loss, and which rows differ from the first."""
+    return " ".join(_sentences(table))
 
 
 def _sentences(table: Table) -> list[str]:

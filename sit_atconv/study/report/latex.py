@@ -4,16 +4,16 @@ import re
 
 from sit_atconv.study.report.contents import Contents
 from sit_atconv.study.report.tables import Table
-from sit_atconv.study.report.texts import EntryText, entry_text
+from sit_atconv.study.report.texts import EntryText, entry_text, row_text
 
 _HEAD = r"""% \usepackage{booktabs} and \usepackage{graphicx}, then \input{report.tex}
 """
 _SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\ensuremath{<}", ">": r"\ensuremath{>}", "|": r"\ensuremath{|}", '"': r"\char34{}"},
-    **{"−": r"\ensuremath{-}", "±": r"\ensuremath{\pm}", "×": r"\ensuremath{\times}", "–": "--"},
-    **{"↓": r"\ensuremath{\downarrow}", "↑": r"\ensuremath{\uparrow}", "[": "{[}", "]": "{]}"},
+    **{"<": "$<$", ">": "$>$", "|": "$|$", '"': r"\char34{}"},
+    **{"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "–": "--"},
+    **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}"},
 }
 _LETTERS = re.compile(r"[À-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ]")  # the accented letters that every engine has in its first font
 
@@ -24,16 +24,14 @@ def latex(contents: Contents) -> str:
 
 
 def _table(contents: Contents, table: Table) -> str:
-    columns = table.quantities
+    columns = table.columns
     lines = [_line("row", [_escaped(quantity.heading) for quantity in columns]), r"\midrule"]
     for row in table.rows:
         texts = [entry_text(table, row, quantity) for quantity in columns]
-        lines.append(_line(_escaped(row.name), [_bold(text.value, text.best) for text in texts]))
+        lines.append(_line(_escaped(row_text(table, row)), [_bold(text.value, text.best) for text in texts]))
         if any(text.difference for text in texts):
             lines.append(_line("", [_small(text) for text in texts]))
-    caption = _escaped(
-        f"{contents.study.title}. {table.title}, {table.seeds} {'seeds' if table.seeds > 1 else 'seed'}."
-    )
+    caption = _escaped(f"{contents.study.title}. {table.title}; seeds: {table.seeds}.")
     meaning = _escaped(contents.table_note)
     return "\n".join(
         [
@@ -57,7 +55,7 @@ def _line(name: str, cells: list[str]) -> str:
 
 
 def _small(text: EntryText) -> str:
-    return rf"{{\scriptsize {_bold(text.difference, text.apart)}}}" if text.difference else ""
+    return rf"{{\scriptsize {_bold(text.full_difference, text.apart)}}}" if text.difference else ""
 
 
 def _bold(text: str, wanted: bool) -> str:

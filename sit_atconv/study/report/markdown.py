@@ -4,13 +4,13 @@ import re
 
 from sit_atconv.study.report.contents import Contents
 from sit_atconv.study.report.tables import Table
-from sit_atconv.study.report.texts import entry_text
+from sit_atconv.study.report.texts import EntryText, entry_text, row_text
 
 
 def markdown(contents: Contents) -> str:
     """Title, finding, a table for each budget, what is missing, definitions and the command."""
     study = contents.study
-    parts = [f"# {_escaped(study.title)}", _escaped(contents.finding)]
+    parts = [f"# {_escaped(study.title)}", *map(_escaped, contents.finding)]
     for table in contents.tables:
         parts += [f"## {table.title}", _table(table)]
     if contents.remarks:
@@ -22,17 +22,17 @@ def markdown(contents: Contents) -> str:
 
 
 def _table(table: Table) -> str:
-    titles = ["row", *(_escaped(quantity.heading) for quantity in table.quantities)]
+    titles = ["row", *(_escaped(quantity.heading) for quantity in table.columns)]
     lines = [titles, ["---"] * len(titles)]
     for row in table.rows:
-        texts = [entry_text(table, row, quantity) for quantity in table.quantities]
-        lines.append([_escaped(row.name), *(_entry(t.value, t.difference, t.best, t.apart) for t in texts)])
+        texts = [entry_text(table, row, quantity) for quantity in table.columns]
+        lines.append([_escaped(row_text(table, row)), *map(_entry, texts)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _entry(value: str, difference: str, best: bool, apart: bool) -> str:
-    value, difference = _bold(value, best), _bold(difference, apart)
-    return f"{value}<br>{difference}" if difference else value
+def _entry(text: EntryText) -> str:
+    value = _bold(text.value, text.best)
+    return f"{value}<br>{_bold(text.full_difference, text.apart)}" if text.difference else value
 
 
 def _bold(text: str, wanted: bool) -> str:

@@ -10,7 +10,7 @@ from sit_atconv.study.report.charts import styles, svg_charts
 from sit_atconv.study.report.contents import Contents
 from sit_atconv.study.report.pictures import sample_grids
 from sit_atconv.study.report.tables import EQUAL
-from sit_atconv.study.report.texts import entry_text
+from sit_atconv.study.report.texts import entry_text, row_text
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -32,6 +32,7 @@ def page(told: Contents, folder: Path) -> str:
         equal=EQUAL,
         styles=styles(told.study.rows),
         entry_text=entry_text,
+        row_text=row_text,
         charts=[(caption, Markup(svg)) for caption, svg in charts],  # matplotlib has escaped its texts
         without_charts=without_charts,
         samples=sample_grids(told.study, folder),

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def paired_difference(values: Mapping[int, float | None], first: Mapping[int, fl
 
 
 def is_finite(value: float | None) -> bool:
-    """Whether there is a number, neither NaN nor infinite."""
-    return value is not None and math.isfinite(value)
+    """Whether there is a number, neither NaN nor infinite; one whose square overflows counts as infinite."""
+    return value is not None and abs(value) < _LARGEST  # False for NaN
 
 
 def _mean_and_sd(values: list[float]) -> tuple[float, float | None]:

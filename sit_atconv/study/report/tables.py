@@ -1,4 +1,4 @@
-"""The tables of a study: every measured quantity of every row, summarised over seeds and compared with the first row."""
+"""The tables of a study: all measured quantities of all rows, over seeds and compared with the first row."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -68,6 +68,11 @@ class Table:
     rows: list[Row]
 
     @property
+    def columns(self) -> list[Quantity]:
+        """The quantities that a table shows: all but the budget, which is the same for all rows."""
+        return [quantity for quantity in self.quantities if quantity.key != self.budget]
+
+    @property
     def title(self) -> str:
         return f"{EQUAL[self.budget].capitalize()}: {self.size:,.10g} {UNITS[self.budget]}"
 
@@ -133,15 +138,15 @@ def _entry(quantity: Quantity, own: dict[int, Cell], first: dict[int, Cell] | No
 def _quantities(cells: list[Cell]) -> list[Quantity]:
     scores = dict.fromkeys(name for cell in cells for name in cell.scores if not name.endswith("_std"))
     return [
-        Quantity("parameters", "parameters", attrgetter("parameters"), count=True),
-        Quantity("flops", "operations", attrgetter("flops"), count=True),
+        Quantity(HELDOUT, "held-out loss", attrgetter("heldout_loss"), "lower"),
+        *[Quantity(f"scores.{n}", _score_title(n), partial(_score, name=n), _score_better(n)) for n in scores],
+        Quantity("agreement", "label agreement", attrgetter("agreement"), "higher"),
         Quantity("steps", "steps", attrgetter("steps")),
         Quantity("seconds", "training, s", attrgetter("seconds")),
         Quantity("seconds_per_step", "s a step", attrgetter("seconds_per_step"), "lower"),
         Quantity("memory_gib", "memory, GiB", attrgetter("memory_gib"), "lower"),
-        Quantity(HELDOUT, "held-out loss", attrgetter("heldout_loss"), "lower"),
-        *[Quantity(f"scores.{n}", _score_title(n), partial(_score, name=n), _score_better(n)) for n in scores],
-        Quantity("agreement", "label agreement", attrgetter("agreement"), "higher"),
+        Quantity("parameters", "parameters", attrgetter("parameters"), count=True),
+        Quantity("flops", "operations", attrgetter("flops"), count=True),
     ]
 
 

@@ -17,53 +17,70 @@ class EntryText:
 
     Args:
         value: mean ± standard deviation.
-        difference: to the first row, with its interval; empty where there is none to show.
+        difference: to the first row; empty where there is none.
+        interval: of the difference, or why there is none.
         best: whether no row has a better mean.
         apart: whether the interval of the difference excludes 0.
     """
 
     value: str
     difference: str
+    interval: str
     best: bool
     apart: bool
+
+    @property
+    def full_difference(self) -> str:
+        return f"{self.difference} {self.interval}".rstrip()
+
+
+def row_text(table: Table, row: Row) -> str:
+    """The row's name, with the number of its seeds if it is not that of the study."""
+    return row.name if row.done == table.seeds else f"{row.name} ({row.done} of {table.seeds} seeds)"
 
 
 def entry_text(table: Table, row: Row, quantity: Quantity) -> EntryText:
     """The text of a row's entry in a table."""
     summary, difference = row.entries[quantity.key].summary, row.entries[quantity.key].difference
     if summary is None:
-        return EntryText(MISSING, "", False, False)
+        return EntryText(MISSING, "", "", False, False)
     if quantity.count:
         first = table.rows[0].entries[quantity.key].summary
-        return EntryText(count_text(summary.mean), _percent(summary, first) if difference else "", False, False)
+        return EntryText(count_text(summary.mean), _percent(summary, first) if difference else "", "", False, False)
     means = [other.entries[quantity.key].summary.mean for other in table.rows if other.entries[quantity.key].summary]
     best = quantity.better is not None and summary.mean == (min if quantity.better == "lower" else max)(means)
-    given = quantity.key == table.budget  # equal by design: a difference would say nothing
     return EntryText(
-        value_text(summary) + (f" (n = {summary.n})" if summary.n < table.seeds else ""),
-        difference_text(difference) if difference and not given else "",
+        value_text(summary) + (f" (n = {summary.n})" if summary.n < row.done else ""),
+        *(_difference_and_interval(difference) if difference else ("", "")),
         best and len(set(means)) > 1,
-        bool(difference and difference.sign) and not given and quantity.better is not None,
+        bool(difference and difference.sign) and quantity.better is not None,
     )
 
 
 def value_text(summary: Summary) -> str:
-    """Mean ± standard deviation, to two digits of the latter: "0.4123 ± 0.0031"."""
+    """Mean ± standard deviation, to two digits of the latter: "0.4123 ± 0.0031"; without it for equal numbers."""
     if not summary.sd:
-        return _plain(summary.mean) + (" ± 0" if summary.sd == 0 else "")
+        return _plain(summary.mean)
     decimals = _decimals(summary.sd)
     return f"{_fixed(summary.mean, decimals)} ± {_fixed(summary.sd, decimals)}"
 
 
 def difference_text(difference: Difference) -> str:
     """The difference and its interval: "−0.012 [−0.016, −0.008]", or "−0.012 (one seed: no interval)"."""
+    return " ".join(_difference_and_interval(difference))
+
+
+def _difference_and_interval(difference: Difference) -> tuple[str, str]:
     if difference.low is None or difference.high is None:
-        return f"{_signed(_plain(difference.mean))} (one seed: no interval)"
+        return _signed(_plain(difference.mean)), "(one seed: no interval)"
     if difference.low == difference.high:
-        return f"{_signed(_plain(difference.mean))} (in every seed)"
+        return _signed(_plain(difference.mean)), "(in every seed)"
     decimals = _decimals(difference.high - difference.low)
-    mean, low, high = (_fixed(value, decimals) for value in (difference.mean, difference.low, difference.high))
-    return f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
+    if difference.sign:  # a bound that is not 0 must not be rounded to it
+        nearest = min(abs(difference.low), abs(difference.high))
+        decimals = max(decimals, min(_MOST_DECIMALS, -math.floor(math.log10(nearest))))
+    mean, low, high = (_signed(_fixed(x, decimals)) for x in (difference.mean, difference.low, difference.high))
+    return mean, f"[{low}, {high}]"
 
 
 def count_text(number: float) -> str:
