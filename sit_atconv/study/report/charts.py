@@ -78,9 +78,7 @@ def draw_figure(study: Study, out: Path) -> None:
     pyplot = pyplot_without_screen()
     drawn, styled = panels(study), styles(study.rows)
     if not drawn:
-        raise InputError(
-            f"{study.title}: no run is done that has a curve of its loss, so there is nothing to draw yet."
-        )
+        raise InputError(f"{study.title}: no run is done that has a curve of its loss: there is nothing to draw yet.")
     with pyplot.rc_context(_SETTINGS):
         width = _SIZE[0] * len(drawn)
         figure, axes = pyplot.subplots(1, len(drawn), figsize=(width, 4.2), squeeze=False, layout="constrained")
