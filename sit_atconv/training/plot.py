@@ -36,7 +36,7 @@ def curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 def draw(runs: Sequence[Path], out: Path) -> None:
     """Draw the panels side by side with one colour a run, and write a PNG."""
-    pyplot = _pyplot()
+    pyplot = pyplot_without_screen()
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 4), layout="constrained")
     for run, drawn in zip(runs, [curves(run) for run in runs], strict=True):
         for axis, (steps, values) in zip(axes, drawn.values(), strict=True):
@@ -52,8 +52,8 @@ def draw(runs: Sequence[Path], out: Path) -> None:
     pyplot.close(figure)
 
 
-def _pyplot() -> Any:
-    """matplotlib.pyplot, drawing without a screen."""
+def pyplot_without_screen() -> Any:
+    """matplotlib.pyplot, drawing without a screen. Raises `InputError` when matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError as error:

@@ -1,0 +1,127 @@
+"""What a report says, before it is laid out as a page, Markdown, LaTeX or JSON."""
+
+import textwrap
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sit_atconv.study.report.finding import finding
+from sit_atconv.study.report.statistics import Summary
+from sit_atconv.study.report.tables import EQUAL, HELDOUT, Entry, Table, diverged, tables, unfinished
+from sit_atconv.study.results import Study
+
+_DEFINITIONS = {
+    "parameters": "all trained numbers of the model.",
+    "flops": "of one forward pass of one latent; a multiply-add counts as two.",
+    "seconds": "seconds of the training loop; evaluations, previews and checkpoints are excluded.",
+    "seconds_per_step": "seconds of training divided by steps.",
+    "memory_gib": "the most that training used: of the GPU, or of the process where there is none.",
+    HELDOUT: "flow-matching loss of the averaged weights on data that training does not see, after the last step: the "
+    "mean over eight fixed times, with the same noise for every row.",
+    "agreement": "share of samples that a classifier trained on real images recognises as the label asked for.",
+}
+_SCORES = "of the samples, computed by evaluate_fid.py."
+_ERROR_LENGTH = 300  # of an error where it stands in a line
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that is missing: in a few words, and in full where there is more to say."""
+
+    short: str
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The parts of a report; `finding` and `remarks` are paragraphs."""
+
+    study: Study
+    tables: list[Table]
+    finding: list[str]
+    remarks: list[Remark]
+    table_note: str
+    definitions: list[tuple[str, str]]
+
+
+def contents(study: Study) -> Contents:
+    """Everything that a report says about a study."""
+    compared = tables(study)
+    note = (
+        "Mean ± standard deviation over seeds. Below it, the difference to "
+        f"{study.rows[0]} with its 95 % confidence interval, in bold if the interval excludes 0; of parameters and "
+        "operations, in percent. The best mean of a column is bold."
+    )
+    remarks = [*_unfinished(study), *_diverged(study, compared)]
+    return Contents(study, compared, _finding(study, compared), remarks, note, _definitions(study, compared))
+
+
+def aggregates(told: Contents) -> dict[str, Any]:
+    """All numbers for report.json: mean, sd and n, and difference, low, high and n; null where there is none."""
+    return {
+        "title": told.study.title,
+        "finding": told.finding,
+        "machine": told.study.machine,
+        "command": told.study.command,
+        "seeds": told.study.seeds,
+        "budgets": {table.budget: _numbers(table) for table in told.tables},
+        "unfinished": [
+            dict(zip(("row", "budget", "seed", "state", "error"), cell, strict=True)) for cell in unfinished(told.study)
+        ],
+        "not_finite": [
+            dict(zip(("row", "budget", "seed", "quantity"), cell, strict=True))
+            for cell in diverged(told.study, told.tables)
+        ],
+    }
+
+
+def _numbers(table: Table) -> dict[str, Any]:
+    rows = {
+        row.name: {"done": row.done, "quantities": {key: _entry(entry) for key, entry in row.entries.items()}}
+        for row in table.rows
+    }
+    return {"size": table.size, "titles": {quantity.key: quantity.title for quantity in table.quantities}, "rows": rows}
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    summary = entry.summary or Summary(None, None, 0)
+    return {**asdict(summary), "difference": asdict(entry.difference) if entry.difference else None}
+
+
+def _finding(study: Study, compared: list[Table]) -> list[str]:
+    """A paragraph for each budget, after how much of the study is done where that is not all."""
+    total = len(study.rows) * len(study.budgets) * len(study.seeds)
+    done = sum(row.done for table in compared for row in table.rows)
+    said = [f"{done} of {total} runs are done; the numbers are of these."] if done < total else []
+    return [*said, *map(finding, compared)]
+
+
+def _unfinished(study: Study) -> list[Remark]:
+    found = []
+    for row, budget, seed, state, error in unfinished(study):
+        what = f"{row}, {EQUAL[budget]}, seed {seed}: {state}"
+        short = textwrap.shorten(error, _ERROR_LENGTH, placeholder=" …")
+        found.append(Remark(f"{what}: {short}" if error else what, error))
+    return found
+
+
+def _diverged(study: Study, compared: list[Table]) -> list[Remark]:
+    return [
+        Remark(f"{row}, {EQUAL[budget]}, seed {seed}: {title} is not finite; left out")
+        for row, budget, seed, title in diverged(study, compared)
+    ]
+
+
+def _definitions(study: Study, compared: list[Table]) -> list[tuple[str, str]]:
+    quantities = {quantity.key: quantity for table in compared for quantity in table.quantities}
+    found = [(q.title, _DEFINITIONS[q.key]) for q in quantities.values() if q.key in _DEFINITIONS]
+    if scores := [q.title for q in quantities.values() if q.key.startswith("scores.")]:
+        found.append((", ".join(scores), _SCORES))
+    return [
+        *found,
+        ("±", "standard deviation over seeds (divided by n − 1): how much one run differs from the next."),
+        (
+            "interval",
+            f"of the mean difference to {study.rows[0]}, seed by seed, over the seeds that both rows have finished: "
+            "Student's t, 95 %. Each stands for itself; of many, one in twenty excludes 0 by chance.",
+        ),
+    ]
