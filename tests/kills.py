@@ -2,9 +2,11 @@
 
     OMP_NUM_THREADS=1 python tests/kills.py training sampling preparing --kills 100 --seed 0
 
-Each command is started again and again in one place, and killed (SIGKILL) somewhere within the time that it takes when
-left alone, until one start comes through. Its files are then compared, byte by byte, with those of the command left
-alone (of the log the lines but for speed, since no two runs take the same time). Exits with 1 at the first difference.
+Each command is started again and again in one place, and killed (SIGKILL) somewhere within the time that it takes
+when left alone, until one start comes through. A training may be asked to stop (SIGTERM) instead, and whatever its
+end, its checkpoints are whole and it has lost no more than the steps since the last of them. The files are then
+compared, byte by byte, with those of the command left alone (of the log the lines but for speed, since no two runs
+take the same time). Exits with 1 at the first difference.
 """
 
 import argparse
@@ -27,11 +29,18 @@ from training_runs import command_words
 import sample as sample_command
 import train as train_command
 from sit_atconv import create_model
+from sit_atconv.config import LogConfig
 from sit_atconv.data.prepare.__main__ import main as prepare_command
+from sit_atconv.training.run.checkpoint import Checkpoints
+from sit_atconv.training.run.integrity import read_position
+from sit_atconv.training.run.log import read_log
+from sit_atconv.training.run.stop import TERMINATED
 
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM, TERMINATED)
+_EVERY = 4  # steps between checkpoints
 _TIMES = ("images_per_second", "seconds_per_step", "data_seconds", "compute_seconds", "mfu", "memory_gib", "hours_left")
 _TRAINING = (
-    "--training.steps 40 --log.checkpoint_every 4 --log.keep 2 --preview.every 20 --data.workers 1 "
+    f"--training.steps 40 --log.checkpoint_every {_EVERY} --log.keep 1 --preview.every 20 --data.workers 1 "
     "--training.power_ema [0.1] --training.power_ema_every 20"
 )
 
@@ -86,6 +95,21 @@ def begin(command: Callable[[Path, Path], None], out: Path, inputs: Path) -> Bas
     return process
 
 
+def newest_step(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 without one."""
+    found = Checkpoints(run / "checkpoints", LogConfig(), None).find(None)
+    return int(found.name.removeprefix("step-")) if found else 0
+
+
+def check_training(run: Path, before: int) -> None:
+    """Raise `AssertionError` or `InputError` unless checkpoints are whole, and the log is not far ahead of them."""
+    assert newest_step(run) >= before
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        read_position(checkpoint)
+    lines = read_log(run / "log.jsonl") if (run / "log.jsonl").exists() else []
+    assert max((line["step"] for line in lines), default=0) - newest_step(run) <= _EVERY
+
+
 def kill_and_compare(name: str, kills: int, seed: int, folder: Path) -> int:
     """Kill a command so many times at moments drawn from `seed`; returns how many runs were compared.
 
@@ -100,13 +124,16 @@ def kill_and_compare(name: str, kills: int, seed: int, folder: Path) -> int:
     while done < kills:
         parts = folder / f"parts-{compared}"
         while True:
+            before = newest_step(parts)
             process = begin(command, parts, inputs)
             process.join(moments.uniform(0, seconds) if done < kills else None)
-            process.kill()
+            (process.terminate if name == "training" and moments.random() < 0.3 else process.kill)()
             process.join()
-            done += process.exitcode == -signal.SIGKILL
-            if process.exitcode != -signal.SIGKILL:
+            if name == "training":
+                check_training(parts, before)
+            if process.exitcode not in _KILLED:
                 break
+            done += 1
         words = Path(f"{parts}.stderr").read_text()[-3000:]
         assert process.exitcode == 0, f"{name} ended with {process.exitcode} after {done} kills:\n{words}"
         differing = [file for file, content in contents(whole).items() if contents(parts).get(file) != content]

@@ -2,9 +2,7 @@
 
 import errno
 import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,11 @@ from training_runs import (
     losses,
     run_tiny,
     start_run,
-    tiny_config,
 )
 
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
-from sit_atconv.training.run.checkpoint import Checkpoints
-from sit_atconv.training.run.integrity import read_position
-from sit_atconv.training.run.log import read_log
-from sit_atconv.training.run.stop import TERMINATED, TrainingStopped
+from sit_atconv.training.run.stop import TrainingStopped
 from sit_atconv.training.trainer import Trainer
 
 SIZED = "--training.steps 12 --log.checkpoint_every 4"
@@ -110,48 +104,6 @@ def test_a_killed_run_continued_equals_the_uninterrupted_run(tmp_path: Path, mon
     assert_same_checkpoint(*(tmp_path / run / "checkpoints" / "latest" for run in ("parts", "whole")))
     grids = [p.read_bytes() for run in ("parts", "whole") for p in (tmp_path / run).glob("samples/step-0000012.png")]
     assert len(set(grids)) == ("null" not in extra)
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_lose_at_most_one_checkpoint_interval(tmp_path: Path) -> None:
-    extra = f"--training.steps 120 --log.checkpoint_every 2 --log.keep 2 {NO_PREVIEW}"
-    run, moments, codes = tmp_path / "run", random.Random(0), []
-    for attempt in range(20):
-        process = start_run(run, extra)
-        before = newest_step(run)
-        if attempt < 9:  # from before the first step of the attempt to whole steps later, however fast they are
-            goal = before + moments.randrange(6)
-            while process.is_alive() and not ((run / "config.yaml").exists() and newest_step(run) >= goal):
-                time.sleep(0.002)
-            process.join(moments.uniform(0.0, 0.03))
-            (process.terminate if moments.random() < 0.3 else process.kill)()
-        process.join()
-        codes.append(process.exitcode)
-        assert newest_step(run) >= before
-        for checkpoint in (run / "checkpoints").glob("step-*"):
-            read_position(checkpoint)  # whole, or it raises
-        logged = [line["step"] for line in log_lines_so_far(run)]
-        assert max(logged, default=0) - newest_step(run) <= 2
-        if process.exitcode == 0:
-            break
-    assert codes[-1] == 0, Path(f"{run}.stderr").read_text()[-2000:]
-    assert set(codes) <= {0, -signal.SIGKILL, -signal.SIGTERM, TERMINATED}, Path(f"{run}.stderr").read_text()[-5000:]
-    assert codes.count(-signal.SIGKILL) >= 1  # how many kills come before the last step depends on the machine
-    run_tiny(tmp_path / "whole", extra)
-    assert losses(run) == losses(tmp_path / "whole")
-    assert_same_checkpoint(*(path / "checkpoints" / "latest" for path in (run, tmp_path / "whole")))
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.yaml", "log.jsonl"]
-    assert names_in(run) == ["latest", "step-0000118", "step-0000120"]
-
-
-def newest_step(run: Path) -> int:
-    found = Checkpoints(run / "checkpoints", tiny_config().log, None).find(None)
-    return int(found.name.removeprefix("step-")) if found else 0
-
-
-def log_lines_so_far(run: Path) -> list[dict]:
-    path = run / "log.jsonl"
-    return read_log(path) if path.exists() else []
 
 
 @pytest.mark.parametrize("step", [4, 6])  # a step whose checkpoint is due anyway, and one between two of them

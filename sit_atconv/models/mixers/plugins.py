@@ -50,8 +50,8 @@ def origins(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         module = find_mixer(name).__module__
-        packages = packages_distributions().get(module.split(".")[0], [])
         if not module.startswith("sit_atconv."):
+            packages = packages_distributions().get(module.split(".")[0], [])  # reads all packages: a second
             found[name] = f"{packages[0]} {version(packages[0])}" if packages else f"the module {module}"
     return found
 
