@@ -1,10 +1,11 @@
-"""The CPU: threads for work that torch must not split further, and freed memory that stays for the next allocation."""
+"""The CPU: its name, threads that torch must not split further, and freed memory that stays for the next use."""
 
 import contextlib
 import ctypes
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,16 @@ def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(before)  # for threads started later
+
+
+def processor() -> str:
+    """The processor's name, family and model on Linux; elsewhere its architecture."""
+    facts = Path("/proc/cpuinfo")
+    lines = (line.partition(":") for line in facts.read_text().splitlines()) if facts.is_file() else ()
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
 
 
 def keep_freed_memory() -> None:

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from benchmarks.operator import all_mixings
-from benchmarks.timing import add_mixers, default_device, peak_mebibytes
+from benchmarks.output import add_mixers
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.timing import default_device
 
 COMMANDS = {
     "operator": "--sides 8 16 --channels 32 --turns 1 --batch-size 1",

@@ -1,0 +1,1 @@
+"""Studies: grids of runs by our own programs, and what they compare."""
