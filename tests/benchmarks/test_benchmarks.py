@@ -26,7 +26,6 @@ COMMANDS = {
 MIXERS = {
     "operator": "--mixers attention inline --sides 8 --channels 32 --turns 1",
     "block": "--mixers attention inline --size S --sides 2 4 --turns 1 --batch-size 1",
-    "model": "--mixers attention inline --sizes S/8 --latents 16 --turns 1 --batch-size 1",
 }
 
 

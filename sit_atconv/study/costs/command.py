@@ -58,11 +58,11 @@ def chosen_models(names: Sequence[str], mixers: Sequence[str] | None) -> dict[st
     own = _build(models[names[0]], 64).config.mixer_pattern
     every = [mixer for mixer in list_mixers() if mixer != own]
     chosen = () if mixers is None else mixers or every
-    return models | {f"{names[0]} of {mixer}": ModelConfig(names[0], mixer_pattern=mixer) for mixer in chosen}
+    return models | {f"{names[0]} with {mixer}": ModelConfig(names[0], mixer_pattern=mixer) for mixer in chosen}
 
 
 def examine(title: str, config: ModelConfig, latent: int) -> Subject:
-    """What is known of a model without running it. Raises `InputError` for a model that cannot be built for `latent`."""
+    """What is known of a model without running it. Raises `InputError` for one that cannot be built for `latent`."""
     try:
         model = _build(config, latent)
     except InputError as error:
@@ -86,10 +86,10 @@ def require_memory(subjects: Sequence[Subject], batch_size: int, device: torch.d
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if state + step > free:
         raise InputError(
-            f"{len(subjects)} models with the state of their training take {state / 2**30:.1f} GiB, and a step of "
-            f"{batch_size} images at least {step / 2**30:.1f} GiB more, but {free / 2**30:.1f} GiB are free. Take fewer "
-            "or smaller models (ratios to the same first model can be compared), smaller latents, or a smaller "
-            "--batch-size."
+            f"The weights and optimizer states of {len(subjects)} models take {state / 2**30:.1f} GiB, and a step of "
+            f"{batch_size} images at least {step / 2**30:.1f} GiB more, but {free / 2**30:.1f} GiB are free. Take "
+            "fewer or smaller models, smaller latents, or a smaller --batch-size. (Several runs with the same first "
+            "model can be compared by their ratios.)"
         )
 
 
@@ -104,7 +104,7 @@ def measure(subjects: Mapping[str, Subject], latent: int, options: Namespace, de
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         write_noise(Path(folder), options.batch_size, latent)
-        config = Config(data=DataConfig(folder, workers=0), training=training)
+        config = Config(data=DataConfig(folder, workers=0, verify=False), training=training)
         try:
             for title, subject in subjects.items():
                 session = build_session(replace(config, model=subject.config), Path(folder))
