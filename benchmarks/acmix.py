@@ -11,16 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import (
-    Run,
-    command_line,
-    default_device,
-    machine,
-    median_milliseconds,
-    peak_mebibytes,
-    write_json,
-)
+from benchmarks.output import write_json
 from sit_atconv.models.mixers.acmix import ACmix, convert_acmix
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import Run, default_device, median_milliseconds
 
 SIZE = 7  # side of a neighbourhood
 SHAPES = ((64, 4, 56), (384, 6, 16), (384, 6, 32))  # width, heads, side; the first is a stage of the released ResNets
@@ -84,7 +79,7 @@ def main() -> None:
         for gradients in (False, True):
             rows.append(measure(shape, options.batch_size, gradients, device, options.turns))
             print(line(rows[-1]))
-    write_json(options.json, command_line(), device, rows, batch=options.batch_size)
+    write_json(options.json, device, rows, batch=options.batch_size)
 
 
 def measure(shape: tuple[int, int, int], B: int, gradients: bool, device: torch.device, turns: int) -> dict:

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Run, command_line, default_device, machine, median_milliseconds, write_json
+from benchmarks.output import write_json
 from sit_atconv.ops import BACKENDS, per_sample_depthwise_conv2d
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import Run, default_device, median_milliseconds
 
 SIZES = {
     "cpu": ((4, 384), (8, 384), (16, 192), (16, 384), (16, 768), (32, 1152)),
@@ -39,7 +41,7 @@ def main() -> None:
     if options.write:
         path = Path(str(resources.files("sit_atconv.ops").joinpath("measurements.json")))
         kept = [row for row in json.loads(path.read_text())["rows"] if row["device"] != device.type]
-        write_json(path, command_line(), device, kept + rows)
+        write_json(path, device, kept + rows)
 
 
 def cases(device: torch.device) -> Iterator[dict]:

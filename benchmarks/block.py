@@ -13,22 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import ReleasedATConv, ReleasedBlock
-from benchmarks.timing import (
-    Run,
-    add_mixers,
-    command_line,
-    default_device,
-    machine,
-    median_milliseconds,
-    peak_mebibytes,
-    table,
-    write_json,
-)
+from benchmarks.output import add_mixers, write_json
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models.block import Block
 from sit_atconv.models.flops import block_flops
 from sit_atconv.models.mixers import create_mixer, list_mixers, mixer_flops
 from sit_atconv.models.registry import SIZES
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.records import machine, table
+from sit_atconv.runtime.measuring.timing import Run, default_device, median_milliseconds
 
 RELEASED = "released"
 DEFAULTS = {  # width, heads, side
@@ -63,7 +56,7 @@ def main() -> None:
                 rows.append(measure(names, size, B, whole, gradients, options, device))
                 print(line(rows[-1]), flush=True)
     print(f"\n{table(summary(rows))}")
-    write_json(options.json, command_line(), device, rows, batch=B, compiled=options.compile)
+    write_json(options.json, device, rows, batch=B, compiled=options.compile)
 
 
 def measure(

@@ -12,22 +12,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.timing import command_line, in_turns, machine, write_json
+from benchmarks.output import write_json
 from sit_atconv.alignment import TeacherSpec
-from sit_atconv.autoencoder import LatentSpec
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.sampler import training_loader
 from sit_atconv.data.shards.format import encode_png, pack_images, shard_name, write_shard
-from sit_atconv.data.shards.manifest import Manifest, ShardInfo, save_manifest
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import in_turns
+from sit_atconv.study.costs.passes import save_dataset
 
-SPEC = LatentSpec("synthetic", "0" * 64, 4, 8, 0.18215, 0.0)
 TEACHER = TeacherSpec("synthetic", "random", None, 768, (16, 16), False)
 SHARD_SIZE = 1024
 
@@ -78,25 +77,6 @@ def write_tokens(root: Path, count: int) -> None:
         root / shard_name(0), {"moments": moments, "tokens_0": tokens, "labels": index % 10, "index": index}
     )
     save_dataset(root, 256, 10, [shard], has_flip=False, has_images=False, teachers=[TEACHER])
-
-
-def save_dataset(root: Path, pixels: int, classes: int, shards: list[ShardInfo], **facts: Any) -> None:
-    """Write dataset.json beside complete shards; `facts` are further fields of the manifest."""
-    count = sum(shard.count for shard in shards)
-    manifest = Manifest(
-        source="synthetic",
-        resolution=(pixels, pixels),
-        latents=SPEC,
-        class_names=[str(i) for i in range(classes)],
-        num_classes=classes,
-        shard_size=shards[0].count,
-        source_count=count,
-        count=count,
-        complete=True,
-        shards=shards,
-        **facts,
-    )
-    save_manifest(manifest, root)
 
 
 def write_files(root: Path, count: int) -> None:
@@ -172,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{machine(device)}\n\n{'latents/s':>10}  reader (median of {options.turns} turns)")
     for row in rows:
         print(f"{row['latents_per_second']:>10,}  {row['reader']}")
-    write_json(options.json, command_line(), device, rows)
+    write_json(options.json, device, rows)
 
 
 if __name__ == "__main__":

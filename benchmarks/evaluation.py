@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.timing import command_line, in_turns, machine, write_json
+from benchmarks.output import write_json
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.data.sources import open_source
 from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.evaluation.metrics.neighbours import precision_recall
 from sit_atconv.evaluation.reading.collect import Wanted, collect
 from sit_atconv.evaluation.reading.loading import load_batches
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import in_turns
 
 
 class Pictures(Dataset):
@@ -145,7 +147,7 @@ def main() -> None:
             ratios = ", ".join(f"{ratio:.2f}" for ratio in found[clock]["ratio_by_turn"])
             print(f"  {unit:<10} {speeds}: ratio {found[clock]['ratio']:.2f} (by turn: {ratios})")
         print(f"  features differ by {found['relative_difference']:.1e}")
-    write_json(options.json, command_line(), device, rows)
+    write_json(options.json, device, rows)
 
 
 if __name__ == "__main__":

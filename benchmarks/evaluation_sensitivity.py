@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from benchmarks.timing import command_line, write_json
+from benchmarks.output import write_json
 from sit_atconv.data.sources import open_source
 from sit_atconv.evaluation import InceptionFeatures, inception_score, precision_recall
 from sit_atconv.evaluation.scoring.per_class import feature_distance
@@ -97,7 +97,7 @@ def main() -> None:
         cells = (f"{row[m]:11.4f}" if m in row else f"{'':>11}" for m in ("FID", "sFID", "IS", "precision", "recall"))
         print(f"{name:<24}" + "".join(cells))
     named = [{"samples": name, **row} for name, row in rows.items()]
-    write_json(options.json, command_line(), torch.device("cpu"), named)
+    write_json(options.json, torch.device("cpu"), named)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.timing import read_json
+from benchmarks.output import read_json
 from sit_atconv.runtime.whole_files import whole_file
 
 STYLES = {  # distinguishable even where lines coincide

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.timing import Run, command_line, default_device, machine, peak_mebibytes, table, write_json
+from benchmarks.output import write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.models import list_models
 from sit_atconv.models.flops import training_flops
 from sit_atconv.models.sit import RECOMPUTED
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.records import machine, table
+from sit_atconv.runtime.measuring.timing import Run, default_device
 
 MODELS = [f"{family}-{size}/2" for size in ("S", "B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
 PRECISIONS = ("bf16", "fp32")
@@ -182,7 +185,7 @@ def main() -> None:
     else:
         rows = [count(name, side) for name, side in cases]
         print(f"MiB per image with {' / '.join(RECOMPUTED)} recomputed\n\n{table(summary(rows))}")
-    write_json(options.json, command_line(), device, rows)
+    write_json(options.json, device, rows)
 
 
 if __name__ == "__main__":

@@ -3,35 +3,24 @@
 Measures forward passes of attention, hybrid and ATConv models in turns, for several sizes and latent sizes, and those
 of attention and ATConv models computed like their released programs. `--sizes B/2 L/2 XL/2 --latents 32 64` gives the
 nine models of Table VIII, whose ratios of latency to attention are printed beside ours. `benchmarks.figures` draws
-throughput against latent size.
-
-`--mixers NAME ...` compares models with one registered mixer in all blocks instead: forward passes, those with all
-gradients, peak memory and operations.
+throughput against latent size. For other models and mixers: `python -m sit_atconv.study costs`.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.baselines import ReleasedSiT
-from benchmarks.timing import (
-    Run,
-    add_mixers,
-    command_line,
-    default_device,
-    machine,
-    median_milliseconds,
-    peak_mebibytes,
-    table,
-    write_json,
-)
+from benchmarks.output import write_json
 from sit_atconv import create_model, list_models
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models import SiT
-from sit_atconv.models.flops import forward_flops
-from sit_atconv.models.mixers import list_mixers
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import default_device, median_milliseconds
+from sit_atconv.study.costs.passes import forward_pass
 
 FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
 RELEASED = {"SiT": "SiT, released", "SiT-ATConv": "SiT-ATConv, released"}
@@ -52,7 +41,6 @@ def main() -> None:
     device = default_device()
     sizes, latents, batch = DEFAULTS[device.type]
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
-    add_mixers(parser)
     parser.add_argument("--sizes", nargs="+", default=sizes, choices=SIZES, metavar="SIZE", help="such as B/2 XL/2")
     parser.add_argument("--latents", type=int, nargs="+", default=latents, help="height and width of a latent")
     parser.add_argument("--batch-size", type=int, default=batch)
@@ -60,25 +48,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("model.json"))
     options = parser.parse_args()
-    cases = [(size, latent) for size in options.sizes for latent in options.latents]
-    if options.mixers is None:
-        rows = compare_families(cases, options, device)
-    else:
-        rows = compare_mixers(cases, options, device)
-    write_json(options.json, command_line(), device, rows)
-
-
-def compare_families(cases: list[tuple[str, int]], options: argparse.Namespace, device: torch.device) -> list[dict]:
-    """Measure and print the three families, and the released programs."""
     rows = []
     print(f"{machine(device)}, batch {options.batch_size}. Milliseconds per image; hybrid and ATConv over attention;")
     print("the same in Table VIII; released attention and ATConv over ours; peak MiB of a batch beyond the weights.\n")
     names = f"{'attention':>10} {'hybrid':>9} {'ATConv':>9}"
     print(f"{'size':6} {'latent':>6} {names} {'ratios':>13} {'published':>13} {'released':>11} {names}")
-    for case in cases:
-        rows.append(measure(*case, options, device))
-        print(line(rows[-1]))
-    return rows
+    for size in options.sizes:
+        for latent in options.latents:
+            rows.append(measure(size, latent, options, device))
+            print(line(rows[-1]))
+    write_json(options.json, device, rows)
 
 
 def line(row: dict) -> str:
@@ -102,10 +81,10 @@ def measure(size: str, latent: int, options: argparse.Namespace, device: torch.d
     for family in FAMILIES:
         model = build(f"{family}-{size}", latent, device)
         if family in RELEASED:
-            runs[RELEASED[family]] = call(ReleasedSiT(model), options.batch_size, latent, device)
+            runs[RELEASED[family]] = forward_pass(ReleasedSiT(model), options.batch_size, latent, device)
         if options.compile:
             model.compile_repeated_blocks()
-        runs[family] = call(model, options.batch_size, latent, device)
+        runs[family] = forward_pass(model, options.batch_size, latent, device)
     return {
         "size": size,
         "latent": latent,
@@ -116,65 +95,11 @@ def measure(size: str, latent: int, options: argparse.Namespace, device: torch.d
     }
 
 
-def compare_mixers(cases: list[tuple[str, int]], options: argparse.Namespace, device: torch.device) -> list[dict]:
-    """Measure models of registered mixers, and print a table with a line for each."""
-    names = options.mixers or list_mixers()
-    rows = [measure_mixers(names, *case, gradients, options, device) for case in cases for gradients in (False, True)]
-    lines: dict[tuple, dict[str, str]] = {}
-    for row in rows:
-        passes = "with gradients" if row["gradients"] else "forward"
-        for name in names:
-            key = row["size"], str(row["latent"]), name
-            shown = lines.setdefault(key, dict(zip(("size", "latent", "mixer"), key, strict=True)))
-            shown["GFLOP an image"] = f"{row['operations'][name] / 1e9:.4g}"
-            shown[f"{passes}: ms an image"] = f"{row['milliseconds'][name] / row['batch']:.4g}"
-            memory = row["mebibytes"][name]
-            shown[f"{passes}: MiB"] = "-" if memory is None else f"{memory:.4g}"
-    print(f"{machine(device)}, batch {options.batch_size}. MiB: peak of a batch beyond the weights.\n")
-    print(table(list(lines.values())))
-    return rows
-
-
-def measure_mixers(
-    names: list[str], size: str, latent: int, gradients: bool, options: argparse.Namespace, device: torch.device
-) -> dict:
-    """Measure models of one size that have each of these mixers in all blocks, in turns."""
-    torch.compiler.reset()
-    models = {name: build(f"SiT-{size}", latent, device, mixer_pattern=name) for name in names}
-    if options.compile:
-        for model in models.values():
-            model.compile_repeated_blocks()
-    runs = {name: call(model, options.batch_size, latent, device, gradients) for name, model in models.items()}
-    return {
-        "size": size,
-        "latent": latent,
-        "batch": options.batch_size,
-        "compiled": options.compile,
-        "gradients": gradients,
-        "milliseconds": median_milliseconds(runs, device, options.turns),
-        "mebibytes": {name: peak_mebibytes(run, device) for name, run in runs.items()},
-        "operations": {name: forward_flops(model, (4, latent, latent)) for name, model in models.items()},
-    }
-
-
-def build(name: str, latent: int, device: torch.device, **overrides: object) -> SiT:
-    model = create_model(name, input_size=latent, **overrides).to(device).eval()
+def build(name: str, latent: int, device: torch.device) -> SiT:
+    model = create_model(name, input_size=latent).to(device).eval()
     for parameter in model.parameters():  # a fresh SiT predicts zero
         nn.init.normal_(parameter, std=0.02)
     return model
-
-
-def call(model: nn.Module, B: int, latent: int, device: torch.device, gradients: bool = False) -> Run:
-    """A forward pass, in bf16 on a GPU and fp32 on a CPU; optionally with the gradients of all weights."""
-    x, t = torch.randn(B, 4, latent, latent, device=device), torch.rand(B, device=device)
-    y = torch.arange(B, device=device) % 1000
-
-    def forward() -> Tensor:
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        with torch.inference_mode(not gradients), autocast:
-            return model(x, t, y)
-
-    return (lambda: torch.autograd.grad(forward().float().sum(), list(model.parameters()))) if gradients else forward
 
 
 if __name__ == "__main__":

@@ -19,18 +19,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks.baselines import ReleasedATConv
-from benchmarks.timing import (
-    Run,
-    add_mixers,
-    command_line,
-    default_device,
-    machine,
-    median_milliseconds,
-    peak_mebibytes,
-    write_json,
-)
+from benchmarks.output import add_mixers, write_json
 from sit_atconv.models.mixers import ATConv, create_mixer, list_mixers, mixer_flops
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import Run, default_device, median_milliseconds
 
 SIDES = (8, 16, 32, 64, 128)
 HEAD = 32  # channels of a head
@@ -120,7 +114,7 @@ def main() -> None:
         for side in options.sides
     ]
     report(rows, device)
-    write_json(options.json, command_line(), device, rows)
+    write_json(options.json, device, rows)
 
 
 def measure(

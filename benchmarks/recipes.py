@@ -14,11 +14,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import activation_bytes, fake_gpu, kept_bytes
-from benchmarks.timing import command_line, table, write_json
+from benchmarks.output import write_json
 from sit_atconv.alignment import Projector
 from sit_atconv.config import Config, load_config
 from sit_atconv.models import create_model
 from sit_atconv.models.flops import training_flops
+from sit_atconv.runtime.measuring.records import table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = [f"{family}-{size}/2" for size in ("B", "L", "XL") for family in ("SiT", "SiT-Hybrid", "SiT-ATConv")]
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, rows in tables.items():
         print(f"\n{name}\n\n{table(rows)}")
     named = [{"table": name, **line} for name, rows in tables.items() for line in rows]
-    write_json(options.json, command_line(), torch.device("cpu"), named)
+    write_json(options.json, torch.device("cpu"), named)
 
 
 if __name__ == "__main__":

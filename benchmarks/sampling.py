@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import ReleasedSiT, repa_euler_maruyama, sit_euler_maruyama
-from benchmarks.timing import command_line, default_device, machine, median_milliseconds, write_json
+from benchmarks.output import write_json
 from sit_atconv import SiT, create_model
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.flow import guided_velocity, integrate_sde
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import default_device, median_milliseconds
 from sit_atconv.sampling import SamplerSettings
 from sit_atconv.sampling.draw import Drawing
 
@@ -108,7 +110,7 @@ def report(options: argparse.Namespace, device: torch.device, medians: dict[str,
             {"contender": contender.strip(), "milliseconds_per_image": round(each, 3), "ratio": round(ratio, 3)}
         )
     print("\nThe last two lines are ours guided as REPA, each without one optimisation.")
-    write_json(options.json, command_line(), device, rows)
+    write_json(options.json, device, rows)
 
 
 if __name__ == "__main__":

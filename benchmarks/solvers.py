@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.timing import command_line, default_device, write_json
+from benchmarks.output import write_json
 from sit_atconv.models import SiT
+from sit_atconv.runtime.measuring.timing import default_device
 from sit_atconv.sampling import SOLVERS, SamplerSettings, generate, open_generator
 from sit_atconv.sampling.writing.grid import save_grid
 
@@ -74,7 +75,7 @@ def main() -> None:
     if options.png:
         save_grid(torch.cat(pictures), len(rows), options.png)
     found = [{"solver": solver, "calls": calls[solver], "distance": distance[solver]} for solver in calls]
-    write_json(options.json, command_line(), device, found, steps=options.steps)
+    write_json(options.json, device, found, steps=options.steps)
 
 
 if __name__ == "__main__":

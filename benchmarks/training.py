@@ -11,6 +11,7 @@ import argparse
 import gc
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import OriginalTraining, ReleasedSiT
-from benchmarks.data import SPEC, save_dataset
-from benchmarks.timing import command_line, default_device, machine, median_milliseconds, peak_mebibytes, write_json
+from benchmarks.output import write_json
 from sit_atconv.alignment import Teacher
 from sit_atconv.config import (
     AlignmentConfig,
@@ -34,8 +34,12 @@ from sit_atconv.data.shards.format import encode_png, pack_images, shard_name, w
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models import list_models
 from sit_atconv.models.flops import training_flops
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.records import machine
+from sit_atconv.runtime.measuring.timing import default_device, median_milliseconds
+from sit_atconv.study.costs.passes import SPEC, save_dataset, trainers_step
 from sit_atconv.training.session.session import Session, build_session
-from sit_atconv.training.trainer import prepare_inputs, train_step
+from sit_atconv.training.trainer import prepare_inputs
 from sit_atconv.training.watch.throughput import peak_flops
 
 DEFAULTS = {
@@ -73,7 +77,7 @@ def main() -> None:
         print("\n".join(map(line, found)), flush=True)
         rows += found
     print("\nMiB: peak of a step beyond weights, Adam's moments and averages. Ours: how many times faster ours is.")
-    write_json(options.json, command_line(), device, rows, precision=options.precision, compiled=options.compile)
+    write_json(options.json, device, rows, precision=options.precision, compiled=options.compile)
 
 
 def parse(defaults: dict) -> argparse.Namespace:
@@ -127,21 +131,16 @@ def contenders(config: Config, ours_alone: bool = False) -> tuple[Session, dict[
     """Our step and, unless `ours_alone`, the original one, on the same first batch and from the same weights."""
     session = build_session(config, Path(config.data.path))
     batch = next(iter(session.loader(0)))
-    found = {"ours": our_step(session, batch)}
+    found = {
+        "ours": Contender(
+            partial(trainers_step, session, batch),
+            session.bare,
+            lambda: dict(session.averages.tensors(session.averages.main)),
+        )
+    }
     if not ours_alone:
         found["SiT's" if config.alignment is None else "REPA's"] = original_step(session, batch)
     return session, found
-
-
-def our_step(session: Session, batch: dict[str, Tensor]) -> Contender:
-    """The work of `Trainer.step`, except for counting."""
-
-    def step() -> dict[str, Tensor]:
-        terms = train_step(session, lambda: batch)
-        session.averages.update(1, terms["grad_norm"].isfinite())
-        return terms
-
-    return Contender(step, session.bare, lambda: dict(session.averages.tensors(session.averages.main)))
 
 
 def original_step(session: Session, batch: dict[str, Tensor]) -> Contender:

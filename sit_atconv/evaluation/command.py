@@ -28,7 +28,7 @@ from sit_atconv.runtime.whole_files import make_folder_of
 log = logging.getLogger(__name__)
 
 _MOST_RESAMPLES = 10**6
-_SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
+SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
 
 
 def parse(
@@ -50,11 +50,11 @@ def parse(
         refuse=refuse,
     )
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--samples", metavar="SOURCE", help=_SOURCES)
+    given.add_argument("--samples", metavar="SOURCE", help=SOURCES)
     given.add_argument("--checkpoint", type=Path, help="draw the samples from this model during the evaluation")
     encoding = "score this autoencoder (rFID): encode and decode the pictures of --reference"
     given.add_argument("--autoencoder", metavar="VAE", help=encoding)
-    parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {_SOURCES}")
+    parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {SOURCES}")
     parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these: fid sfid is precision recall")
     resamples = "confidence intervals from N resamples"
@@ -75,14 +75,14 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
     """Run the command. `open_stream` draws the samples of --checkpoint."""
     _check(options)
     state = process_state(cpu=options.device == "cpu")
-    device = _device(options.device, state)
+    device = chosen_device(options.device, state)
     if state.is_main_process and (precision := asked_precision()) and not options.fast:
         log.warning("The launcher's --mixed_precision %s is for training: features are computed in fp32.", precision)
     drawn = options.command == "evaluate" and options.checkpoint
     samples = open_stream(options, device) if drawn else None
     with state.main_process_first():  # it may download the weights
         features = create_features(options.features, options.weights, device, options.fast)
-    reading = Reading(options.batch_size, _workers(options.workers, device), options.cache, options.unconditional)
+    reading = Reading(options.batch_size, chosen_workers(options.workers, device), options.cache, options.unconditional)
     if options.command == "reference":
         facts = write_reference(options.source, options.out, features, options.images, reading)
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
@@ -108,7 +108,7 @@ def _reference_parser() -> ArgumentParser:
         prog="evaluate_fid.py reference",
         description="Write a reference file with ADM's keys, which ADM's own evaluator reads too.",
     )
-    parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    parser.add_argument("source", metavar="SOURCE", help=SOURCES)
     parser.add_argument("out", metavar="OUT.npz", type=Path)
     parser.add_argument("--images", type=count, default=10_000, help="how many go into arr_0, for precision and recall")
     parser.set_defaults(command="reference")
@@ -117,6 +117,12 @@ def _reference_parser() -> ArgumentParser:
 
 
 def _add_common(parser: ArgumentParser) -> None:
+    add_features(parser)
+    parser.add_argument("--unconditional", action="store_true", help="read no labels, e.g. where they cannot be used")
+
+
+def add_features(parser: ArgumentParser) -> None:
+    """The options of features, and of reading the pictures that they are computed from."""
     add = parser.add_argument
     add("--features", default="inception", metavar="NAME", help="inception, pixels, or timm:MODEL")
     add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
@@ -128,12 +134,11 @@ def _add_common(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="cache features of stored pictures here, and continue from them",
     )
-    add("--unconditional", action="store_true", help="read no labels, e.g. where they cannot be used")
     add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
 
 
-def _device(name: str | None, state: PartialState) -> torch.device:
+def chosen_device(name: str | None, state: PartialState) -> torch.device:
     """The requested device, or that of this process. Statistics are float64, which Apple's GPUs do not support."""
     try:
         device = torch.device(name or ("cpu" if state.device.type == "mps" else state.device))
@@ -143,7 +148,8 @@ def _device(name: str | None, state: PartialState) -> torch.device:
     return device
 
 
-def _workers(workers: int | None, device: torch.device) -> int:
+def chosen_workers(workers: int | None, device: torch.device) -> int:
+    """The requested number of processes that read pictures, or as many as help."""
     if workers is not None:
         return workers
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,7 @@ import torch
 
 from sit_atconv.data.digits import load_digits
 from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.evaluation.metrics.classifier import create_classifier, label_agreement
 from sit_atconv.evaluation.metrics.distances import frechet_distance
 from sit_atconv.evaluation.metrics.moments import moments_of
 from sit_atconv.evaluation.output import show
@@ -49,8 +50,8 @@ def score_digits(path: str, min_agreement: float = 0.95, max_ratio: float = 2.0)
     """
     samples, labels = _load_samples(path)
     resolution = samples.shape[1]
-    classifier, accuracy = _fit_classifier(*load_digits("all", resolution))
-    agreement = float((classifier.predict(_rows(samples)) == labels).mean())
+    real, digits = load_digits("all", resolution)
+    agreement, accuracy = label_agreement(create_classifier(), _rows(real), digits, _rows(samples), labels)
 
     train, heldout = load_digits("train", resolution), load_digits("heldout", resolution)
     per_class = min(int(np.bincount(y, minlength=CLASSES).min()) for y in (labels, train[1], heldout[1]))
@@ -99,16 +100,6 @@ def _load_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
     if images.shape[1] != images.shape[2] or images.shape[1] < 8:
         raise InputError(f"{path} holds {images.shape[2]}x{images.shape[1]} images: digits are square, 8x8 or larger.")
     return images.mean(axis=3), labels
-
-
-def _fit_classifier(images: np.ndarray, labels: np.ndarray) -> tuple["object", float]:
-    """A support vector classifier of all real digits, and its accuracy in five-fold cross-validation."""
-    from sklearn.model_selection import cross_val_score
-    from sklearn.svm import SVC
-
-    classifier = SVC(C=10, gamma="scale")
-    accuracy = float(cross_val_score(classifier, _rows(images), labels, cv=5).mean())
-    return classifier.fit(_rows(images), labels), accuracy
 
 
 def _rows(images: np.ndarray) -> np.ndarray:

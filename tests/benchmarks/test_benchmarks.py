@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from benchmarks.operator import all_mixings
-from benchmarks.timing import add_mixers, default_device, peak_mebibytes
+from benchmarks.output import add_mixers
+from sit_atconv.runtime.measuring.memory import peak_mebibytes
+from sit_atconv.runtime.measuring.timing import default_device
 
 COMMANDS = {
     "operator": "--sides 8 16 --channels 32 --turns 1 --batch-size 1",
@@ -24,7 +26,6 @@ COMMANDS = {
 MIXERS = {
     "operator": "--mixers attention inline --sides 8 --channels 32 --turns 1",
     "block": "--mixers attention inline --size S --sides 2 4 --turns 1 --batch-size 1",
-    "model": "--mixers attention inline --sizes S/8 --latents 16 --turns 1 --batch-size 1",
 }
 
 

@@ -5,10 +5,9 @@
 
 import math
 import tempfile
-import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sit_atconv.models.mixers.attend import choose_attention
 from sit_atconv.models.mixers.registry import mixer_flops
 from sit_atconv.models.sit import SiT
+from sit_atconv.runtime.measuring.timing import median_milliseconds
 
 GRIDS = ((4, 4), (2, 6), (5, 3), (1, 1))  # square, rectangular, odd, and a single token
 COSTS = ((16, 16), (32, 32))
@@ -178,24 +178,23 @@ def costs(subject: Subject) -> str:
     """Time relative to attention at 256 and 1024 tokens, forward | with gradients: medians, on this machine."""
     words = []
     for grid in COSTS:
-        times = [_times(each, grid) for each in (subject, Subject("attention", {}, subject.dim, subject.num_heads))]
-        forward, gradients = (ours / theirs for ours, theirs in zip(*times, strict=True))
-        words.append(f"{grid[0] * grid[1]} tokens {forward:.2f} | {gradients:.2f}")
+        contenders = {}
+        for who, each in (("ours", subject), ("theirs", Subject("attention", {}, subject.dim, subject.num_heads))):
+            mixer, x = each.build(), each.tokens(grid).requires_grad_()
+            contenders[f"{who}, forward"] = partial(_forward, mixer, x, grid)
+            contenders[f"{who}, with gradients"] = partial(_gradients, mixer, x, grid)
+        forward, gradients, *theirs = median_milliseconds(contenders, torch.device("cpu"), 15).values()
+        words.append(f"{grid[0] * grid[1]} tokens {forward / theirs[0]:.2f} | {gradients / theirs[1]:.2f}")
     return "; ".join(words)
 
 
-def _times(subject: Subject, grid: tuple[int, int]) -> tuple[float, float]:
-    mixer, x = subject.build(), subject.tokens(grid).requires_grad_()
+@torch.no_grad()
+def _forward(mixer: nn.Module, x: Tensor, grid: tuple[int, int]) -> None:
+    mixer(x, grid)
 
-    def forward() -> None:
-        with torch.no_grad():
-            mixer(x, grid)
 
-    def gradients() -> None:
-        torch.autograd.grad(mixer(x, grid).sum(), [x, *mixer.parameters()])
-
-    forward(), gradients()
-    return tuple(median(timeit.repeat(run, number=1, repeat=15)) for run in (forward, gradients))
+def _gradients(mixer: nn.Module, x: Tensor, grid: tuple[int, int]) -> None:
+    torch.autograd.grad(mixer(x, grid).sum(), [x, *mixer.parameters()])
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {

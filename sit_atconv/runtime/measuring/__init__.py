@@ -1,0 +1,1 @@
+"""Measures time and memory of calls, and writes down what ran on which machine."""
