@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import command_line, table, write_json
+from benchmarks.output import write_json
 from sit_atconv.config import load_config
 from sit_atconv.models import create_model
 from sit_atconv.models.flops import forward_flops, training_flops
+from sit_atconv.runtime.measuring.records import table
 from sit_atconv.study.commands import key_words
 from sit_atconv.study.plan import Plan, read_plan
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     lines = [line for study in SETTINGS for line in rows(study)]
     print(table(lines))
-    write_json(options.json, command_line(), torch.device("cpu"), lines)
+    write_json(options.json, torch.device("cpu"), lines)
 
 
 if __name__ == "__main__":
