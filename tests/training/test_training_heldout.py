@@ -176,7 +176,7 @@ def prepared(folder: Path, source: str) -> str:
 )
 def test_what_cannot_be_held_out_is_refused_before_anything_is_written(tmp_path: Path, extra, message) -> None:
     if "{" in extra:
-        np.savez(tmp_path / "pictures.npz", np.zeros((4, 8, 8, 3), np.uint8))
+        np.savez(tmp_path / "pictures.npz", np.full((4, 8, 8, 3), 200, np.uint8))
         unlabelled = prepared(tmp_path / "unlabelled", str(tmp_path / "pictures.npz"))
         extra = extra.format(rgb=prepared(tmp_path / "rgb", "digits:heldout@8"), unlabelled=unlabelled)
     with pytest.raises(InputError, match=message):
