@@ -38,7 +38,7 @@ class HeldOutLoss:
         self._step = math.ceil(batch_size / _GROUP) * _GROUP  # so that a group has the same pictures everywhere
 
     def scores(self, model: SiT, progress: bool = False) -> dict[str, float | None]:
-        """ "heldout_loss", the mean over times, and "heldout_loss_t0.0625", … of `TIMES`; None if not finite.
+        """The loss at each of `TIMES`, "heldout_loss_t0.0625", …, after their mean, "heldout_loss"; None if not finite.
 
         A time is a place in the range of times of the model's prediction (`Interpolant.time_range`). The model is in
         fp32. All processes call it; all get the result. `progress` shows a bar.
