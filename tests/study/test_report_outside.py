@@ -16,7 +16,7 @@ from sit_atconv.study.results import Study
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 LATEX = shutil.which("pdflatex")
 
-# A page that shows the report in a frame of this width and says how far its contents overhang, and how many pictures it has.
+# A page that shows the report in a frame of this width, and says how far it overhangs and how many pictures it has.
 FRAME = """<iframe src="report.html" style="border: 0; width: {width}px; height: 2000px"></iframe><script>
 onload = () => {{
   const root = frames[0].document.documentElement;

@@ -2,7 +2,6 @@
 
 import io
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.runtime.whole_files import whole_file
 from sit_atconv.study.report.curves import Curve, Panel, panels
 from sit_atconv.study.report.tables import EQUAL, HELDOUT, UNITS
+from sit_atconv.study.report.texts import shortened
 from sit_atconv.study.results import Study
 from sit_atconv.training.plot import pyplot_without_screen
 
@@ -24,14 +24,15 @@ _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sit-atconv",
     "font.size": 12,
-    "axes.formatter.use_mathtext": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 12,
+    "figure.titlesize": 13,
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
-_NAME_LENGTH = 40  # of a row in the figure's legend
+_NAME_LENGTH = 36  # characters of a row in the figure's legend
+_LINE_LENGTH = 45  # characters that the width of a panel holds
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ def draw_figure(study: Study, out: Path) -> None:
             axis.set_title(_runs(panel))
         lines = [pyplot.Line2D([], [], **_line(style), linewidth=2) for style in styled.values()]
         # matplotlib leaves out of a legend what begins with "_".
-        names = [" " + textwrap.shorten(row, _NAME_LENGTH, placeholder="…") for row in study.rows]
-        figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 5))
-        figure.suptitle("\n".join(textwrap.wrap(study.title, 90)[:2]))
+        names = [" " + shortened(row, _NAME_LENGTH) for row in study.rows]
+        columns = len(drawn) * _LINE_LENGTH // (max(map(len, names)) + 5)
+        figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), columns))
+        figure.suptitle(shortened(study.title, len(drawn) * _LINE_LENGTH))
         with whole_file(out) as file:
             figure.savefig(file, dpi=130, format="svg" if out.suffix.lower() == ".svg" else "png", facecolor="white")
         pyplot.close(figure)

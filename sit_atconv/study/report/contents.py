@@ -1,12 +1,12 @@
 """What a report says, before it is laid out as a page, Markdown, LaTeX or JSON."""
 
-import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sit_atconv.study.report.finding import finding
 from sit_atconv.study.report.statistics import Summary
 from sit_atconv.study.report.tables import EQUAL, HELDOUT, Entry, Table, diverged, tables, unfinished
+from sit_atconv.study.report.texts import shortened
 from sit_atconv.study.results import Study
 
 _DEFINITIONS = {
@@ -99,8 +99,7 @@ def _unfinished(study: Study) -> list[Remark]:
     found = []
     for row, budget, seed, state, error in unfinished(study):
         what = f"{row}, {EQUAL[budget]}, seed {seed}: {state}"
-        short = textwrap.shorten(error, _ERROR_LENGTH, placeholder=" …")
-        found.append(Remark(f"{what}: {short}" if error else what, error))
+        found.append(Remark(f"{what}: {shortened(error, _ERROR_LENGTH)}" if error else what, error))
     return found
 
 

@@ -3,8 +3,8 @@
 import re
 
 from sit_atconv.study.report.contents import Contents
-from sit_atconv.study.report.tables import Table
-from sit_atconv.study.report.texts import EntryText, entry_text, row_text
+from sit_atconv.study.report.tables import Quantity, Table
+from sit_atconv.study.report.texts import entry_text, row_text, shortened
 
 _HEAD = r"""% \usepackage{booktabs} and \usepackage{graphicx}, then \input{report.tex}
 """
@@ -12,25 +12,32 @@ _SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "|": "$|$", '"': r"\char34{}"},
-    **{"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "–": "--"},
+    **{"−": "$-$", "…": r"\dots{}", "±": r"$\pm$", "×": r"$\times$", "–": "--"},
     **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}"},
 }
+_NAME_LENGTH = 60
 _LETTERS = re.compile(r"[À-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ]")  # the accented letters that every engine has in its first font
 
 
 def latex(contents: Contents) -> str:
-    """A table for each budget, no wider than the text."""
-    return _HEAD + "\n".join(_table(contents, table) for table in contents.tables)
+    """Two tables for each budget, of results and of costs, no wider than the text."""
+    parts = []
+    for table in contents.tables:
+        for cost in (False, True):
+            if columns := [quantity for quantity in table.columns if quantity.cost == cost]:
+                parts.append(_table(contents, table, columns))
+    return _HEAD + "\n".join(parts)
 
 
-def _table(contents: Contents, table: Table) -> str:
-    columns = table.columns
+def _table(contents: Contents, table: Table, columns: list[Quantity]) -> str:
     lines = [_line("row", [_escaped(quantity.heading) for quantity in columns]), r"\midrule"]
     for row in table.rows:
         texts = [entry_text(table, row, quantity) for quantity in columns]
-        lines.append(_line(_escaped(row_text(table, row)), [_bold(text.value, text.best) for text in texts]))
-        if any(text.difference for text in texts):
-            lines.append(_line("", [_small(text) for text in texts]))
+        name = _escaped(shortened(row_text(table, row), _NAME_LENGTH))
+        lines += [r"\addlinespace", _line(name, [_bold(text.value, text.best) for text in texts])]
+        for part in ("difference", "interval"):
+            if any(getattr(text, part) for text in texts):
+                lines.append(_line("", [_small(getattr(text, part), text.apart) for text in texts]))
     caption = _escaped(f"{contents.study.title}. {table.title}; seeds: {table.seeds}.")
     meaning = _escaped(contents.table_note)
     return "\n".join(
@@ -38,7 +45,7 @@ def _table(contents: Contents, table: Table) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{caption} {meaning}}}",
-            r"\resizebox{\textwidth}{!}{%",
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\toprule",
             *lines,
@@ -54,8 +61,8 @@ def _line(name: str, cells: list[str]) -> str:
     return " & ".join([name, *cells]) + r" \\"
 
 
-def _small(text: EntryText) -> str:
-    return rf"{{\scriptsize {_bold(text.full_difference, text.apart)}}}" if text.difference else ""
+def _small(text: str, bold: bool) -> str:
+    return rf"{{\scriptsize {_bold(text, bold)}}}" if text else ""
 
 
 def _bold(text: str, wanted: bool) -> str:

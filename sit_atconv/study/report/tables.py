@@ -24,6 +24,7 @@ class Quantity:
         key: its name in report.json.
         title: its name for people.
         value: of a cell.
+        cost: whether it is what a model takes, rather than what it achieves.
         better: "lower" or "higher", None where neither is.
         count: whether it is a number of parameters or operations, the same for all seeds.
     """
@@ -32,6 +33,7 @@ class Quantity:
     title: str
     value: Callable[[Cell], float | None]
     better: str | None = None
+    cost: bool = False
     count: bool = False
 
     @property
@@ -141,12 +143,12 @@ def _quantities(cells: list[Cell]) -> list[Quantity]:
         Quantity(HELDOUT, "held-out loss", attrgetter("heldout_loss"), "lower"),
         *[Quantity(f"scores.{n}", _score_title(n), partial(_score, name=n), _score_better(n)) for n in scores],
         Quantity("agreement", "label agreement", attrgetter("agreement"), "higher"),
-        Quantity("steps", "steps", attrgetter("steps")),
-        Quantity("seconds", "training, s", attrgetter("seconds")),
-        Quantity("seconds_per_step", "s a step", attrgetter("seconds_per_step"), "lower"),
-        Quantity("memory_gib", "memory, GiB", attrgetter("memory_gib"), "lower"),
-        Quantity("parameters", "parameters", attrgetter("parameters"), count=True),
-        Quantity("flops", "operations", attrgetter("flops"), count=True),
+        Quantity("steps", "steps", attrgetter("steps"), cost=True),
+        Quantity("seconds", "training, s", attrgetter("seconds"), cost=True),
+        Quantity("seconds_per_step", "s a step", attrgetter("seconds_per_step"), "lower", cost=True),
+        Quantity("memory_gib", "memory, GiB", attrgetter("memory_gib"), "lower", cost=True),
+        Quantity("parameters", "parameters", attrgetter("parameters"), cost=True, count=True),
+        Quantity("flops", "operations", attrgetter("flops"), cost=True, count=True),
     ]
 
 

@@ -83,6 +83,12 @@ def _difference_and_interval(difference: Difference) -> tuple[str, str]:
     return mean, f"[{low}, {high}]"
 
 
+def shortened(text: str, length: int) -> str:
+    """Text in one line of at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 def count_text(number: float) -> str:
     """A number of parameters or operations: "32.9 M", "6.06 G"."""
     for size, unit in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
