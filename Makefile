@@ -2,6 +2,7 @@
 # make real          the ImageNet recipe on a small scale: photographs of hands, about 20 minutes (SIGNS, TAESD, INCEPTION)
 # make test          install, run the whole test suite
 # make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
+# make gpu           what only a GPU can tell: its tests and the benchmarks, in eight minutes at most; installs nothing
 # VENV=path and LOWEST=path share the environments between clones; TESTS='-m "not slow"' chooses among the tests.
 
 VENV   ?= .venv
@@ -35,7 +36,7 @@ define install
     { $(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(3) && cp $(3) $(1)/requirements.lock; }
 endef
 
-.PHONY: quickstart real test test-lowest lint format env lock lock-lowest
+.PHONY: quickstart real test test-lowest gpu lint format env lock lock-lowest
 
 quickstart: env
 	$(LAUNCH) train.py --config configs/quickstart.yaml --run $(RUN) --model.name $(MODEL) --data.path digits:train@$(SIZE) \
@@ -63,6 +64,9 @@ test: env
 test-lowest:
 	$(call install,$(LOWEST),python3.11,requirements-lowest.lock)
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 $(TESTS)
+
+gpu:
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
 
 lint: env
 	$(BIN)/ruff check .

@@ -1,12 +1,12 @@
 """Compares the backends of the operator: `python -m benchmarks.backends [--write]`.
 
-With --write, the measurements of this machine's device replace those in sit_atconv/ops/measurements.json, from which
-"auto" chooses. On a CPU, run it with OMP_NUM_THREADS=1.
+With --write, the measurements of this machine's device replace those of the same dtypes in
+sit_atconv/ops/measurements.json, from which "auto" chooses. On a CPU, run it with OMP_NUM_THREADS=1.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -24,34 +24,42 @@ SIZES = {
     "cuda": ((16, 384), (16, 1152), (32, 1152), (64, 1152)),
 }
 BATCH = {"cpu": 8, "cuda": 64}
-DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float16, torch.float32)}
+DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float16", "float32")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES["cuda"], metavar="NAME")
     parser.add_argument("--write", action="store_true", help="write the measurements into the package")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write them to this file, too")
     options = parser.parse_args()
     device = default_device()
-    rows = [measured(case, device, options.turns) | {"machine": machine(device)} for case in cases(device)]
+    dtypes = options.dtypes or DTYPES[device.type]
+    rows = [measured(case, device, options.turns) | {"machine": machine(device)} for case in cases(device, dtypes)]
     for row in rows:
         times = "   ".join(f"{name} {ms:.3f}" for name, ms in row["milliseconds"].items())
         flags = ("compiled" if row["compiled"] else "eager", "with gradients" if row["gradients"] else "forward")
         print(f"{row['shape']!s:22} {row['dtype']:9} {flags[0]:9} {flags[1]:15} ms: {times}")
     if options.write:
         path = Path(str(resources.files("sit_atconv.ops").joinpath("measurements.json")))
-        kept = [row for row in json.loads(path.read_text())["rows"] if row["device"] != device.type]
+        measured_now = {(device.type, name) for name in dtypes}
+        kept = [
+            row for row in json.loads(path.read_text())["rows"] if (row["device"], row["dtype"]) not in measured_now
+        ]
         write_json(path, device, kept + rows)
+    if options.json:
+        write_json(options.json, device, rows)
 
 
-def cases(device: torch.device) -> Iterator[dict]:
-    """All cases that "auto" distinguishes."""
-    for dtype in DTYPES[device.type]:
+def cases(device: torch.device, dtypes: Sequence[str]) -> Iterator[dict]:
+    """All cases of these dtypes that "auto" distinguishes."""
+    for dtype in dtypes:
         for compiled in (False, True):
             for gradients in (False, True):
                 for side, channels in SIZES[device.type]:
                     shape = [BATCH[device.type], side, side, channels]
-                    case = {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "compiled": compiled}
+                    case = {"device": device.type, "dtype": dtype, "compiled": compiled}
                     yield case | {"gradients": gradients, "numbers": side * side * channels, "shape": shape}
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import ReleasedATConv, ReleasedBlock
-from benchmarks.output import add_mixers, write_json
+from benchmarks.mixers import add_mixers
+from benchmarks.output import write_json
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models.block import Block
 from sit_atconv.models.flops import block_flops

@@ -96,7 +96,8 @@ def measure(size: str, latent: int, options: argparse.Namespace, device: torch.d
 
 
 def build(name: str, latent: int, device: torch.device) -> SiT:
-    model = create_model(name, input_size=latent).to(device).eval()
+    with device:  # weights are drawn there: on a CPU, those of XL take seconds
+        model = create_model(name, input_size=latent).eval()
     for parameter in model.parameters():  # a fresh SiT predicts zero
         nn.init.normal_(parameter, std=0.02)
     return model

@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks.baselines import ReleasedATConv
-from benchmarks.output import add_mixers, write_json
+from benchmarks.mixers import add_mixers
+from benchmarks.output import write_json
 from sit_atconv.models.mixers import ATConv, create_mixer, list_mixers, mixer_flops
 from sit_atconv.ops import per_sample_depthwise_conv2d, pool_tokens
 from sit_atconv.runtime.measuring.memory import peak_mebibytes

@@ -1,19 +1,11 @@
-"""Shared by the benchmarks: the option --mixers, and JSON files. Time and memory: `sit_atconv.runtime.measuring`."""
+"""The JSON files of the benchmarks."""
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
 
-from sit_atconv.models.mixers import list_mixers
 from sit_atconv.runtime.measuring.records import command_line, write_rows
-
-
-def add_mixers(parser: argparse.ArgumentParser) -> None:
-    """The option --mixers: names of registered mixers, an empty list for all of them, None if it is not given."""
-    what = "compare these registered mixers; without names, all of them"
-    parser.add_argument("--mixers", nargs="*", choices=list_mixers(), metavar="NAME", help=what)
 
 
 def write_json(path: Path, device: torch.device, rows: list[dict], **facts: object) -> None:

@@ -48,7 +48,8 @@ def parse() -> argparse.Namespace:
 def build(options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Tensor]]:
     """The contenders by name, each a function without arguments that draws one batch."""
     torch.manual_seed(0)
-    model = create_model(options.model, input_size=options.input_size).to(device).eval()
+    with device:
+        model = create_model(options.model, input_size=options.input_size).eval()
     for parameter in model.parameters():  # a fresh SiT predicts zero
         nn.init.normal_(parameter, std=0.02)
     B, steps = options.batch_size, options.steps

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.mixers import add_mixers
 from benchmarks.operator import all_mixings
-from benchmarks.output import add_mixers
 from sit_atconv.runtime.measuring.memory import peak_mebibytes
 from sit_atconv.runtime.measuring.timing import default_device
 
