@@ -56,7 +56,7 @@ def all_parts(weights: Path | None) -> dict[str, Part]:
     tests = shlex.join(str(path.relative_to(ROOT)) for path in marked)
     three = "SiT-{0} SiT-Hybrid-{0} SiT-ATConv-{0}"
     parts = {
-        "tests": Part(f"-m pytest -q -p no:cacheprovider -m gpu {tests}", 100),
+        "tests": Part(f"-m pytest -p no:cacheprovider -m gpu {tests}", 100),
         # bf16 is what models are trained and sampled in; without --dtypes it takes three times as long.
         "backends": Part("-m benchmarks.backends --dtypes bfloat16 --turns 9 --write --json OUT/backends.json", 170),
         "operator": Part("-m benchmarks.operator --turns 5 --json OUT/operator.json", 60),

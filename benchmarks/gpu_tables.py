@@ -86,7 +86,7 @@ def model(found: dict) -> list[Row]:
 def training(found: dict) -> list[Row]:
     """A line for each model and step."""
     columns = {"model": "model", "step": "step", "images_per_second": "images/s", "mfu": "MFU", "mebibytes": "MiB"}
-    return [{title: row[key] for key, title in columns.items()} for row in found["rows"]]
+    return [{title: "-" if row[key] is None else row[key] for key, title in columns.items()} for row in found["rows"]]
 
 
 def sampling(found: dict) -> list[Row]:

@@ -136,7 +136,7 @@ def test_all_parts_are_within_reach_of_one_run() -> None:
     assert set(TABLES) == set(TITLES) == set(parts) - {"tests"}
 
 
-@pytest.mark.parametrize("name", ["backends", "operator", "block", "model", "training", "sampling"])
+@pytest.mark.parametrize("name", ["backends", "operator", "block", "model", "training", "sampling", "costs"])
 def test_results_become_tables(name: str, tmp_path: Path) -> None:
     """Of the files that the same benchmarks wrote on a CPU."""
     path = MEASUREMENTS if name == "backends" else RESULTS / f"{name}.json"

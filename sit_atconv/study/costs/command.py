@@ -191,10 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = []
         for latent, subjects in tqdm(cases.items(), unit="size", desc="latents"):
             rows += measure(subjects, latent, options, device)
-        try:
-            if options.json:
-                facts = {"batch": options.batch_size, "compiled": options.compile, "turns": options.turns}
-                write_rows(options.json, command_line(), device, rows, **facts)
-        finally:  # the numbers are shown even if the disk is full
-            head = f"{machine(device)}, batch {options.batch_size}. MiB: peak beyond weights and optimizer state."
-            show(f"{head}\n\n{describe(rows, options.batch_size)}\n")
+        head = f"{machine(device)}, batch {options.batch_size}. MiB: peak beyond weights and optimizer state."
+        show(f"{head}\n\n{describe(rows, options.batch_size)}\n")
+        if options.json:
+            facts = {"batch": options.batch_size, "compiled": options.compile, "turns": options.turns}
+            write_rows(options.json, command_line(), device, rows, **facts)
+            show(f"\nWritten to {options.json}.\n")
