@@ -160,8 +160,8 @@ def _is_shortage(error: RuntimeError) -> bool:
 def _parser() -> Parser:
     parser = Parser("python -m sit_atconv.study costs", description=__doc__)
     add = parser.add_argument
-    add("--models", nargs="+", required=True, metavar="NAME", help="such as SiT-S/2 SiT-ATConv-S/2; the first is first")
-    mixers = "also the first model with each of these registered mixers in all blocks; without names, with any"
+    add("--models", nargs="+", required=True, metavar="NAME", help="such as SiT-S/2; ratios are to the first")
+    mixers = "also the first model with each of these registered mixers in all blocks; without names, every one"
     add("--mixers", nargs="*", metavar="NAME", help=mixers)
     add("--plugins", nargs="+", default=[], metavar="MODULE", help="import these, which register mixers of your own")
     add("--latents", nargs="+", type=_side, default=[32], metavar="SIDE", help="height and width of the latents (32)")
