@@ -78,17 +78,19 @@ class DigitsSource:
     lossy = False
     names = None
 
-    def __init__(self, split: str = "all", resolution: int = DEFAULT_RESOLUTION) -> None:
-        self._images, self.labels = load_digits(split, resolution)
+    def __init__(self, split: str = "all", resolution: int = DEFAULT_RESOLUTION, labelled: bool = True) -> None:
+        self._images, labels = load_digits(split, resolution)
         self._split = split
-        self.class_names = [str(digit) for digit in range(10)]
+        self.labels = labels if labelled else None
+        self.class_names = [str(digit) for digit in range(10)] if labelled else None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> SourceImage:
         image = np.repeat(self._images[index][..., None], 3, axis=2)
-        return SourceImage(image, int(self.labels[index]), f"digits:{self._split}[{index}]")
+        label = None if self.labels is None else int(self.labels[index])
+        return SourceImage(image, label, f"digits:{self._split}[{index}]")
 
 
 class DigitsDataset(LatentDataset):

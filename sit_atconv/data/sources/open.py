@@ -35,7 +35,7 @@ def open_source(path: str, convert: bool = False, options: SourceOptions | None 
     """
     path, options = str(path), options or SourceOptions(convert=convert)
     if is_digits(path):
-        return DigitsSource(*parse_digits(path))
+        return DigitsSource(*parse_digits(path), labelled=not options.unconditional)
     if is_remote(path):
         return _open_remote(path, options)
     if path.startswith("hf:"):

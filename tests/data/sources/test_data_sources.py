@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sit_atconv.data.digits import load_digits
+from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 
@@ -301,6 +302,11 @@ def test_digits_are_rgb_at_the_resolution():
     sample = open_source("digits:train@24")[0]
     assert sample.image.shape == (24, 24, 3) and sample.image.dtype == np.uint8
     assert (sample.image == sample.image[..., :1]).all() and sample.image.max() > 200 and sample.image.min() == 0
+
+
+def test_digits_without_labels():
+    source = open_source("digits:heldout", options=SourceOptions(unconditional=True))
+    assert source.labels is None and source.class_names is None and source[0].label is None
 
 
 @pytest.mark.parametrize("name", ["digits:tran", "digits@", "digits@4", "digits:train@x"])
