@@ -99,14 +99,14 @@ def test_a_signal_is_handed_on_and_what_the_program_does_then_is_waited_for(
     lines["a"] = (
         "trap 'echo saved > $OUT.saved; exit 143' TERM; touch $OUT.begun; for i in $(seq 2000); do sleep 0.05; done"
     )
-    begun = cell_folder(tmp_path, CELLS[0]) / "result.begun"
+    begun, before = cell_folder(tmp_path, CELLS[0]) / "result.begun", signal.getsignal(signal.SIGTERM)
     sender = threading.Thread(target=lambda: (wait_for(begun), os.kill(os.getpid(), number)))
     sender.start()
     outcome = run(tmp_path)
     sender.join()
     assert (outcome.stopped, outcome.done, outcome.failed) == (number, [], [])
     assert begun.with_name("result.saved").exists() and not list(tmp_path.rglob(ERROR))
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
     lines["a"] = "touch $OUT"
     assert len(run(tmp_path).done) == 4
