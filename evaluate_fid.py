@@ -1,9 +1,9 @@
 """FID, sFID, IS, precision and recall: `python evaluate_fid.py --samples OUT/samples.npz --reference REF.npz`."""
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
+from sit_atconv.runtime.terminal import begin_command
 
 if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
+    begin_command()  # Ctrl-C while the rest is imported
 
 import sys
 from argparse import Namespace

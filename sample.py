@@ -1,9 +1,9 @@
 """Draw samples from a checkpoint: `python sample.py --checkpoint RUN/checkpoints/latest/model --out OUT`."""
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
+from sit_atconv.runtime.terminal import begin_command
 
 if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
+    begin_command()  # Ctrl-C while the rest is imported
 
 from collections.abc import Sequence
 

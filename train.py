@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sit_atconv.errors import InputError, exit_on_input_error
 from sit_atconv.runtime.arguments import refuse
-from sit_atconv.runtime.terminal import leave_when_interrupted
+from sit_atconv.runtime.terminal import begin_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,5 +26,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    leave_when_interrupted()
+    begin_command()
     main()

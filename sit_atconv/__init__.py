@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
+from sit_atconv.runtime.terminal import begin_command
 
 if TYPE_CHECKING:
     from sit_atconv.models import SiT, create_model, list_models
@@ -23,7 +23,7 @@ _ROOMS = {
 
 # While Python looks for the module of `python -m sit_atconv.…`, and imports the packages above it.
 if sys.argv[:1] == ["-m"] and any(word.startswith("sit_atconv.") for word in sys.orig_argv):
-    leave_when_interrupted()
+    begin_command()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sit_atconv.errors import INTERRUPTED, exit_on_input_error
-from sit_atconv.runtime.terminal import leave_when_interrupted
+from sit_atconv.runtime.terminal import begin_command
 
 ROOT = Path(__file__).parents[1]
 INTERRUPT_AT_TORCH = """
@@ -60,7 +60,7 @@ def interrupted_twice() -> int:
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    leave_when_interrupted()
+    begin_command()
     with exit_on_input_error():
         try:
             os.kill(os.getpid(), signal.SIGINT)

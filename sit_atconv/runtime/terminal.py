@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -19,10 +20,18 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
-def leave_when_interrupted() -> None:
-    """Let Ctrl-C end the process at once with one line, while a command imports its modules."""
+def begin_command() -> None:
+    """Prepare for the imports of a command, which take seconds: Ctrl-C ends the process at once with one line.
+
+    Without a folder for temporary files, which torch needs when it is imported, the process ends with a paragraph.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        say(f"error: {error.strerror}: make room, raise the limit on the size of files (ulimit -f), or set TMPDIR.")
+        sys.exit(2)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -5,10 +5,10 @@ DIR/report.html. The same command continues a study that was interrupted. `pytho
 what mixers cost.
 """
 
-from sit_atconv.runtime.terminal import leave_when_interrupted
+from sit_atconv.runtime.terminal import begin_command
 
 if __name__ == "__main__":
-    leave_when_interrupted()  # Ctrl-C while the rest is imported
+    begin_command()  # Ctrl-C while the rest is imported
 
 import logging
 import os

@@ -23,6 +23,8 @@ EVALUATE = "evaluate_fid.py --samples digits:train@8 --reference digits:heldout@
         (SAMPLE, 4, r"File too large: 'out/partial/images\.npy' Raise the limit on the size of files \(ulimit -f\)"),
         (PREPARE.format(0), 8, r"File too large: 'out/shard-00000\.safetensors' Raise the limit"),
         (f"{EVALUATE} --workers 0", 8, r"File too large: 'out/.*\.safetensors' Raise the limit"),
+        (SAMPLE, 0, r"No usable temporary directory.*ulimit -f"),
+        (PREPARE.format(0), 0, r"No usable temporary directory.*ulimit -f"),
         # 4 KiB: torch 2.8 writes a file of 2 KiB when it is imported.
         # Shared memory counts as a file: DataLoader would wait for good for what could not be sent.
         (PREPARE.format(1), 4, r"A process that loads data \(pid \d+\) ended unexpectedly.*ulimit -f"),
