@@ -32,8 +32,8 @@ class Setting:
     parallel: int = 1
 
 
-# Two cores of an EPYC 7003: 32 fp32 operations a cycle and core at about 2.8 GHz. Of these half is assumed, and a quarter
-# for the smallest model: `make quickstart MODEL=SiT-S/4` took 0.13 s a step there.
+# Two cores of an EPYC 7003: 32 fp32 operations a cycle and core at about 2.8 GHz, of which half is assumed,
+# or a quarter for the smallest model: `make quickstart MODEL=SiT-S/4` took 0.13 s a step there.
 CPU, SMALL_ON_CPU = 2 * 32 * 2.8e9 * 0.5, 2 * 32 * 2.8e9 * 0.25
 # The bf16 peak of an H200 and the shares that a model of this size is assumed to reach: S/4 not compiled, B/2 compiled
 S_ON_H200, B_ON_H200 = 989e12 * 0.15, 989e12 * 0.4
