@@ -3,7 +3,10 @@
 Measures forward passes of attention, hybrid and ATConv models in turns, for several sizes and latent sizes, and those
 of attention and ATConv models computed like their released programs. `--sizes B/2 L/2 XL/2 --latents 32 64` gives the
 nine models of Table VIII, whose ratios of latency to attention are printed beside ours. `benchmarks.figures` draws
-throughput against latent size. For other models and mixers: `python -m sit_atconv.study costs`.
+throughput against latent size.
+
+`--mixers NAME ...` compares models with one registered mixer in all blocks instead, as
+`python -m sit_atconv.study costs` compares any models: forward passes, training steps, memory, operations.
 """
 
 import argparse
@@ -13,13 +16,18 @@ import torch
 from torch import nn
 
 from benchmarks.baselines import ReleasedSiT
+from benchmarks.mixers import add_mixers
 from benchmarks.output import write_json
 from sit_atconv import create_model, list_models
+from sit_atconv.config import ModelConfig
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models import SiT
+from sit_atconv.models.mixers import list_mixers
 from sit_atconv.runtime.measuring.memory import peak_mebibytes
 from sit_atconv.runtime.measuring.records import machine
 from sit_atconv.runtime.measuring.timing import default_device, median_milliseconds
+from sit_atconv.study.costs.command import describe, examine
+from sit_atconv.study.costs.command import measure as measure_models
 from sit_atconv.study.costs.passes import forward_pass
 
 FAMILIES = ("SiT", "SiT-Hybrid", "SiT-ATConv")
@@ -41,6 +49,7 @@ def main() -> None:
     device = default_device()
     sizes, latents, batch = DEFAULTS[device.type]
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
+    add_mixers(parser)
     parser.add_argument("--sizes", nargs="+", default=sizes, choices=SIZES, metavar="SIZE", help="such as B/2 XL/2")
     parser.add_argument("--latents", type=int, nargs="+", default=latents, help="height and width of a latent")
     parser.add_argument("--batch-size", type=int, default=batch)
@@ -48,6 +57,25 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("model.json"))
     options = parser.parse_args()
+    compare = compare_families if options.mixers is None else compare_mixers
+    write_json(options.json, device, compare(options, device))
+
+
+def compare_mixers(options: argparse.Namespace, device: torch.device) -> list[dict]:
+    """Measure models that have one of the mixers in all blocks, in turns for each size, and print a table."""
+    rows = []
+    for size in options.sizes:
+        for latent in options.latents:
+            names = options.mixers or list_mixers()
+            models = {f"SiT-{size}, {name}": ModelConfig(f"SiT-{size}", mixer_pattern=name) for name in names}
+            subjects = {title: examine(title, config, latent) for title, config in models.items()}
+            rows += measure_models(subjects, latent, options, device)
+    print(f"{machine(device)}, batch {options.batch_size}\n\n{describe(rows, options.batch_size)}")
+    return rows
+
+
+def compare_families(options: argparse.Namespace, device: torch.device) -> list[dict]:
+    """Measure the three families and their released programs, and print a line for each size."""
     rows = []
     print(f"{machine(device)}, batch {options.batch_size}. Milliseconds per image; hybrid and ATConv over attention;")
     print("the same in Table VIII; released attention and ATConv over ours; peak MiB of a batch beyond the weights.\n")
@@ -57,7 +85,7 @@ def main() -> None:
         for latent in options.latents:
             rows.append(measure(size, latent, options, device))
             print(line(rows[-1]))
-    write_json(options.json, device, rows)
+    return rows
 
 
 def line(row: dict) -> str:

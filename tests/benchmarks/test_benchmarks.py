@@ -27,6 +27,7 @@ MIXERS = {
     "operator": "--mixers attention inline --sides 8 --channels 32 --turns 1",
     "block": "--mixers attention inline --size S --sides 2 4 --turns 1 --batch-size 1",
 }
+MODELS = "--mixers attention inline --sizes S/8 --latents 16 --turns 1 --batch-size 1"
 
 
 def run(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +80,16 @@ def test_registered_mixers_are_measured_by_name(name, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit):
             run("figures", [f"{name}.json", "--out", "."], monkeypatch)
         assert "without --mixers" in capsys.readouterr().err
+
+
+def test_models_of_registered_mixers_are_measured_by_name(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, rows = printed_and_written("model", MODELS, monkeypatch, capsys)
+    assert [row["model"] for row in rows] == ["SiT-S/8, attention", "SiT-S/8, inline"]
+    assert all(row[key] > 0 for row in rows for key in ("forward_ms", "step_ms", "forward_mib", "step_mib", "flops"))
+    with pytest.raises(SystemExit):
+        run("figures", ["model.json", "--out", "."], monkeypatch)
+    assert "without --mixers" in capsys.readouterr().err
 
 
 def test_without_names_all_mixers_are_compared_and_unknown_ones_are_refused(capsys) -> None:
