@@ -1,4 +1,4 @@
-"""Multi-head self-attention over all tokens, the mixer of DiT and SiT (Vaswani et al. 2017, arXiv 1706.03762, Eq. 1)."""
+"""Multi-head self-attention over all tokens, DiT's and SiT's mixer (Vaswani et al. 2017, arXiv 1706.03762, Eq. 1)."""
 
 from torch import Tensor, nn
 
