@@ -64,7 +64,8 @@ def terminate_in_step(number: int) -> None:
 def started(run: Path, extra: str, step: int) -> BaseProcess:
     """A training that has written a checkpoint and stays in a later step."""
     process = start_run(run, extra, wait_in_step, step + 1)
-    while process.is_alive() and not (run / "checkpoints" / f"step-{step:07d}").exists():
+    latest = run / "checkpoints" / "latest"  # the last that is written of a checkpoint
+    while process.is_alive() and latest.resolve().name != f"step-{step:07d}":
         time.sleep(0.01)
     return process
 
