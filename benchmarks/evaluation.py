@@ -58,7 +58,7 @@ def torch_fidelity_loop(pictures: Pictures, weights: str, device: torch.device) 
 def our_loop(source: ImageSource, count: int, weights: str, device: torch.device) -> Callable[[], Tensor]:
     """The work of evaluate_fid.py for every image: digests, all three features, moments and score sums."""
     features = create_features("inception", weights, device)
-    wanted = Wanted(frozenset({"pool", "spatial"}), frozenset({"pool"}), scores=True)
+    wanted = Wanted(frozenset({"pool", "spatial"}), frozenset({"pool"}), frozenset({"probabilities"}))
     workers = 2 if device.type == "cpu" else 8
 
     def run() -> Tensor:

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     HELD_OUT = 11  # which rows of a data set are held out
     HELD_OUT_POSTERIOR = 12  # the posterior samples and the noise of the held-out loss
     HELD_OUT_NOISE = 13
+    DIRECTION = 14  # on which features are projected
+    SUBSET = 15  # which features of the larger side are compared
 
 
 def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:

@@ -21,6 +21,7 @@ class StandIn:
     dimensions = {"pool": 6, "spatial": 5, "probabilities": 4}  # noqa: RUF012
     weights_path, weights_sha256 = "nowhere", "6726825d" + "0" * 56
     device = torch.device("cpu")
+    remarks = ()
 
     def __init__(self) -> None:
         self.seen = 0

@@ -21,7 +21,8 @@ from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.classes import source_classes
 from sit_atconv.evaluation.reading.collect import Collected, Wanted
 from sit_atconv.evaluation.reading.loading import open_images
-from sit_atconv.evaluation.reading.references import Reading, is_statistics, look_at, source_facts
+from sit_atconv.evaluation.reading.references import Reading, look_at, source_facts
+from sit_atconv.evaluation.reading.stored import is_statistics
 from sit_atconv.evaluation.report import features_facts
 from sit_atconv.runtime.arguments import Parser
 from sit_atconv.runtime.processes import leaving_in_order, process_state

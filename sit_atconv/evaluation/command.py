@@ -1,6 +1,7 @@
 """The command line of evaluate_fid.py, which prints a table and writes a JSON file."""
 
 import logging
+import math
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -15,11 +16,16 @@ from sit_atconv.data.pictures.protocol import SourceOptions
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
-from sit_atconv.evaluation.features.kinds import create_features
+from sit_atconv.evaluation.features.kinds import Features, create_features
+from sit_atconv.evaluation.features.presets import GROUPS, PRESETS, expand
 from sit_atconv.evaluation.output import show
 from sit_atconv.evaluation.reading.classes import Chosen
-from sit_atconv.evaluation.reading.references import Reading, write_reference
+from sit_atconv.evaluation.reading.references import Reading
+from sit_atconv.evaluation.reading.writing import write_reference
 from sit_atconv.evaluation.reconstruction import score_autoencoder
+from sit_atconv.evaluation.scoring.choice import needed_features
+from sit_atconv.evaluation.scoring.ratios import OWN
+from sit_atconv.evaluation.scoring.scores import MIND_COUNT
 from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
 from sit_atconv.runtime.launcher import asked_precision
 from sit_atconv.runtime.processes import process_state
@@ -56,10 +62,12 @@ def parse(
     given.add_argument("--autoencoder", metavar="VAE", help=encoding)
     parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {SOURCES}")
     parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these: fid sfid is precision recall")
+    names = "only these: fid sfid is precision recall kid mind fd fdd kdd cmmd fdr6 fdr"
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help=names)
     resamples = "confidence intervals from N resamples"
     parser.add_argument("--kid", action="store_true", help="the kernel inception distance too")
     parser.add_argument("--bootstrap", type=whole_number(0, _MOST_RESAMPLES), default=0, metavar="N", help=resamples)
+    add_distances(parser)
     parser.add_argument(
         "--classes", help="FID class by class: numbers or names separated by commas, or per-class for all"
     )
@@ -80,14 +88,22 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         log.warning("The launcher's --mixed_precision %s is for training: features are computed in fp32.", precision)
     drawn = options.command == "evaluate" and options.checkpoint
     samples = open_stream(options, device) if drawn else None
-    with state.main_process_first():  # it may download the weights
-        features = create_features(options.features, options.weights, device, options.fast)
+    features = open_features(options, state, device)
     reading = Reading(options.batch_size, chosen_workers(options.workers, device), options.cache, options.unconditional)
     if options.command == "reference":
         facts = write_reference(options.source, options.out, features, options.images, reading)
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
         return
-    chosen = Options(options.metrics, options.kid, options.bootstrap, _classes(options.classes), reading)
+    chosen = Options(
+        metrics=options.metrics,
+        kid=options.kid,
+        bootstrap=options.bootstrap,
+        classes=_classes(options.classes),
+        mind_count=options.mind_count,
+        divisors=_divisors(options.fdr_divisors),
+        statistics=_by_name("--statistics", options.statistics),
+        reading=reading,
+    )
     if options.autoencoder:
         report = score_autoencoder(options.autoencoder, options.reference, features, chosen)
     else:
@@ -117,15 +133,45 @@ def _reference_parser() -> ArgumentParser:
 
 
 def _add_common(parser: ArgumentParser) -> None:
-    add_features(parser)
+    add_features(parser, several=True)
     parser.add_argument("--unconditional", action="store_true", help="read no labels, e.g. where they cannot be used")
 
 
-def add_features(parser: ArgumentParser) -> None:
-    """The options of features, and of reading the pictures that they are computed from."""
+def add_distances(parser: ArgumentParser) -> None:
+    """The options of single metrics."""
     add = parser.add_argument
-    add("--features", default="inception", metavar="NAME", help="inception, pixels, or timm:MODEL")
-    add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
+    add("--mind-count", type=whole_number(2), default=MIND_COUNT, metavar="N", help=f"images of MIND; {MIND_COUNT}")
+    add(
+        "--fdr-divisors",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="of --metrics fdr, for each of the features; own computes them from two halves of the reference",
+    )
+    add(
+        "--statistics",
+        nargs="+",
+        default=(),
+        metavar="NAME=FILE",
+        help="the reference's mu and sigma of the features NAME, from a file of their own",
+    )
+
+
+def add_features(parser: ArgumentParser, several: bool = False) -> None:
+    """The options of features, one kind or `several`, and of reading the pictures that they are computed from."""
+    add = parser.add_argument
+    if several:
+        names = f"inception, pixels, timm:MODEL, {', '.join([*PRESETS, *GROUPS])}; by default those of the metrics"
+        add("--features", nargs="+", metavar="NAME", help=names)
+        weights = "local file of the features' weights, or NAME=FILE of several features; downloaded if not given"
+        add("--weights", nargs="+", default=(), metavar="[NAME=]FILE", help=weights)
+    else:
+        add(
+            "--features",
+            default="inception",
+            metavar="NAME",
+            help=f"inception, pixels, timm:MODEL, {', '.join(PRESETS)}",
+        )
+        add("--weights", type=Path, help="local file of the features' weights; downloaded if not given")
     add("--batch-size", type=count, default=64, help="for each process; does not change the numbers")
     add("--workers", type=workers, help="processes that read pictures; by default as many as help")
     add(
@@ -136,6 +182,54 @@ def add_features(parser: ArgumentParser) -> None:
     )
     add("--device", help="cuda, cuda:1, cpu, ...; by default a GPU if there is one")
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
+
+
+def open_features(options: Namespace, state: PartialState, device: torch.device) -> list[Features]:
+    """The features that the options ask for, each with its weights. All processes call it.
+
+    Raises `InputError` for unknown features, and weights that are not there, or not of any of the features.
+    """
+    names = expand(options.features or needed_features(getattr(options, "metrics", None)))
+    files = _weights(options.weights, names)
+    with state.main_process_first():  # it may download the weights
+        return [create_features(name, files.get(name), device, options.fast) for name in names]
+
+
+def _weights(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The weights file of each of the features: a word may be FILE alone where there is one kind of features."""
+    if len(names) == 1 and len(words) == 1 and words[0].partition("=")[0] not in names:
+        return {names[0]: words[0]}
+    files = _by_name("--weights", words)
+    if unknown := [name for name in files if name not in names]:
+        raise InputError(f"--weights {unknown[0]}={files[unknown[0]]}: the features are {', '.join(names)}.")
+    return files
+
+
+def _by_name(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, ... by name."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"{flag} {word}: expected NAME=VALUE, where NAME is that of the features.")
+        if name in found:
+            raise InputError(f"{flag}: {name} is given twice.")
+        found[name] = value
+    return found
+
+
+def _divisors(words: Sequence[str] | None) -> dict[str, float] | str | None:
+    if words is None or list(words) == [OWN]:
+        return words and OWN
+    found = {}
+    for name, word in _by_name("--fdr-divisors", words).items():
+        try:
+            found[name] = float(word)
+        except ValueError:
+            found[name] = math.nan
+        if not 0 < found[name] < math.inf:
+            raise InputError(f"--fdr-divisors {name}={word}: a divisor is a number above 0.")
+    return found
 
 
 def chosen_device(name: str | None, state: PartialState) -> torch.device:
@@ -167,9 +261,16 @@ def _check(options: Namespace) -> None:
     if options.command == "evaluate" and not options.checkpoint and options.sampling:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.sampling)
         raise InputError(f"{flags}: only with --checkpoint, which draws samples; nothing is drawn here.")
-    if options.command == "evaluate" and options.checkpoint and options.weights and not options.weights.is_file():
+    alone = options.weights[0] if len(options.weights) == 1 else None
+    if (
+        options.command == "evaluate"
+        and options.checkpoint
+        and alone
+        and "=" not in alone
+        and not Path(alone).is_file()
+    ):
         raise InputError(
-            f"--weights {options.weights}: there is no such file of the features' weights. To choose among the "
+            f"--weights {alone}: there is no such file of the features' weights. To choose among the "
             "checkpoint's weights, give --checkpoint-weights."
         )
     out = options.out if options.command == "reference" else options.json

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from accelerate import PartialState
@@ -13,6 +13,8 @@ from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.kinds import Features, create_features
+from sit_atconv.evaluation.features.presets import FDR_DIVISORS
+from sit_atconv.evaluation.features.spaces import Spaces
 from sit_atconv.evaluation.reading.classes import Chosen, source_classes
 from sit_atconv.evaluation.reading.collect import Collected, Wanted, collect
 from sit_atconv.evaluation.reading.loading import (
@@ -31,9 +33,11 @@ from sit_atconv.evaluation.reading.references import (
     source_facts,
 )
 from sit_atconv.evaluation.report import Report, features_facts, find_warnings, library_versions
-from sit_atconv.evaluation.scoring.bootstrap import intervals
+from sit_atconv.evaluation.scoring.all_scores import score
+from sit_atconv.evaluation.scoring.choice import FDR, choose_metrics, wanted_for
 from sit_atconv.evaluation.scoring.per_class import per_class_distances
-from sit_atconv.evaluation.scoring.scores import Comparison, choose_metrics, wanted_for
+from sit_atconv.evaluation.scoring.ratios import OWN, require_divisors, require_imagenet
+from sit_atconv.evaluation.scoring.scores import MIND_COUNT, Comparison
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +46,26 @@ log = logging.getLogger(__name__)
 class Options:
     """What to compute.
 
-    metrics: names, or None for all metrics of the features. kid: the kernel distance as well. bootstrap: number of
-    resamples for confidence intervals, 0 for none. classes: to compare class by class (`pair_classes`). reading: how
-    images are read. Raises `InputError` for a bootstrap of one resample.
+    metrics: names, or None for the default metrics of the features. kid: the kernel distance as well. bootstrap: number
+    of resamples for confidence intervals, 0 for none. classes: to compare class by class (`pair_classes`). mind_count:
+    how many images per side MIND compares at most. divisors: of FDr, by name of the features, or "own" for those of two
+    halves of the reference; None are FDr6's. statistics: files of the reference's statistics for single features, by
+    their name. reading: how images are read.
+    Raises `InputError` for a bootstrap of one resample, and for MIND of one image.
     """
 
     metrics: tuple[str, ...] | None = None
     kid: bool = False
     bootstrap: int = 0
     classes: Chosen = ()
+    mind_count: int = MIND_COUNT
+    divisors: Mapping[str, float] | str | None = None
+    statistics: Mapping[str, str] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
+        if self.mind_count < 2:
+            raise InputError(f"MIND compares at least two images per side, not {self.mind_count}.")
         if self.bootstrap == 1 or self.bootstrap < 0:
             raise InputError("A bootstrap needs at least two resamples (a few hundred are usual).")
 
@@ -77,7 +89,7 @@ class SampleStream:
 def evaluate(
     samples: str | SampleStream | Iterable[Tensor],
     reference: str | Reference,
-    features: Features | None = None,
+    features: Features | Sequence[Features] | None = None,
     options: Options | None = None,
 ) -> Report | None:
     """Compare samples with a reference.
@@ -89,15 +101,16 @@ def evaluate(
         samples: a source's path or name (every process reads its share), or an iterable of images.
         reference: ADM's npz, a file of statistics, or a source of images; or the result of `read_reference` for them,
             with everything that these options need.
-        features: see `create_features`; None is Inception on the CPU with the published weights.
+        features: see `create_features`, or several of them, which see the images in one pass; None is Inception on the
+            CPU with the published weights.
 
     Raises:
         InputError: for a source, reference or metric that cannot be used, or fewer than two images on either side.
     """
     started = time.monotonic()
-    features, options = features or create_features(), options or Options()
-    metrics = choose_metrics(features, options.metrics, options.kid)
-    wanted = wanted_for(metrics, options.classes != (), options.bootstrap > 0)
+    spaces, options = Spaces(features or create_features()), options or Options()
+    metrics = choose_metrics(spaces, options.metrics, options.kid)
+    wanted = wanted_to_score(spaces, options)
     source = None
     if isinstance(samples, str):
         source = open_images(samples, options.reading.unconditional)  # finds a typo before an hour's work
@@ -109,43 +122,75 @@ def evaluate(
 
     target = reference
     if isinstance(reference, str):
-        target = read_reference(reference, features, wanted, options.reading, options.classes, classes)
+        target = read_reference(
+            reference, spaces, wanted, options.reading, options.classes, classes, statistics=options.statistics
+        )
     if source is not None and target.classes:
         require_two_of_each(source.labels, {pair.ours: pair.title for pair in target.classes}, "samples")
-    collected, facts = _look_at_samples(source, samples, features, wanted, options.reading)
+    if any(metric.root == "fdr6" for metric in metrics):
+        require_imagenet(target, spaces)
+    drawn_from = replace(wanted, halves=frozenset())  # halves are of the reference
+    collected, facts = _look_at_samples(source, samples, spaces, drawn_from, options.reading)
     require_two(collected.count, "samples")
     if not PartialState().is_main_process:
         return None
 
-    comparison = Comparison(collected, target, features)
-    for name in metrics:
-        comparison.compute(name)
+    comparison = Comparison(collected, target, options.mind_count)
+    scores = score(metrics, comparison, spaces, options.divisors, options.bootstrap)
+    described = [features_facts(space.features) for space in spaces]
     return Report(
-        metrics=comparison.values,
-        unsupported=comparison.lacks,
-        warnings=find_warnings(comparison.values, facts, target.facts, features, collected.labels),
+        metrics=scores.values,
+        unsupported=scores.lacks,
+        warnings=find_warnings(scores.values, facts, target.facts, spaces, collected.labels),
         samples=facts,
         reference=target.facts,
-        features=features_facts(features),
+        features=described[0],
+        other_features=described[1:],
         settings={**asdict(options), "processes": PartialState().num_processes},
         versions=library_versions(),
-        intervals=intervals(comparison, options.bootstrap) if options.bootstrap else {},
-        per_class={} if options.classes == () else per_class_distances(collected, target, features),
+        intervals=scores.intervals,
+        floors=scores.floors,
+        ratios=scores.ratios,
+        per_class={} if options.classes == () else per_class_distances(collected, target, *spaces),
         seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def wanted_to_score(features: Features | Sequence[Features] | Spaces, options: Options) -> Wanted:
+    """What `evaluate` collects for these options.
+
+    Raises `InputError` for metrics that the features do not have, or options that do not go together.
+    """
+    spaces = Spaces(features)
+    metrics = choose_metrics(spaces, options.metrics, options.kid)
+    require_divisors([metric.root for metric in metrics], spaces, options.divisors)
+    if options.classes != () and len(spaces) > 1:
+        raise InputError("A comparison class by class is in one space: give one of the features.")
+    wanted = wanted_for([metric for metric in metrics if metric.space], options.classes != (), options.bootstrap > 0)
+    if not any(metric.root in FDR for metric in metrics):
+        return wanted
+    pools = frozenset(space.pool for space in spaces if options.divisors or space.features.name in FDR_DIVISORS)
+    return replace(
+        wanted,
+        moments=wanted.moments | pools,
+        kept=wanted.kept | (pools if options.bootstrap else frozenset()),
+        halves=pools if options.divisors == OWN else frozenset(),
     )
 
 
 def _look_at_samples(
     source: ImageSource | None,
     samples: str | SampleStream | Iterable[Tensor],
-    features: Features,
+    spaces: Spaces,
     wanted: Wanted,
     reading: Reading,
 ) -> tuple[Collected, dict[str, Any]]:
     """What was collected from the samples, and their entries in the report."""
     if source is not None:
-        collected = look_at(source, features, wanted, reading, "samples")
+        collected = look_at(source, spaces, wanted, reading, "samples")
         return collected, source_facts(source, samples, collected)
     stream = samples if isinstance(samples, SampleStream) else SampleStream(samples)
-    collected = collect(stream.batches, features, wanted, first=stream.first, total=stream.total, what="samples")
+    collected = collect(
+        stream.batches, spaces.of(wanted.kinds), wanted, first=stream.first, total=stream.total, what="samples"
+    )
     return collected, {"lossy": False, **stream.facts, **image_facts(collected)}

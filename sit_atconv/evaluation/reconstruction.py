@@ -5,7 +5,7 @@ takes the posterior's mean and draws nothing, as diffusers' `AutoencoderKL` does
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,19 +16,29 @@ from torch import Tensor
 from sit_atconv.autoencoder import Autoencoder, load_autoencoder
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate
+from sit_atconv.evaluation.evaluate import Options, SampleStream, evaluate, wanted_to_score
 from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.features.spaces import Spaces
 from sit_atconv.evaluation.reading.classes import source_classes
 from sit_atconv.evaluation.reading.loading import Batch, image_digests, load_batches, open_images, share
-from sit_atconv.evaluation.reading.references import Reading, is_statistics, reference_of_images
+from sit_atconv.evaluation.reading.references import Reading, reference_of_images
+from sit_atconv.evaluation.reading.stored import is_statistics
 from sit_atconv.evaluation.report import Report
-from sit_atconv.evaluation.scoring.scores import choose_metrics, metric_names, wanted_for
+from sit_atconv.evaluation.scoring.choice import metric_names
 from sit_atconv.images import to_float, to_uint8
 
-_RENAMED = ("fid", "sfid", "is", "fd", "kid")  # rfid, rsfid, ...: never to be taken for those of generated samples
+_RENAMED = (
+    "fid",
+    "sfid",
+    "is",
+    "fd",
+    "kid",
+    "mind",
+    "cmmd",
+)  # rfid, rsfid, ...: never to be taken for those of generated samples
 
 
-def score_autoencoder(name: str, path: str, features: Features, options: Options) -> Report | None:
+def score_autoencoder(name: str, path: str, features: Features | Sequence[Features], options: Options) -> Report | None:
     """Compare the pictures of the source `path` with what the autoencoder `name` makes of them.
 
     By default without precision and recall. PSNR, in decibels, is the mean over pictures of 10 log₁₀(255² / mean
@@ -42,16 +52,16 @@ def score_autoencoder(name: str, path: str, features: Features, options: Options
         raise InputError(f"{path} holds no pictures: --autoencoder encodes and decodes those of --reference.")
     source = open_images(path, options.reading.unconditional)
     with PartialState().main_process_first():  # the main process may download the weights
-        autoencoder = load_autoencoder(name, device=features.device)
+        autoencoder = load_autoencoder(name, device=Spaces(features).device)
     autoencoder.require_divisible(*source[0].image.shape[:2])
 
-    default = tuple(n for n in metric_names(features) if not n.startswith(("precision", "recall")))
+    spaces = Spaces(features)
+    named = [name for space in spaces for name in metric_names(space.features)]
+    default = tuple(name for name in named if not name.startswith(("precision", "recall")))
     options = replace(options, metrics=options.metrics or default)
-    wanted = wanted_for(
-        choose_metrics(features, options.metrics, options.kid), options.classes != (), options.bootstrap > 0
-    )
+    wanted = wanted_to_score(spaces, options)
     own = None if source.labels is None else source_classes(source)
-    target = reference_of_images(source, path, features, wanted, options.reading, options.classes, own)
+    target = reference_of_images(source, path, spaces, wanted, options.reading, options.classes, own)
     reconstructions = Reconstructions(autoencoder, source, options.reading)
     report = evaluate(reconstructions.stream(path), target, features, options)
     errors = reconstructions.errors()
@@ -95,11 +105,15 @@ def _renamed(report: Report, errors: Tensor) -> Report:
     """The report with PSNR, and with "r" before the names of what is otherwise known of generated samples."""
 
     def renamed(values: dict) -> dict:
-        return {f"r{name}" if name.split("_")[0] in _RENAMED else name: value for name, value in values.items()}
+        return {
+            f"r{name}" if name.split("_")[0].split("@")[0] in _RENAMED else name: value
+            for name, value in values.items()
+        }
 
     metrics, unsupported = renamed(report.metrics), renamed(report.unsupported)
     if exact := int((errors == 0).sum()):
         unsupported["psnr"] = f"it is infinite, since {exact} pictures are reproduced exactly"
     else:
         metrics["psnr"] = float((10 * (math.log10(255**2) - errors.log10())).mean())
-    return replace(report, metrics=metrics, unsupported=unsupported, intervals=renamed(report.intervals))
+    renamed_too = {"intervals": renamed(report.intervals), "floors": renamed(report.floors)}
+    return replace(report, metrics=metrics, unsupported=unsupported, **renamed_too)

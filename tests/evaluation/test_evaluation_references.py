@@ -28,7 +28,7 @@ from sit_atconv.evaluation import (
 from sit_atconv.evaluation.features.cache import FeatureCache
 from sit_atconv.evaluation.reading.collect import Wanted
 from sit_atconv.evaluation.reading.loading import image_digests
-from sit_atconv.evaluation.scoring.scores import wanted_for
+from sit_atconv.evaluation.scoring.choice import choose_metrics, wanted_for
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -179,10 +179,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, folder, monkeypatch):
 def test_large_references_keep_a_drawn_share_of_features(folder):
     features = StandIn()
     features.neighbour_limit = 10
-    reference = read_reference(folder, features, wanted_for(["fid", "precision"]))
-    assert reference.points.shape == (10, 6) and reference.facts["count"] == 30
+    reference = read_reference(folder, features, wanted_for(choose_metrics(features, ["fid", "precision"])))
+    assert reference.points["pool"].shape == (10, 6) and reference.facts["count"] == 30
     every = StandIn()(torch.from_numpy(pictures(30)).permute(0, 3, 1, 2))["pool"]
-    rows = [(every == point).all(1).nonzero().item() for point in reference.points]
+    rows = [(every == point).all(1).nonzero().item() for point in reference.points["pool"]]
     assert sorted(set(rows)) == rows and rows != list(range(10))
 
 
@@ -282,7 +282,7 @@ def test_a_killed_evaluation_goes_on(tmp_path):
 def test_cached_inception_features_are_the_same_bits(tmp_path, random_weights):  # noqa: F811
     features = InceptionFeatures(random_weights)
     images = torch.from_numpy(pictures(3)).permute(0, 3, 1, 2)
-    kinds = Wanted(frozenset({"pool"}), frozenset(), scores=True).kinds
+    kinds = Wanted(frozenset({"pool"}), frozenset(), frozenset({"probabilities"})).kinds
     for _ in range(2):
         with FeatureCache(tmp_path, features, kinds) as cache:
             found = cache.features(images, image_digests(images))

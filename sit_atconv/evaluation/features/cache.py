@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.features.spaces import Spaces
 from sit_atconv.runtime.whole_files import whole_file
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,43 @@ class FeatureCache:
                 tensor = file.get_tensor(kind)
                 found |= {(path, row): tensor[row] for row in wanted}
         return torch.stack([found[place] for place in places])
+
+
+class FeatureCaches:
+    """A cache for each of several spaces, in the same directory."""
+
+    def __init__(self, directory: str | Path, spaces: Spaces, kinds: frozenset[str]) -> None:
+        self._caches = []
+        for features, prefix in spaces:
+            own = frozenset(kind.removeprefix(prefix) for kind in kinds if kind.startswith(prefix))
+            if own:
+                self._caches.append((prefix, FeatureCache(directory, features, own)))
+
+    def __enter__(self) -> "FeatureCaches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.ExitStack() as stack:
+            for _prefix, cache in self._caches:
+                stack.enter_context(cache)
+
+    @property
+    def hits(self) -> int:
+        """Number of images that were found, in all spaces together."""
+        return sum(cache.hits for _, cache in self._caches)
+
+    @property
+    def misses(self) -> int:
+        """Number of images whose features were computed, in all spaces together."""
+        return sum(cache.misses for _, cache in self._caches)
+
+    def features(self, images: Tensor, digests: np.ndarray) -> dict[str, Tensor]:
+        """The features of all spaces by kind, see `FeatureCache.features`."""
+        return {
+            f"{prefix}{kind}": values
+            for prefix, cache in self._caches
+            for kind, values in cache.features(images, digests).items()
+        }
 
 
 def _is_whole(path: Path) -> bool:

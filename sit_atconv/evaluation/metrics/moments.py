@@ -27,6 +27,10 @@ class Moments:
         self.total += x.sum(0)
         self.products.addmm_(x.T, x)
 
+    def __sub__(self, part: "Moments") -> "Moments":
+        """The moments of the vectors that are not in `part`."""
+        return Moments(self.count - part.count, self.total - part.total, self.products - part.products)
+
     def mean(self) -> Tensor:
         """The mean, (d,) float64; NaN without vectors."""
         return self.total / self.count

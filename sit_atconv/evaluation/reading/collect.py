@@ -11,30 +11,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.features.cache import FeatureCache
+from sit_atconv.evaluation.features.cache import FeatureCaches
 from sit_atconv.evaluation.features.inception import require_uint8_images
 from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.features.spaces import Spaces
 from sit_atconv.evaluation.metrics.distances import InceptionScoreSums
 from sit_atconv.evaluation.metrics.moments import Moments
 from sit_atconv.evaluation.reading.loading import Batch, image_digests, mixed_sizes, require_labels
 
+_MOMENTS = ("moments", "halves")  # of `Wanted` and `Collected`
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to accumulate: moments and features by kind ("pool", "spatial", "probabilities"), and score sums.
+    """What to accumulate: moments, features and sums of scores, each by kind ("pool", "spatial", "probabilities").
 
-    labels: whether images must have labels.
+    With several spaces a kind has the name of its space in front, as in "dinov2/pool" (`Spaces`). halves: kinds whose
+    moments are accumulated for a random half of the references as well. labels: whether images must have labels.
     """
 
     moments: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
-    scores: bool = False
+    scores: frozenset[str] = frozenset()
+    halves: frozenset[str] = frozenset()
     labels: bool = False
 
     @property
     def kinds(self) -> frozenset[str]:
         """All kinds of feature that are needed."""
-        return self.moments | self.kept | ({"probabilities"} if self.scores else set())
+        return self.moments | self.kept | self.scores | self.halves
 
 
 @dataclass
@@ -42,12 +47,14 @@ class Collected:
     """What was accumulated over a set of images, or over one process's contiguous share of it.
 
     kept: features by kind, (n, d) float32 in file order, of all images or of the requested rows.
+    halves: moments by kind of the images of one half. scores: sums by kind of probabilities.
     digests: (n, 32), of every image, in file order.
     """
 
     moments: dict[str, Moments] = field(default_factory=dict)
+    halves: dict[str, Moments] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
-    scores: InceptionScoreSums | None = None
+    scores: dict[str, InceptionScoreSums] = field(default_factory=dict)
     labels: Tensor | None = None
     digests: np.ndarray = field(default_factory=lambda: np.empty((0, 32), np.uint8))
     size: tuple[int, int] | None = None  # (height, width)
@@ -60,14 +67,15 @@ class Collected:
 
 def collect(
     batches: Iterable[Batch | Tensor],
-    features: Features,
+    features: Features | Spaces,
     wanted: Wanted,
     *,
     first: int = 0,
     total: int | None = None,
     what: str = "images",
     rows: np.ndarray | None = None,
-    cache: FeatureCache | None = None,
+    half: np.ndarray | None = None,
+    cache: FeatureCaches | None = None,
 ) -> Collected:
     """Process this process's share of the images once, and merge it with the other processes' shares.
 
@@ -78,6 +86,7 @@ def collect(
         first: number of the share's first image in the whole set (the inception score uses numbered chunks).
         total: number of images of the share, for the progress bar, which is named `what`.
         rows: mask (n,) of the images of the whole set whose features are kept; None keeps all.
+        half: mask (n,) of the images of the half.
         cache: of features, for the next evaluation.
 
     Raises:
@@ -98,12 +107,15 @@ def collect(
                 require_labels(labels[-1], what)
             found = cache.features(images, digests[-1]) if cache else features(images)
             _accumulate(share, found, wanted, first + seen)
-            chosen = slice(None) if rows is None else torch.from_numpy(rows[first + seen :][: len(images)])
+            chosen, of_half = (_part(mask, first + seen, len(images)) for mask in (rows, half))
+            for kind in wanted.halves:
+                _add(share.halves, kind, found[kind][of_half])
             for kind, parts in kept.items():
                 parts.append(found[kind].cpu()[chosen])
             seen += len(images)
             progress.update(len(images))
-    share.kept = {kind: torch.cat(parts) for kind, parts in kept.items() if parts}
+    # One kind after the other, since both the parts and the whole may not fit in memory for all kinds
+    share.kept = {kind: torch.cat(parts) for kind in list(kept) if (parts := kept.pop(kind))}
     share.digests = np.concatenate(digests) if digests else share.digests
     share.labels = torch.cat(labels) if labels and all(part is not None for part in labels) else None
     merged = _merge(share, wanted, features.device) if state.num_processes > 1 else share
@@ -122,12 +134,20 @@ def _require_same_size(share: Collected, images: Tensor, name: str) -> None:
 
 def _accumulate(share: Collected, found: dict[str, Tensor], wanted: Wanted, first: int) -> None:
     for kind in wanted.moments:
-        if kind not in share.moments:
-            share.moments[kind] = Moments.zeros(found[kind].shape[1], found[kind].device)
-        share.moments[kind].update(found[kind])
-    if wanted.scores:
-        share.scores = share.scores or InceptionScoreSums(found["probabilities"].shape[1])
-        share.scores.update(found["probabilities"], first)
+        _add(share.moments, kind, found[kind])
+    for kind in wanted.scores:
+        share.scores.setdefault(kind, InceptionScoreSums(found[kind].shape[1])).update(found[kind], first)
+
+
+def _add(moments: dict[str, Moments], kind: str, vectors: Tensor) -> None:
+    if kind not in moments:
+        moments[kind] = Moments.zeros(vectors.shape[1], vectors.device)
+    moments[kind].update(vectors)
+
+
+def _part(mask: np.ndarray | None, first: int, count: int) -> Tensor | slice:
+    """The entries of a mask of all images for `count` images from `first` on; all of them without a mask."""
+    return slice(None) if mask is None else torch.from_numpy(mask[first : first + count])
 
 
 def _merge(share: Collected, wanted: Wanted, device: torch.device) -> Collected:
@@ -136,8 +156,9 @@ def _merge(share: Collected, wanted: Wanted, device: torch.device) -> Collected:
         "size": share.size,
         "digests": share.digests,
         "labels": share.labels,
-        "scores": None if share.scores is None else {k: v.cpu() for k, v in share.scores.sums.items()},
-        "dimensions": {kind: len(moments.total) for kind, moments in share.moments.items()},
+        "scores": {kind: {k: v.cpu() for k, v in sums.sums.items()} for kind, sums in share.scores.items()},
+        "counts": {(name, kind): m.count for name in _MOMENTS for kind, m in getattr(share, name).items()},
+        "dimensions": {kind: len(m.total) for name in _MOMENTS for kind, m in getattr(share, name).items()},
         "kept": {kind: tuple(features.shape) for kind, features in share.kept.items()},
     }
     parts = gather_object([small])
@@ -150,12 +171,13 @@ def _merge(share: Collected, wanted: Wanted, device: torch.device) -> Collected:
     merged = Collected(size=seen[0]["size"], digests=np.concatenate([part["digests"] for part in seen]))
     if all(part["labels"] is not None for part in seen):
         merged.labels = torch.cat([part["labels"] for part in seen])
-    if wanted.scores:
-        merged.scores = _merge_scores([part["scores"] for part in seen])
-    for kind in sorted(wanted.moments):
-        merged.moments[kind] = _merge_moments(
-            share.moments.get(kind), seen[0]["dimensions"][kind], merged.count, device
-        )
+    for kind in wanted.scores:
+        merged.scores[kind] = _merge_scores([part["scores"][kind] for part in seen])
+    for name in _MOMENTS:
+        for kind in sorted(getattr(wanted, name)):
+            count = sum(part["counts"].get((name, kind), 0) for part in parts)
+            own = getattr(share, name).get(kind)
+            getattr(merged, name)[kind] = _merge_moments(own, seen[0]["dimensions"][kind], count, device)
     for kind in sorted(wanted.kept):
         counts = [part["kept"].get(kind, (0,))[0] for part in parts]
         nothing = torch.empty(0, seen[0]["kept"][kind][1])

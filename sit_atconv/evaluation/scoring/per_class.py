@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.features.spaces import Space
 from sit_atconv.evaluation.metrics.distances import frechet_distance, not_negative
 from sit_atconv.evaluation.metrics.moments import moments_of
 from sit_atconv.evaluation.reading.collect import Collected
 from sit_atconv.evaluation.reading.references import Reference
 
 
-def per_class_distances(samples: Collected, reference: Reference, features: Features) -> dict[str, dict[str, Any]]:
+def per_class_distances(samples: Collected, reference: Reference, space: Space) -> dict[str, dict[str, Any]]:
     """Name or number of each class -> counts, and the distance between its samples and its references.
 
     The distance is None if a stream had fewer than two samples of a class.
     """
     result = {}
     for title, ours, theirs in tqdm(reference.classes, desc="class by class", unit="class"):
-        drawn, real = samples.kept["pool"][samples.labels == ours], reference.by_class[theirs]
+        drawn, real = samples.kept[space.pool][samples.labels == ours], reference.by_class[theirs]
         enough = len(drawn) > 1
-        distance = feature_distance(drawn.to(features.device), real.to(features.device)) if enough else None
+        distance = feature_distance(drawn.to(space.features.device), real.to(space.features.device)) if enough else None
         result[title] = {"samples": len(drawn), "references": len(real), "distance": distance}
     return result
 

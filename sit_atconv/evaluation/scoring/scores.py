@@ -1,50 +1,22 @@
-"""The metrics: their names, what each one needs, and their values."""
+"""The values of the metrics."""
 
-from collections.abc import Iterable
+import math
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sit_atconv.errors import InputError, nearest
-from sit_atconv.evaluation.features.kinds import Features
+from sit_atconv.evaluation.features.spaces import Space
+from sit_atconv.evaluation.metrics.cmmd import cmmd
 from sit_atconv.evaluation.metrics.distances import KID_SIZE, FrechetTarget, kernel_distance
 from sit_atconv.evaluation.metrics.neighbours import manifold_membership
-from sit_atconv.evaluation.reading.collect import Collected, Wanted
+from sit_atconv.evaluation.metrics.sliced import DIRECTIONS, drawn_rows, sliced_distance, unit_directions
+from sit_atconv.evaluation.reading.collect import Collected
 from sit_atconv.evaluation.reading.references import Reference
+from sit_atconv.evaluation.scoring.choice import POINTS, Metric
 from sit_atconv.randomness import Stream, keyed_generator
 
-
-def metric_names(features: Features) -> tuple[str, ...]:
-    """The default metrics of these features, by their names in reports."""
-    if features.name == "inception":
-        return "fid", "sfid", "is", "precision", "recall"
-    return tuple(f"{metric}{features.suffix}" for metric in ("fd", "precision", "recall"))
-
-
-def choose_metrics(features: Features, chosen: Iterable[str] | None, kid: bool) -> tuple[str, ...]:
-    """The metrics to compute; `chosen` None means all default ones. Raises `InputError` for unknown names."""
-    names = metric_names(features)
-    for name in chosen or ():
-        if name not in names:
-            raise InputError(f"{features.title} have no metric '{name}': {nearest(name, names)}")
-    extra = (f"kid{features.suffix}",) if kid else ()
-    return tuple(name for name in names if chosen is None or name in chosen) + extra
-
-
-def wanted_for(metrics: Iterable[str], per_class: bool = False, bootstrap: bool = False) -> Wanted:
-    """What to collect from the samples for these metrics, for distances per class, and for a bootstrap."""
-    roots = {name.split("_")[0] for name in metrics}
-    moments, kept = set(), set()
-    if roots & {"fid", "fd"}:
-        moments.add("pool")
-    if "sfid" in roots:
-        moments.add("spatial")
-    if per_class or roots & {"precision", "recall", "kid"}:
-        kept.add("pool")
-    if bootstrap:
-        kept |= moments | ({"probabilities"} if "is" in roots else set())
-    return Wanted(frozenset(moments), frozenset(kept), scores="is" in roots, labels=per_class)
+MIND_COUNT = 5000  # the paper's
 
 
 def drawn(points: Tensor, limit: int) -> Tensor:
@@ -57,33 +29,41 @@ def drawn(points: Tensor, limit: int) -> Tensor:
 class Comparison:
     """Samples compared with a reference. `values`: metric -> number. `lacks`: metric -> why it cannot be computed.
 
-    `targets` (by kind of feature) and `inside` ("precision": a bool per sample, "recall": per reference point) are kept
-    for the bootstrap.
+    `targets` (by kind of feature), `inside` (by kind, "precision": a bool per sample, "recall": per reference point)
+    and `paired` (by kind, the rows that MIND compares) are kept for the bootstrap. `floors`: metric -> MIND between two
+    parts of the reference, and their size. `mind_count`: how many rows MIND compares at most.
     """
 
-    def __init__(self, samples: Collected, reference: Reference, features: Features) -> None:
-        self.samples, self.reference, self.features = samples, reference, features
+    def __init__(self, samples: Collected, reference: Reference, mind_count: int = MIND_COUNT) -> None:
+        self.samples, self.reference, self.mind_count = samples, reference, mind_count
         self.values: dict[str, float] = {}
         self.lacks: dict[str, str] = {}
+        self.floors: dict[str, dict[str, float]] = {}
+        self.metrics: dict[str, Metric] = {}  # name of a value -> what it is
         self.targets: dict[str, FrechetTarget] = {}
-        self.inside: dict[str, Tensor] = {}
+        self.inside: dict[str, dict[str, Tensor]] = {}
 
-    def compute(self, name: str) -> None:
+    def compute(self, metric: Metric) -> None:
         """Compute one metric, and store it in `values`, or the reason why not in `lacks`."""
-        root = name.split("_")[0]
-        kind = {"fid": "pool", "fd": "pool", "sfid": "spatial"}.get(root, "points")
-        reason = None if root == "is" else self._lack(kind)
+        root, name, kind = metric.root, metric.name, metric.kind
+        reason = None if root == "is" else self._lack(metric)
         if reason is not None:
             self.lacks[name] = reason
         elif root == "is":
-            self.values[name] = self.samples.scores.score()
+            self.values[name] = self.samples.scores[f"{metric.space.prefix}probabilities"].score()
         elif root == "kid":
-            self.values[name], self.values[f"{name}_std"] = self._kernel_distance()
+            self.values[name], self.values[f"{name}_std"] = self._kernel_distance(metric.space)
         elif root in ("precision", "recall"):
-            self.values[name] = float(self._membership()[root].double().mean())
+            self.values[name] = float(self._membership(metric.space)[root].double().mean())
+        elif root == "mind":
+            name = f"mind@{self.mind_rows(kind)}{metric.space.features.suffix}"
+            self.values[name], self.floors[name] = self._mind(metric.space)
+        elif root == "cmmd":
+            self.values[name] = cmmd(*self._points(metric.space))
         else:
             moments = self.samples.moments[kind]
             self.values[name] = self.target(kind).distance(moments.mean(), moments.covariance())
+        self.metrics[name] = metric
 
     def target(self, kind: str) -> FrechetTarget:
         """The reference's Gaussian for a kind of feature, factored once."""
@@ -91,34 +71,60 @@ class Comparison:
             self.targets[kind] = FrechetTarget(*self.reference.gaussians[kind])
         return self.targets[kind]
 
-    def _lack(self, kind: str) -> str | None:
-        """Why a metric that needs this kind of feature, or "points", cannot be computed; None if it can."""
+    def _lack(self, metric: Metric) -> str | None:
+        """Why a metric cannot be computed; None if it can."""
+        kind = "points" if metric.root in POINTS else metric.kind
         if kind in self.reference.lacks:
             return self.reference.lacks[kind]
-        fewest = self.features.neighbours + 1 if kind == "points" else 2
-        there = len(self.reference.points) if kind == "points" else self.reference.facts["count"] or fewest
+        neighbours = metric.root in ("precision", "recall", "kid")
+        fewest = metric.space.features.neighbours + 1 if neighbours else 2
+        facts = self.reference.facts
+        there = len(self.reference.points[metric.kind]) if kind == "points" else facts["count"] or fewest
         if min(self.samples.count, there) < fewest:
             return f"it needs at least {fewest} images on each side"
         return None
 
-    def _membership(self) -> dict[str, Tensor]:
-        if not self.inside:
-            limit, device = self.features.neighbour_limit, self.features.device
-            samples = self.samples.kept["pool"]
-            samples = samples if self.features.name == "inception" else drawn(samples, limit)  # ADM uses all of them
-            points = drawn(self.reference.points, limit)
+    def _points(self, space: Space) -> tuple[Tensor, Tensor]:
+        """Features of the reference and of the samples, on the device."""
+        device = space.features.device
+        return self.reference.points[space.pool].to(device), self.samples.kept[space.pool].to(device)
+
+    def _membership(self, space: Space) -> dict[str, Tensor]:
+        if space.pool not in self.inside:
+            limit = space.features.neighbour_limit
+            points, samples = self._points(space)
+            samples = samples if space.features.name == "inception" else drawn(samples, limit)  # ADM uses all of them
+            points = drawn(points, limit)
             form = "{desc}: {percentage:3.0f}% {bar} {elapsed}"
             with tqdm(total=1, desc="precision and recall", bar_format=form) as progress:
-                inside = manifold_membership(
-                    points.to(device), samples.to(device), self.features.neighbours, progress.update
-                )
-            self.inside = dict(zip(("precision", "recall"), inside, strict=True))
-        return self.inside
+                inside = manifold_membership(points, samples, space.features.neighbours, progress.update)
+            self.inside[space.pool] = dict(zip(("precision", "recall"), inside, strict=True))
+        return self.inside[space.pool]
 
-    def kernel_subset(self) -> int:
+    def kernel_subset(self, kind: str) -> int:
         """Images per side in each of KID's subsets: at most 1,000, and at most half, so that subsets differ."""
-        return min(KID_SIZE, min(self.samples.count, len(self.reference.points)) // 2)
+        return min(KID_SIZE, min(self.samples.count, len(self.reference.points[kind])) // 2)
 
-    def _kernel_distance(self) -> tuple[float, float]:
-        reference, samples = (x.to(self.features.device) for x in (self.reference.points, self.samples.kept["pool"]))
-        return kernel_distance(reference, samples, size=self.kernel_subset())
+    def _kernel_distance(self, space: Space) -> tuple[float, float]:
+        reference, samples = self._points(space)
+        return kernel_distance(reference, samples, size=self.kernel_subset(space.pool))
+
+    def mind_rows(self, kind: str) -> int:
+        """How many images per side MIND compares."""
+        return min(self.mind_count, self.samples.count, len(self.reference.points[kind]))
+
+    def mind_sides(self, space: Space) -> tuple[Tensor, Tensor, Tensor]:
+        """What MIND compares: features of the reference (n, d) and of the samples (n, d), and directions (k, d)."""
+        count = self.mind_rows(space.pool)
+        reference, samples = (side[drawn_rows(len(side))[:count]] for side in self._points(space))
+        return reference, samples, unit_directions(DIRECTIONS, reference.shape[1])
+
+    def _mind(self, space: Space) -> tuple[float, dict[str, float]]:
+        """MIND, and its value between two parts of the reference, which is what the number of rows alone gives."""
+        reference, samples, directions = self.mind_sides(space)
+        points = self.reference.points[space.pool]
+        part = min(len(reference), len(points) // 2)
+        rows = drawn_rows(len(points))[: 2 * part]
+        one, other = points[rows].to(directions.device).split(part) if part else (None, None)
+        floor = sliced_distance(one, other, directions) if part else math.nan
+        return sliced_distance(reference, samples, directions), {"value": floor, "count": part}

@@ -15,7 +15,7 @@ from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import SampleStream, create_features, evaluate, read_reference
 from sit_atconv.evaluation.reading.loading import share
-from sit_atconv.evaluation.scoring.scores import metric_names, wanted_for
+from sit_atconv.evaluation.scoring.choice import choose_metrics, wanted_for
 from sit_atconv.models import SiT
 from sit_atconv.sampling import generate
 from sit_atconv.training.watch.drawing import sampler_settings
@@ -39,10 +39,12 @@ class Evaluation:
         self.settings = sampler_settings(config)
         with accelerator.main_process_first():  # the main process may download the weights
             self._features = create_features(config.features, config.weights, accelerator.device)
-        self._reference = read_reference(config.reference, self._features, wanted_for(metric_names(self._features)))
+        self._reference = read_reference(
+            config.reference, self._features, wanted_for(choose_metrics(self._features, None))
+        )
         self._require_comparable(dataset)
         if not accelerator.is_main_process:
-            self._reference.points = None  # up to 400 MB, which only the main process needs
+            self._reference.points = {}  # up to 400 MB, which only the main process needs
         self._autoencoder = load_autoencoder(dataset.latents, device=accelerator.device)
 
     def scores(self, model: SiT) -> dict[str, float]:
