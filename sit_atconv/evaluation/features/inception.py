@@ -49,6 +49,7 @@ class InceptionFeatures:
 
     name, title, suffix = "inception", "Inception-v3 2015-12-05", ""
     neighbours, neighbour_limit = 3, 50_000
+    remarks = ()
     dimensions = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS, "probabilities": 1008}  # noqa: RUF012
 
     def __init__(
