@@ -85,7 +85,9 @@ class Evaluation:
         """Raise `InputError` when features of the data's picture size differ in dimension from the reference's."""
         height, width = (side * dataset.latents.downscale for side in dataset.latent_shape[1:])
         black = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-        ours, theirs = self._features(black)["pool"].shape[1], len(self._reference.gaussians["pool"][0])
+        ours, points = self._features(black)["pool"].shape[1], self._reference.points
+        mean, _ = self._reference.gaussians.get("pool", (None, None))
+        theirs = len(mean) if mean is not None else ours if points is None else points.shape[1]
         if ours != theirs:
             raise InputError(
                 f"Features of {width}x{height} samples have {ours} dimensions, those of evaluation.reference {theirs}: "
@@ -98,7 +100,6 @@ def require_metrics(config: EvaluationConfig, features: Features) -> tuple[str, 
     metrics = choose_metrics(features, config.metrics, kid=False)
     for name in config.goals or ():
         if name != HELDOUT and find_score(name, metrics) is None:
-            raise InputError(
-                f"evaluation.goals names {name}, which is not measured: {nearest(name, (*metrics, HELDOUT))}"
-            )
+            measured = (*metrics, *([HELDOUT] if config.loss else []))
+            raise InputError(f"evaluation.goals names {name}, which is not measured: {nearest(name, measured)}")
     return metrics

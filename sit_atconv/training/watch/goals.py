@@ -93,10 +93,8 @@ class Goals:
             how = ", of unguided samples"
         else:
             how = f", of samples with guidance {guidance:g} (published epochs to a FID are those of unguided ones)"
-        return (
-            f"{goal} is reached after {self._epochs(step):.4g} epochs, at step {step}: the first evaluation that is so "
-            f"good, of one in {every} steps{how}."
-        )
+        when = f"{goal} is reached after {self._epochs(step):.4g} epochs, at step {step}"
+        return f"{when}, by the first evaluation of those every {every} steps{how}."
 
 
 def _since(lines: Sequence[Record], changes: tuple[str, ...]) -> Sequence[Record]:
