@@ -262,8 +262,8 @@ class PreviewConfig:
 class EvaluationConfig:
     """Scores of the averaged weights during training: of samples, as evaluate_fid.py does, the held-out loss, or both.
 
-    All processes take part. The checkpoint with the lowest Fréchet distance so far, or without a reference the lowest
-    held-out loss, is marked as checkpoints/best and kept.
+    All processes take part. The checkpoint with the lowest score so far is marked as checkpoints/best and kept: of the
+    first metric for which lower is better, or without such a metric of the held-out loss.
 
     Args:
         reference: what samples are compared with, as for evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8";
@@ -273,7 +273,10 @@ class EvaluationConfig:
         samples: number of samples to draw.
         features: "inception", "pixels" or "timm:MODEL".
         weights: local file of the features' weights; null to download them.
-        batch_size: for each process; does not change the scores.
+        metrics: what to compute of the samples, as --metrics of evaluate_fid.py; null for all of the features.
+        goals: score -> value that is to be reached, such as {fid: 2.0}, of the metrics or of heldout_loss: the first
+            evaluation that is as good logs epochs_to_fid_2, the epochs so far. Null for none.
+        batch_size: for each process; changes the scores by rounding only.
         solver: see sample.py.
         steps: solver steps.
         guidance: guidance scale; 1 is none.
@@ -286,6 +289,8 @@ class EvaluationConfig:
     samples: Number = 5_000
     features: Text = "inception"
     weights: Text | None = None
+    metrics: Annotated[list[Text], Meta(min_length=1)] | None = None
+    goals: dict[Text, PositiveFloat] | None = None
     batch_size: Number = 64
     solver: Solver = "heun"
     steps: Few = 25

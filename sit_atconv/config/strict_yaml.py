@@ -27,6 +27,8 @@ def load_strict_yaml(text: str) -> Any:
         return _whole_numbers(get_loader("yaml")(text))
     except ValueError as error:  # such as 0b_, a binary number without digits
         raise yaml.YAMLError(str(error)) from error
+    except TypeError as error:  # of jsonargparse, for a single key that is a number and has no value
+        raise yaml.YAMLError("a key is a word, not a number") from error
 
 
 def _require_plain(text: str) -> None:

@@ -191,7 +191,17 @@ def load_model(path: str | Path, weights: str | None = None) -> SiT:
     if missing:
         raise InputError(f"The weights in {directory} lack {len(missing)} tensors, {sorted(missing)[0]} first.")
     require_finite(model.state_dict(), str(directory))
+    _leave_the_file(model)
     return model.eval()
+
+
+def _leave_the_file(model: SiT) -> None:
+    """Copy the weights out of the mapped file, where they are not aligned: kernels may then sum in another order.
+
+    A model from a file computes what it computed before it was saved, to the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):  # one by one, so that memory never holds two of all
+        tensor.data = tensor.data.clone()
 
 
 def _load_raw(directory: Path, file: Path) -> SiT:

@@ -9,6 +9,7 @@ from sit_atconv.config import Config, load_config
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
+from sit_atconv.evaluation import create_features
 from sit_atconv.models import SiT
 from sit_atconv.models.mixers.pattern import expand_pattern
 from sit_atconv.runtime.reading import understand
@@ -18,6 +19,7 @@ from sit_atconv.study.plan import CellName, Plan, absolute
 from sit_atconv.study.room import Needed, bytes_of_cell
 from sit_atconv.training.session.build import build_model, require_trackers
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
+from sit_atconv.training.watch.evaluation import require_metrics
 
 PROGRAMS = ("train.py", "sample.py", "evaluate_fid.py")
 
@@ -80,6 +82,8 @@ def _built(config: Config, row: str) -> tuple[LatentDataset, SiT]:
             raise InputError(f"model.init_from {config.model.init_from} is not a folder.")
         if config.evaluation is not None and config.evaluation.reference is not None:
             require_source(config.evaluation.reference)
+            if config.evaluation.features == "pixels":  # others may be large, or downloaded
+                require_metrics(config.evaluation, create_features("pixels"))
         with torch.device("meta"):
             model = build_model(config, dataset)
         if heldout is not None:

@@ -8,17 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
+from sit_atconv.config import EvaluationConfig
+from sit_atconv.config.strict_yaml import load_strict_yaml
+from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.models.flops import forward_flops
 from sit_atconv.models.mixers import import_plugins
-from sit_atconv.runtime.reading import Finite, parse_json, read_json
+from sit_atconv.runtime.reading import Finite, parse_json, read_json, understand
 from sit_atconv.runtime.whole_files import followed
 from sit_atconv.study.commands import cell_commands, cell_folder
 from sit_atconv.study.plan import CellName, Plan
-from sit_atconv.study.results import Cell, Point, Study
+from sit_atconv.study.results import Cell, Point, Reached, Study
 from sit_atconv.study.work import ERROR, machines
 from sit_atconv.training.run.log import Record, read_log
+from sit_atconv.training.run.measures import HELDOUT
+from sit_atconv.training.watch.goals import goals_of
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The part of a run's config.yaml that is collected."""
+
+    evaluation: EvaluationConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ def _cell(plan: Plan, folder: Path, cell: CellName) -> Cell:
         agreement=_agreement(at / "agreement.json"),
         curve=curve(lines),
         grid=str(grid.relative_to(folder)) if grid.exists() else None,
+        goals=_goals(at / "run" / "config.yaml", lines),
     )
 
 
@@ -98,6 +112,23 @@ def curve(lines: Sequence[Record]) -> list[Point]:
     times = np.interp(list(points), *zip(*known, strict=True)) if points else ()
     found = [Point(step, float(time), **points[step]) for step, time in zip(points, times, strict=True)]
     return sorted(found, key=lambda point: point.step)
+
+
+def _goals(path: Path, lines: Sequence[Record]) -> list[Reached]:
+    """The goals that a run's configuration sets, with what its log says of them."""
+    if not path.exists():
+        return []
+    try:
+        config = understand(load_strict_yaml(path.read_text()), _Run, str(path)).evaluation
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a configuration: {' '.join(str(error).split())}.") from error
+    found = []
+    for goal in goals_of(config):
+        epochs = [line[goal.key] for line in lines if goal.key in line]  # several if what is measured was changed
+        samples = None if goal.name == HELDOUT else config.samples
+        reached = epochs[-1] if epochs else None
+        found.append(Reached(goal.name, goal.value, reached, config.every, samples, config.guidance))
+    return found
 
 
 def _scores(paths: Sequence[Path]) -> dict[str, float]:

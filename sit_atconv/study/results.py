@@ -1,6 +1,6 @@
 """The results of a study: what DIR/results.json holds, and what the report reads."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,26 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """A goal of a run, and when it was reached.
+
+    Args:
+        name, value: of the score that was to be reached; `Goal` of training says what that is.
+        epochs: images seen over images to train on when the first evaluation had reached it; None if none has.
+        every: steps between evaluations.
+        samples: that each evaluation drew; None for a goal of the held-out loss.
+        guidance: of these samples, 1 for none.
+    """
+
+    name: str
+    value: float
+    epochs: float | None
+    every: int
+    samples: int | None
+    guidance: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of a study: a row of the comparison, a budget and a seed.
 
@@ -48,6 +68,7 @@ class Cell:
         agreement: share of samples that a classifier recognises as their label.
         curve: of training, in the order of steps.
         grid: path of the grid of samples, relative to the study's folder.
+        goals: of the run, which results of earlier versions lack.
     """
 
     row: str
@@ -67,6 +88,7 @@ class Cell:
     agreement: float | None
     curve: list[Point]
     grid: str | None
+    goals: list[Reached] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

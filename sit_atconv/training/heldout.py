@@ -8,8 +8,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import refuse_damaged
 from sit_atconv.data.part import hold_out
@@ -61,8 +59,6 @@ def measure(
         make_folder_of(json)
     state = process_state()
     chosen, model = find_weights(checkpoint, weights), load_model(checkpoint, weights).float()
-    # Kernels may sum differently where tensors are not aligned, as they are not in a mapped file
-    model.load_state_dict({name: torch.clone(tensor) for name, tensor in model.state_dict().items()}, assign=True)
     dataset = open_dataset(data)
     refuse_damaged(dataset.damaged() if state.is_local_main_process else ())
     if share is not None:

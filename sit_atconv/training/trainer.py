@@ -32,6 +32,7 @@ from sit_atconv.training.run.directory import (
 )
 from sit_atconv.training.run.guard import poisoned, step_unless_bad
 from sit_atconv.training.run.log import RunLog
+from sit_atconv.training.run.measures import deciding_score
 from sit_atconv.training.run.stop import TERMINATED, Termination, TrainingStopped, ended
 from sit_atconv.training.schedule import learning_rate
 from sit_atconv.training.session.objective import Draws
@@ -40,6 +41,7 @@ from sit_atconv.training.session.zero import uses_zero
 from sit_atconv.training.state import gather_state, restore_state
 from sit_atconv.training.watch.drawing import sampler_settings
 from sit_atconv.training.watch.evaluation import Evaluation
+from sit_atconv.training.watch.goals import Goals
 from sit_atconv.training.watch.heldout_loss import HeldOutLoss
 from sit_atconv.training.watch.preview import Preview
 from sit_atconv.training.watch.throughput import Interval
@@ -116,10 +118,11 @@ class Trainer:
             Drawing(accelerator.unwrap_model(session.model), sampler_settings(drawing))
         if preview in drawn and accelerator.is_main_process:
             self.preview = Preview(preview, session.dataset, run / "samples", seed, accelerator.device)
-        if evaluation in drawn:  # the first of the evaluations decides on the best checkpoint
+        if evaluation in drawn:
             self.evaluations.append(Evaluation(evaluation, session.dataset, seed, accelerator))
         if evaluation is not None and evaluation.loss:
             self.evaluations.append(HeldOutLoss(session.heldout, evaluation.batch_size, accelerator))
+        self.goals = Goals(evaluation, session.epochs)
 
     def run(self, notes: list[str], termination: Termination) -> bool:
         """Train until the last step, or that of SIGTERM; returns whether it was SIGTERM. `notes` go to the log."""
@@ -153,10 +156,17 @@ class Trainer:
             self.checkpoints.begin_after(step, self.position.best)
             self.log.rewind(step)
         for note in notes:
-            logger.info("%s", note)
-            self.log.note(step, note)
+            self.note(note)
         accelerator.wait_for_everyone()
         begin_trackers(accelerator, self.directory, step, asdict(config))
+        for goal, reached in self.goals.recall(self.log.lines()):
+            self.log.write({"step": step, **self.goals.numbers([goal], reached)})
+            self.note(self.goals.sentence(goal, reached))
+
+    def note(self, text: str) -> None:
+        """Say something about what happened at this step, and write it into the log."""
+        logger.info("%s", text)
+        self.log.note(self.position.step, text)
 
     def step(self) -> None:
         """One optimizer step over all micro-batches; skipped on the device when loss or gradient are not finite."""
@@ -201,11 +211,10 @@ class Trainer:
     def write_line(self) -> dict[str, str]:
         """Write this step's line of the log, and return a part of it for the progress bar. Waits for the device."""
         session, position = self.session, self.position
-        images = position.step * session.config.training.batch_size
         record = {
             "step": position.step,
-            "images": images,
-            "epoch": images / len(session.dataset),
+            "images": position.step * session.config.training.batch_size,
+            "epoch": session.epochs(position.step),
             **position.averages.read(),
             "lr": learning_rate(session.config, position.step, position.seconds),
             "skipped": position.guard.check(),
@@ -237,13 +246,18 @@ class Trainer:
             show_picture(self.session.accelerator, path, self.position.step)
 
     def evaluate(self) -> bool:
-        """Score the averaged weights, log the scores, and say whether they are the best so far."""
+        """Score the averaged weights, log the scores and goals reached, and say whether they are the best so far."""
+        step, metrics, scores = self.position.step, self.session.config.evaluation.metrics, {}
         with self.interval.paused():
-            model, scores = self.session.averages.model(), {}
+            model = self.session.averages.model()
             for evaluation in self.evaluations:
                 scores |= evaluation.scores(model)
-        self.log.write({"step": self.position.step, **scores})
-        return self.position.note_score(*next(iter(scores.items())))
+        reached = self.goals.reach(scores)
+        self.log.write({"step": step, **scores, **self.goals.numbers(reached, step)})
+        for goal in reached:
+            self.note(self.goals.sentence(goal, step))
+        measure = deciding_score(metrics, scores)
+        return measure is not None and self.position.note_score(measure, scores[measure])
 
     def save_power_averages(self) -> None:
         """Write a snapshot of the power-function averages; called before the checkpoint of the same step."""

@@ -5,9 +5,10 @@ from typing import Any
 
 from sit_atconv.study.report.finding import finding
 from sit_atconv.study.report.statistics import Summary
-from sit_atconv.study.report.tables import EQUAL, HELDOUT, Entry, Table, diverged, tables, unfinished
+from sit_atconv.study.report.tables import EQUAL, HELDOUT, Entry, Table, diverged, goal_title, tables, unfinished
 from sit_atconv.study.report.texts import shortened
-from sit_atconv.study.results import Study
+from sit_atconv.study.results import Reached, Study
+from sit_atconv.training.watch.goals import Goal
 
 _DEFINITIONS = {
     "parameters": "all trained numbers of the model.",
@@ -33,13 +34,14 @@ class Remark:
 
 @dataclass(frozen=True)
 class Contents:
-    """The parts of a report; `finding` and `remarks` are paragraphs."""
+    """The parts of a report; `finding` and `remarks` are paragraphs, `goals` sentences about epochs to a value."""
 
     study: Study
     tables: list[Table]
     finding: list[str]
     remarks: list[Remark]
     table_note: str
+    goals: list[str]
     definitions: list[tuple[str, str]]
 
 
@@ -52,7 +54,8 @@ def contents(study: Study) -> Contents:
         "operations, in percent. The best mean of a column is bold."
     )
     remarks = [*_unfinished(study), *_diverged(study, compared)]
-    return Contents(study, compared, _finding(study, compared), remarks, note, _definitions(study, compared))
+    definitions = _definitions(study, compared)
+    return Contents(study, compared, _finding(study, compared), remarks, note, _goals(study), definitions)
 
 
 def aggregates(told: Contents) -> dict[str, Any]:
@@ -84,7 +87,10 @@ def _numbers(table: Table) -> dict[str, Any]:
 
 def _entry(entry: Entry) -> dict[str, Any]:
     summary = entry.summary or Summary(None, None, 0)
-    return {**asdict(summary), "difference": asdict(entry.difference) if entry.difference else None}
+    found = {**asdict(summary), "difference": asdict(entry.difference) if entry.difference else None}
+    if entry.reached is not None:
+        found |= {"n": entry.reached[0], "seeds": entry.reached[1]}
+    return found
 
 
 def _finding(study: Study, compared: list[Table]) -> list[str]:
@@ -93,6 +99,31 @@ def _finding(study: Study, compared: list[Table]) -> list[str]:
     done = sum(row.done for table in compared for row in table.rows)
     said = [f"{done} of {total} runs are done; the numbers are of these."] if done < total else []
     return [*said, *map(finding, compared)]
+
+
+def _goals(study: Study) -> list[str]:
+    """For each goal how it was looked for, by row where rows differ."""
+    ways: dict[Goal, dict[str, list[str]]] = {}
+    for cell in (each for each in study.cells if each.state == "done"):
+        for reached in cell.goals:
+            rows = ways.setdefault(Goal(reached.name, reached.value), {}).setdefault(_way(reached), [])
+            rows += [cell.row] if cell.row not in rows else []
+    said = []
+    for goal, rows in ways.items():
+        told = [way + (f" ({', '.join(names)})" if len(rows) > 1 else "") for way, names in rows.items()]
+        title = goal_title(goal)
+        meaning = "images seen over images to train on, at the first evaluation that reached it"
+        said.append(f"{title[0].upper()}{title[1:]}: {meaning}, {'; '.join(told)}.")
+    return said
+
+
+def _way(reached: Reached) -> str:
+    """How often a goal was looked for, and on what."""
+    often = f"of one every {reached.every:,} steps"
+    if reached.samples is None:
+        return often
+    how = "unguided" if reached.guidance == 1 else f"guided (scale {reached.guidance:g})"
+    return f"{often} on {reached.samples:,} {how} samples"
 
 
 def _unfinished(study: Study) -> list[Remark]:

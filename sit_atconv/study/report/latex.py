@@ -13,6 +13,7 @@ _SPECIAL = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "|": "$|$", '"': r"\char34{}"},
     **{"−": "$-$", "…": r"\dots{}", "±": r"$\pm$", "×": r"$\times$", "–": "--"},
+    **{"≤": r"$\leq$", "≥": r"$\geq$"},
     **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}"},
 }
 _NAME_LENGTH = 60
@@ -39,7 +40,8 @@ def _table(contents: Contents, table: Table, columns: list[Quantity]) -> str:
             if any(getattr(text, part) for text in texts):
                 lines.append(_line("", [_small(getattr(text, part), text.apart) for text in texts]))
     caption = _escaped(f"{contents.study.title}. {table.title}; seeds: {table.seeds}.")
-    meaning = _escaped(contents.table_note)
+    told = [contents.table_note, *(contents.goals if any(quantity.goal for quantity in columns) else [])]
+    meaning = _escaped(" ".join(told))
     return "\n".join(
         [
             r"\begin{table}",

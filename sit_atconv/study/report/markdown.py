@@ -13,6 +13,7 @@ def markdown(contents: Contents) -> str:
     parts = [f"# {_escaped(study.title)}", *map(_escaped, contents.finding)]
     for table in contents.tables:
         parts += [f"## {table.title}", _table(table)]
+    parts += map(_escaped, contents.goals)
     if contents.remarks:
         parts += ["## What is missing", "\n".join(f"* {_escaped(remark.short)}" for remark in contents.remarks)]
     parts += ["## How the numbers came about"]

@@ -1,5 +1,6 @@
 """The tables of a study: all measured quantities of all rows, over seeds and compared with the first row."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from operator import attrgetter
 from sit_atconv.evaluation.report import title as metric_title
 from sit_atconv.study.report.statistics import Difference, Summary, is_finite, paired_difference, summarise
 from sit_atconv.study.results import Cell, Study
+from sit_atconv.training.run.measures import HELDOUT, lower_is_better
+from sit_atconv.training.watch.goals import Goal
 
-HELDOUT = "heldout_loss"
 EQUAL = {"steps": "equal steps", "seconds": "equal time"}  # budgets for people
 UNITS = {"steps": "steps", "seconds": "seconds of training"}
-_HIGHER_IS_BETTER = {"is", "precision", "recall", "ris", "psnr"}  # among metrics: the others are distances
+_NEVER = math.inf  # epochs to a goal that a run has not reached
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Quantity:
         cost: whether it is what a model takes, rather than what it achieves.
         better: "lower" or "higher", None where neither is.
         count: whether it is a number of parameters or operations, the same for all seeds.
+        goal: whether it is the epochs to a goal, infinite for a run that has not reached it.
     """
 
     key: str
@@ -35,6 +38,7 @@ class Quantity:
     better: str | None = None
     cost: bool = False
     count: bool = False
+    goal: bool = False
 
     @property
     def heading(self) -> str:
@@ -44,10 +48,15 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Entry:
-    """A quantity of a row. `difference` to the first row is None for the first row itself."""
+    """A quantity of a row. `difference` to the first row is None for the first row itself.
+
+    `reached`: of how many seeds the runs have reached a goal, and how many there are; None for other quantities. The
+    summary and the difference are None unless all have: the mean of those that did would tell something else.
+    """
 
     summary: Summary | None
     difference: Difference | None
+    reached: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def diverged(study: Study, compared: list[Table]) -> Iterator[tuple[str, str, in
     for table in compared:
         for row in table.rows:
             for seed, cell in finished(study, row.name, table.budget).items():
-                for quantity in table.quantities:
+                for quantity in (each for each in table.quantities if not each.goal):
                     value = quantity.value(cell)
                     if value is not None and not is_finite(value):
                         yield row.name, table.budget, seed, quantity.title
@@ -131,16 +140,22 @@ def _table(study: Study, budget: str) -> Table:
 
 def _entry(quantity: Quantity, own: dict[int, Cell], first: dict[int, Cell] | None) -> Entry:
     values = {seed: quantity.value(cell) for seed, cell in own.items()}
-    summary = summarise(values.values())
-    if first is None:
-        return Entry(summary, None)
-    return Entry(summary, paired_difference(values, {seed: quantity.value(cell) for seed, cell in first.items()}))
+    others = {} if first is None else {seed: quantity.value(cell) for seed, cell in first.items()}
+    if not quantity.goal:
+        return Entry(summarise(values.values()), paired_difference(values, others))
+    found = [value for value in values.values() if value is not None]
+    reached = (sum(value < _NEVER for value in found), len(found)) if found else None
+    if _NEVER in found:
+        return Entry(None, None, reached)
+    return Entry(summarise(found), None if _NEVER in others.values() else paired_difference(values, others), reached)
 
 
 def _quantities(cells: list[Cell]) -> list[Quantity]:
     scores = dict.fromkeys(name for cell in cells for name in cell.scores if not name.endswith("_std"))
+    goals = dict.fromkeys(Goal(goal.name, goal.value) for cell in cells for goal in cell.goals)
     return [
         Quantity(HELDOUT, "held-out loss", attrgetter("heldout_loss"), "lower"),
+        *[Quantity(g.key, goal_title(g), partial(_epochs, goal=g), "lower", goal=True) for g in goals],
         *[Quantity(f"scores.{n}", _score_title(n), partial(_score, name=n), _score_better(n)) for n in scores],
         Quantity("agreement", "label agreement", attrgetter("agreement"), "higher"),
         Quantity("steps", "steps", attrgetter("steps"), cost=True),
@@ -150,6 +165,18 @@ def _quantities(cells: list[Cell]) -> list[Quantity]:
         Quantity("parameters", "parameters", attrgetter("parameters"), cost=True, count=True),
         Quantity("flops", "operations", attrgetter("flops"), cost=True, count=True),
     ]
+
+
+def goal_title(goal: Goal) -> str:
+    """Such as "epochs to FID ≤ 2"."""
+    name = "held-out loss" if goal.name == HELDOUT else _score_title(goal.name)
+    return f"epochs to {name} {goal.sign} {goal.value:.15g}"
+
+
+def _epochs(cell: Cell, goal: Goal) -> float | None:
+    """The epochs to a goal, infinite if the run has not reached it; None if it has no such goal."""
+    found = [each.epochs for each in cell.goals if (each.name, each.value) == (goal.name, goal.value)]
+    return None if not found else _NEVER if found[0] is None else found[0]
 
 
 def _score(cell: Cell, name: str) -> float | None:
@@ -166,7 +193,7 @@ def _score_title(name: str) -> str:
 
 
 def _score_better(name: str) -> str:
-    return "higher" if _number_and_metric(name)[1].partition("_")[0] in _HIGHER_IS_BETTER else "lower"
+    return "lower" if lower_is_better(_number_and_metric(name)[1]) else "higher"
 
 
 def _number_and_metric(name: str) -> tuple[str, str]:

@@ -41,9 +41,10 @@ def row_text(table: Table, row: Row) -> str:
 
 def entry_text(table: Table, row: Row, quantity: Quantity) -> EntryText:
     """The text of a row's entry in a table."""
-    summary, difference = row.entries[quantity.key].summary, row.entries[quantity.key].difference
+    entry = row.entries[quantity.key]
+    summary, difference = entry.summary, entry.difference
     if summary is None:
-        return EntryText(MISSING, "", "", False, False)
+        return EntryText(MISSING if entry.reached is None else not_reached(*entry.reached), "", "", False, False)
     if quantity.count:
         first = table.rows[0].entries[quantity.key].summary
         return EntryText(count_text(summary.mean), _percent(summary, first) if difference else "", "", False, False)
@@ -63,6 +64,11 @@ def value_text(summary: Summary) -> str:
         return _plain(summary.mean)
     decimals = _decimals(summary.sd)
     return f"{_fixed(summary.mean, decimals)} ± {_fixed(summary.sd, decimals)}"
+
+
+def not_reached(reached: int, seeds: int) -> str:
+    """That not all of the seeds have reached a goal."""
+    return f"not reached ({reached} of {seeds} seeds did)"
 
 
 def difference_text(difference: Difference) -> str:

@@ -87,6 +87,10 @@ class RunLog:
             log.warning(note)
             self.note(step, note)
 
+    def lines(self) -> list[Record]:
+        """What is in the log; nothing on processes other than the main one."""
+        return read_log(self.path) if self._accelerator.is_main_process and self.path.exists() else []
+
     def write(self, record: dict[str, Any]) -> None:
         """Append one line of numbers, and send it to the trackers."""
         self._append(record)

@@ -1,6 +1,6 @@
 """Held-out data: a part of the run's data that training does not see, or other data."""
 
-from sit_atconv.config import Config
+from sit_atconv.config import Config, EvaluationConfig
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.part import hold_out
@@ -8,10 +8,11 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.sampling.draw import latent_shape
 from sit_atconv.sampling.encoded import require_same_data
+from sit_atconv.training.run.measures import HELDOUT, lower_is_better
 
 
 def require_measure(config: Config) -> None:
-    """Raise `InputError` for an evaluation that measures nothing, or a held-out loss without held-out data."""
+    """Raise `InputError` for an evaluation that measures nothing, or less than its metrics, goals and loss ask for."""
     evaluation = config.evaluation
     if evaluation is not None and not evaluation.loss and evaluation.reference is None:
         raise InputError(
@@ -22,6 +23,28 @@ def require_measure(config: Config) -> None:
         raise InputError(
             "evaluation.loss is the loss of held-out data, and there are none: set data.heldout to a share of the "
             "data, such as 0.05, or to the path of other prepared data."
+        )
+    if evaluation is not None and (evaluation.metrics or evaluation.goals):
+        _require_measured(evaluation)
+
+
+def _require_measured(evaluation: EvaluationConfig) -> None:
+    """Raise `InputError` for metrics or goals of what is not measured, and when nothing tells the best checkpoint."""
+    if HELDOUT in (evaluation.goals or ()) and not evaluation.loss:
+        raise InputError(
+            f"evaluation.goals names {HELDOUT}, which is not measured: set evaluation.loss to true, and data.heldout."
+        )
+    of_samples = [name for name in (*(evaluation.metrics or ()), *(evaluation.goals or ())) if name != HELDOUT]
+    if of_samples and evaluation.reference is None:
+        raise InputError(
+            f"{of_samples[0]} is measured of samples, and none are drawn: set evaluation.reference to what they are "
+            "compared with."
+        )
+    if evaluation.metrics and not evaluation.loss and not any(map(lower_is_better, evaluation.metrics)):
+        raise InputError(
+            f"Nothing tells which checkpoint is the best: evaluation.metrics holds only {', '.join(evaluation.metrics)}"
+            ", for which higher is better. Add a distance, such as fid (fd_pixels with the features pixels), or "
+            "evaluation.loss."
         )
 
 

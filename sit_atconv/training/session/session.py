@@ -83,6 +83,10 @@ class Session:
         """The fingerprint of the run's data, including its cached tokens."""
         return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
 
+    def epochs(self, step: int) -> float:
+        """Images seen in so many steps over images to train on: mirrored ones are the same, held-out ones no part."""
+        return step * self.config.training.batch_size / len(self.dataset)
+
     def batch_indices(self, step: int) -> list[int]:
         """The rows of the data in the global batch of step 1, 2, …, over all processes and micro-batches."""
         settings = self.config.training
