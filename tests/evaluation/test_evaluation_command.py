@@ -138,12 +138,20 @@ EVALUATE = ["--samples", "digits@8", "--reference", "digits@8"]
     [
         (["--samples", "absent.npz", "--reference", "digits@8"], "does not exist"),
         (["--samples", "digits@8", "--reference", "absent"], "does not exist"),
-        ([*EVALUATE, "--metrics", "fid"], "no metric 'fid'"),
+        ([*EVALUATE, "--metrics", "fid"], "fid is of the features inception"),
+        ([*EVALUATE, "--metrics", "fd", "minds"], "no metric 'minds': did you mean 'mind"),
+        ([*EVALUATE, "--metrics", "fdr"], "FDr needs its divisors"),
+        ([*EVALUATE, "--metrics", "fdr", "--fdr-divisors", "pixels=0"], "a number above 0"),
+        ([*EVALUATE, "--metrics", "fdr", "--fdr-divisors", "inception=2"], "not for inception"),
+        ([*EVALUATE, "--statistics", "ref.npz"], "expected NAME=VALUE"),
+        ([*EVALUATE, "--features", "pixels", "inception", "--classes", "1"], "in one space"),
+        ([*EVALUATE, "--features", "pixels", "pixels"], "given twice"),
+        ([*EVALUATE, "--weights", "inception=w.pth"], "the features are pixels"),
         ([*EVALUATE, "--classes", '"a,b'], "is no list of labels"),
         ([*EVALUATE, "--bootstrap", "1"], "at least two resamples"),
         ([*EVALUATE, "--weights", "w.pth"], "Pixels have no network"),
         ([*EVALUATE, "--device", "gpu9"], "device 'gpu9'"),
-        (["reference", "digits@8", "out.npz"], "published statistics"),
+        (["reference", "digits@8", "out.txt"], "is an npz"),
     ],
 )
 def test_what_cannot_be_done(arguments, message):
