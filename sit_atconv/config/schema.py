@@ -276,7 +276,7 @@ class EvaluationConfig:
         metrics: what to compute of the samples, as --metrics of evaluate_fid.py; null for all of the features.
         goals: score -> value that is to be reached, such as {fid: 2.0}, of the metrics or of heldout_loss: the first
             evaluation that is as good logs epochs_to_fid_2, the epochs so far. Null for none.
-        batch_size: for each process; changes the scores by rounding only.
+        batch_size: for each process; does not change the scores.
         solver: see sample.py.
         steps: solver steps.
         guidance: guidance scale; 1 is none.

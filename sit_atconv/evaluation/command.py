@@ -187,17 +187,26 @@ def add_features(parser: ArgumentParser, several: bool = False) -> None:
 def open_features(options: Namespace, state: PartialState, device: torch.device) -> list[Features]:
     """The features that the options ask for, each with its weights. All processes call it.
 
-    Raises `InputError` for unknown features, and weights that are not there, or not of any of the features.
+    Raises `InputError` as `chosen_features` does, and for weights that cannot be loaded.
+    """
+    files = chosen_features(options)
+    with state.main_process_first():  # it may download the weights
+        return [create_features(name, path, device, options.fast) for name, path in files.items()]
+
+
+def chosen_features(options: Namespace) -> dict[str, str | None]:
+    """The names of the features that the options ask for, and each one's file of weights, if it has one.
+
+    Raises `InputError` for unknown features, and weights of none of them.
     """
     names = expand(options.features or needed_features(getattr(options, "metrics", None)))
     files = _weights(options.weights, names)
-    with state.main_process_first():  # it may download the weights
-        return [create_features(name, files.get(name), device, options.fast) for name in names]
+    return {name: files.get(name) for name in names}
 
 
 def _weights(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """The weights file of each of the features: a word may be FILE alone where there is one kind of features."""
-    if len(names) == 1 and len(words) == 1 and words[0].partition("=")[0] not in names:
+    if len(names) == 1 and len(words) == 1 and ("=" not in words[0] or Path(words[0]).exists()):
         return {names[0]: words[0]}
     files = _by_name("--weights", words)
     if unknown := [name for name in files if name not in names]:

@@ -8,6 +8,7 @@ import torch
 
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError, nearest
+from sit_atconv.evaluation.command import chosen_features
 from sit_atconv.evaluation.command import parse as parse_evaluation
 from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.models import SiT
@@ -44,10 +45,11 @@ def check_scores(options: Options, what: str, size: tuple[int, int]) -> None:
             f"{what}: {', '.join(parsed.sampling)} belong to sampling: samples are drawn once, by sample.py."
         )
     require_source(parsed.reference)
-    if parsed.weights is not None and not parsed.weights.is_file():
-        raise InputError(f"{what}: there is no file {parsed.weights} of the features' weights.")
-    if parsed.features == "pixels" or parsed.features.partition(":")[0] not in ("inception", "timm"):
-        create_features(parsed.features, parsed.weights, fast=parsed.fast)(torch.zeros(1, 3, *size, dtype=torch.uint8))
+    for name, path in chosen_features(parsed).items():
+        if path is not None and not Path(path).is_file():
+            raise InputError(f"{what}: there is no file {path} of the features' weights.")
+        if name == "pixels":  # others may be large, or downloaded
+            create_features(name, path, fast=parsed.fast)(torch.zeros(1, 3, *size, dtype=torch.uint8))
 
 
 def check_agreement(options: Options, model: SiT, size: tuple[int, int]) -> None:

@@ -22,7 +22,7 @@ Options = dict[str, Any]  # of a program, without the dashes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")  # of a row: also a folder, a part of a shell's word and a label
 _OURS = ("training.seed", "training.steps", "training.max_seconds")  # keys that the study sets
 # Keys of the configuration, and options, whose values may be paths; sample.py's --weights is the name of an average.
-PATHS = ("path", "heldout", "init_from", "reference", "weights")
+PATHS = ("path", "heldout", "init_from", "reference", "weights", "statistics")
 _SAMPLING_PATHS = ("vae", "weak-checkpoint")
 
 
@@ -158,6 +158,9 @@ def absolute(value: Any, paths: Sequence[str] = PATHS, key: str = "") -> Any:
         return [absolute(inner, paths, key) for inner in value]
     if not isinstance(value, str) or key.rpartition(".")[2] not in paths or is_digits(value):
         return value
+    name, equals, file = value.partition("=")  # of one of several features
+    if equals and Path(file).exists():
+        return f"{name}={Path(file).resolve()}"
     place, colon, part = value.rpartition(":")  # a folder of a zip, for example
     if Path(value).exists():
         return str(Path(value).resolve())

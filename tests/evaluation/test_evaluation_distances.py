@@ -263,7 +263,7 @@ def test_given_divisors_divide_the_distance_itself(stored):
         (("fdr6",), None, "fdr-convnext, .* are not there"),
         (("fdr6",), "own", "published divisors"),
         (("fdr",), None, "--fdr-divisors own"),
-        (("fdr",), {"inception": 1.0}, "not for one"),
+        (("fdr",), {"inception": 1.0}, "one is not given"),
         (("fid",), "own", "only with --metrics fdr"),
         (("fid", "fdd"), None, "fdd is of the features dinov2"),
         (("fid", "minds"), None, "mind"),
@@ -332,6 +332,11 @@ def test_statistics_that_are_not_there_or_of_no_space(stored, tmp_path):
         evaluate(stored["samples"], stored["reference"], Linear("one"), Options(statistics={"one": str(nothing)}))
     with pytest.raises(InputError, match="the features are one"):
         evaluate(stored["samples"], stored["reference"], Linear("one"), Options(statistics={"two": str(nothing)}))
+
+
+def test_classes_are_compared_in_one_space(stored):
+    with pytest.raises(InputError, match="in one space"):
+        evaluate(stored["samples"], stored["reference"], [StandIn(), Linear("one")], Options(classes=None))
 
 
 def test_two_spaces_of_one_name_are_refused(stored):

@@ -115,7 +115,7 @@ def test_commands_are_understood_by_the_programs(tmp_path: Path, budget: str) ->
 
     scored = parse_evaluation(score[2:], add_sampling_arguments)
     assert (scored.samples, scored.json) == (str(at / "samples" / "samples.npz"), at / "scores-0.json")
-    assert (scored.features, scored.metrics) == ("pixels", ["fd_pixels"])
+    assert (scored.features, scored.metrics) == (["pixels"], ["fd_pixels"])
     assert agreement[0] == "cd" and agreement[4:6] == ["-m", "sit_atconv.evaluation.agreement"]
 
 

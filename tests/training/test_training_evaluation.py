@@ -1,6 +1,7 @@
 """Scores during training: those of sample.py and evaluate_fid.py bit for bit, chosen metrics, and epochs to a goal."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,12 @@ def given_scores(monkeypatch: pytest.MonkeyPatch, *values: dict) -> None:
     [
         (["fd_pixels"], {"batch_size": 64, "samples": 40, "guidance": 2.0, "interval": [0.2, 0.9]}),
         (["precision_pixels", "recall_pixels", "fd_pixels"], {"batch_size": 7, "samples": 40, "solver": "sde"}),
+        (["mind", "fd_pixels", "kid"], {"batch_size": 32, "samples": 40}),
+        pytest.param(["mind"], {"batch_size": 16, "samples": 12}, marks=pytest.mark.slow),
         pytest.param(["is", "precision"], {"batch_size": 16, "samples": 12, "loss": True}, marks=pytest.mark.slow),
         pytest.param(["sfid", "fid"], {"batch_size": 16, "samples": 12}, marks=pytest.mark.long),  # 2048 dimensions
     ],
-    ids=["pixels", "other batches", "inception", "distances of inception"],
+    ids=["pixels", "other batches", "mind of pixels", "mind", "inception", "distances of inception"],
 )
 def test_a_score_is_that_of_the_commands_to_the_last_bit(
     metrics: list[str], settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -85,7 +88,8 @@ def test_a_score_is_that_of_the_commands_to_the_last_bit(
     evaluate_fid.main()
     scores = json.loads((tmp_path / "scores.json").read_text())["metrics"]
     assert logged == {"step": 3, **scores}  # floats are written with all digits
-    assert len(scores) == len(metrics) and all(value > 0 for name, value in scores.items() if "d" in name)
+    assert {re.split("[_@]", name)[0] for name in scores} == {name.split("_")[0] for name in metrics}
+    assert all(value > 0 for name, value in scores.items() if "d" in name)
 
 
 def _completed_weights(request: pytest.FixtureRequest) -> list[str]:

@@ -114,6 +114,8 @@ def collect(
                 parts.append(found[kind].cpu()[chosen])
             seen += len(images)
             progress.update(len(images))
+    for moments in (*share.moments.values(), *share.halves.values()):
+        moments.settle()
     # One kind after the other, since both the parts and the whole may not fit in memory for all kinds
     share.kept = {kind: torch.cat(parts) for kind in list(kept) if (parts := kept.pop(kind))}
     share.digests = np.concatenate(digests) if digests else share.digests

@@ -50,8 +50,11 @@ def require_divisors(metrics: Sequence[str], spaces: Spaces, divisors: Mapping[s
                 "FDr needs its divisors: --fdr-divisors own computes them from two halves of the reference, and "
                 "NAME=VALUE gives that of the features NAME."
             )
-        if isinstance(divisors, Mapping) and (wrong := set(names) ^ divisors.keys()):
-            raise InputError(f"--fdr-divisors: a divisor for each of {', '.join(names)}, not for {', '.join(wrong)}.")
+        if isinstance(divisors, Mapping) and (wrong := sorted(set(names) ^ divisors.keys())):
+            raise InputError(
+                f"--fdr-divisors needs one for each of the features, {', '.join(names)}: {wrong[0]} is "
+                f"{'not given' if wrong[0] in names else 'none of them'}."
+            )
     if divisors is not None and "fdr" not in metrics:
         raise InputError("--fdr-divisors: only with --metrics fdr, whose distances they divide.")
 
