@@ -141,7 +141,7 @@ def _quantities(cells: list[Cell]) -> list[Quantity]:
     scores = dict.fromkeys(name for cell in cells for name in cell.scores if not name.endswith("_std"))
     return [
         Quantity(HELDOUT, "held-out loss", attrgetter("heldout_loss"), "lower"),
-        *[Quantity(f"scores.{n}", _score_title(n), partial(_score, name=n), _score_better(n)) for n in scores],
+        *map(score_quantity, scores),
         Quantity("agreement", "label agreement", attrgetter("agreement"), "higher"),
         Quantity("steps", "steps", attrgetter("steps"), cost=True),
         Quantity("seconds", "training, s", attrgetter("seconds"), cost=True),
@@ -150,6 +150,11 @@ def _quantities(cells: list[Cell]) -> list[Quantity]:
         Quantity("parameters", "parameters", attrgetter("parameters"), cost=True, count=True),
         Quantity("flops", "operations", attrgetter("flops"), cost=True, count=True),
     ]
+
+
+def score_quantity(name: str) -> Quantity:
+    """The column of a metric, by its name in a report of evaluate_fid.py or in a study's results."""
+    return Quantity(f"scores.{name}", _score_title(name), partial(_score, name=name), _score_better(name))
 
 
 def _score(cell: Cell, name: str) -> float | None:
