@@ -11,7 +11,7 @@ _SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "|": "$|$", '"': r"\char34{}"},
-    **{"−": "$-$", "…": r"\dots{}", "±": r"$\pm$", "×": r"$\times$", "–": "--"},
+    **{"−": "$-$", "…": r"\dots{}", "±": r"$\pm$", "×": r"$\times$", "–": r"\textendash{}"},
     **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}"},
 }
 _NAME_LENGTH = 60
@@ -83,7 +83,8 @@ def _bold(text: str, wanted: bool) -> str:
 
 def escaped(text: str) -> str:
     """Text in one line; characters that old engines do not know are spelled as their code, such as U+1F600."""
-    return "".join(_character(c) for c in " ".join(text.split()))
+    characters = "".join(_character(c) for c in " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", characters)  # else two hyphens, as of an option, become a dash
 
 
 def _character(c: str) -> str:
