@@ -237,3 +237,18 @@ def test_a_folder_of_something_else_is_refused(place: Path, made: Path, tmp_path
     said = refused(capsys, *words(place, made, "--guidance", "1.8", "--interval", "0", "0.6", "--kid"))
     assert "scoring.kid: False -> True" in said and "table-settings.json first" in said
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == before
+    (tmp_path / "runs" / "model" / "checkpoints").mkdir(parents=True)
+    assert "holds no table" in refused(capsys, *words(place, tmp_path / "runs", "--guidance", "1.8"))
+
+
+def test_the_same_samples_can_be_scored_anew(place: Path, made: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "anew"
+    shutil.copytree(made, out)
+    (out / "table-settings.json").unlink()
+    monkeypatch.setattr("sit_atconv.sampling.run.generate", lambda *_, **__: pytest.fail("drawn again"))
+    command.main(words(place, out, "--guidance", "1.8", "--interval", "0", "0.6", "--kid"))
+    before, after = written(made), written(out)
+    assert list(after["columns"]) == [*before["columns"], "kid_pixels"]
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        assert new["metrics"]["fd_pixels"] == pytest.approx(old["metrics"]["fd_pixels"], rel=1e-12)
+        assert new["samples"]["images_sha256"] == old["samples"]["images_sha256"]

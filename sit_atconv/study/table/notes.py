@@ -106,9 +106,11 @@ def _about_intervals(table: Table) -> str:
     resamples = table.scored[0].report.settings["bootstrap"]
     if not resamples:
         return "none were asked for (--bootstrap)."
+    kernel = any(column.key.startswith("kid") for column in table.columns)
     return (
         f"in brackets, {COVERAGE[1] - COVERAGE[0]:g} % of {resamples} bootstrap resamples of the samples (for recall, "
         "of the reference), shifted to have the number as their mean; the spread between trainings is not in them."
+        + (" KID's is normal, from the spread of its subsets." if kernel else "")
     )
 
 
