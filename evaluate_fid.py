@@ -44,6 +44,11 @@ def open_stream(options: Namespace, device: torch.device) -> SampleStream:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["table"]:
+        from sit_atconv.study.table import main as table
+
+        table(sys.argv[2:])
+        return
     options = parse(sys.argv[1:], add_sampling_arguments)
     with exit_on_input_error(), leaving_in_order():
         run(options, open_stream)

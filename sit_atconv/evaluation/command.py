@@ -52,7 +52,8 @@ def parse(
     parser = Parser(
         prog="evaluate_fid.py",
         description="FID, sFID, IS, precision and recall as the ADM evaluator defines them.",
-        epilog="evaluate_fid.py reference SOURCE OUT.npz writes a reference file.",
+        epilog="evaluate_fid.py reference SOURCE OUT.npz writes a reference file; evaluate_fid.py table RUN ... makes "
+        "the table of a paper.",
         refuse=refuse,
     )
     given = parser.add_mutually_exclusive_group(required=True)
@@ -62,16 +63,10 @@ def parse(
     given.add_argument("--autoencoder", metavar="VAE", help=encoding)
     parser.add_argument("--reference", required=True, metavar="SOURCE", help=f"ADM's reference npz, or {SOURCES}")
     parser.add_argument("--json", type=Path, help="write everything needed to repeat this to a file")
-    names = "only these: fid sfid is precision recall kid mind fd fdd kdd cmmd fdr6 fdr"
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help=names)
-    resamples = "confidence intervals from N resamples"
-    parser.add_argument("--kid", action="store_true", help="the kernel inception distance too")
-    parser.add_argument("--bootstrap", type=whole_number(0, _MOST_RESAMPLES), default=0, metavar="N", help=resamples)
-    add_distances(parser)
+    add_scores(parser)
     parser.add_argument(
         "--classes", help="FID class by class: numbers or names separated by commas, or per-class for all"
     )
-    _add_common(parser)
     sampling = add_sampling(parser)
     options = parser.parse_args(arguments)
     options.command = "evaluate"
@@ -88,22 +83,12 @@ def run(options: Namespace, open_stream: Callable[[Namespace, torch.device], Sam
         log.warning("The launcher's --mixed_precision %s is for training: features are computed in fp32.", precision)
     drawn = options.command == "evaluate" and options.checkpoint
     samples = open_stream(options, device) if drawn else None
-    features = open_features(options, state, device)
-    reading = Reading(options.batch_size, chosen_workers(options.workers, device), options.cache, options.unconditional)
+    features, reading = open_features(options, device, state), chosen_reading(options, device)
     if options.command == "reference":
         facts = write_reference(options.source, options.out, features, options.images, reading)
         log.info("%s: statistics of %d images, %d of them in arr_0.", *map(facts.get, _WRITTEN))
         return
-    chosen = Options(
-        metrics=options.metrics,
-        kid=options.kid,
-        bootstrap=options.bootstrap,
-        classes=_classes(options.classes),
-        mind_count=options.mind_count,
-        divisors=_divisors(options.fdr_divisors),
-        statistics=_by_name("--statistics", options.statistics),
-        reading=reading,
-    )
+    chosen = chosen_scores(options, reading)
     if options.autoencoder:
         report = score_autoencoder(options.autoencoder, options.reference, features, chosen)
     else:
@@ -130,6 +115,37 @@ def _reference_parser() -> ArgumentParser:
     parser.set_defaults(command="reference")
     _add_common(parser)
     return parser
+
+
+def add_scores(parser: ArgumentParser, bootstrap: int = 0) -> None:
+    """The options of what is computed, and with which features; `bootstrap` is the default number of resamples."""
+    add = parser.add_argument
+    names = "only these: fid sfid is precision recall kid mind fd fdd kdd cmmd fdr6 fdr"
+    add("--metrics", nargs="+", metavar="NAME", help=names)
+    add("--kid", action="store_true", help="the kernel inception distance too")
+    resamples = f"confidence intervals from N resamples ({bootstrap} unless given)"
+    add("--bootstrap", type=whole_number(0, _MOST_RESAMPLES), default=bootstrap, metavar="N", help=resamples)
+    add_distances(parser)
+    _add_common(parser)
+
+
+def chosen_reading(options: Namespace, device: torch.device) -> Reading:
+    """How images are read."""
+    return Reading(options.batch_size, chosen_workers(options.workers, device), options.cache, options.unconditional)
+
+
+def chosen_scores(options: Namespace, reading: Reading) -> Options:
+    """What is computed, according to the options of `add_scores` and --classes."""
+    return Options(
+        metrics=options.metrics,
+        kid=options.kid,
+        bootstrap=options.bootstrap,
+        classes=_classes(options.classes),
+        mind_count=options.mind_count,
+        divisors=_divisors(options.fdr_divisors),
+        statistics=_by_name("--statistics", options.statistics),
+        reading=reading,
+    )
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -184,7 +200,7 @@ def add_features(parser: ArgumentParser, several: bool = False) -> None:
     add("--fast", action="store_true", help="bfloat16 features: faster on a GPU, not for publication")
 
 
-def open_features(options: Namespace, state: PartialState, device: torch.device) -> list[Features]:
+def open_features(options: Namespace, device: torch.device, state: PartialState) -> list[Features]:
     """The features that the options ask for, each with its weights. All processes call it.
 
     Raises `InputError` as `chosen_features` does, and for weights that cannot be loaded.

@@ -99,8 +99,8 @@ def evaluate(
 
     Args:
         samples: a source's path or name (every process reads its share), or an iterable of images.
-        reference: ADM's npz, a file of statistics, or a source of images; or the result of `read_reference` for them,
-            with everything that these options need.
+        reference: ADM's npz, a file of statistics, or a source of images; or the result of `read_reference_for` for
+            them and these options.
         features: see `create_features`, or several of them, which see the images in one pass; None is Inception on the
             CPU with the published weights.
 
@@ -120,15 +120,9 @@ def evaluate(
         require_labels(source.labels, "samples")
         classes = source_classes(source)
 
-    target = reference
-    if isinstance(reference, str):
-        target = read_reference(
-            reference, spaces, wanted, options.reading, options.classes, classes, statistics=options.statistics
-        )
+    target = read_reference_for(reference, spaces, options, classes) if isinstance(reference, str) else reference
     if source is not None and target.classes:
         require_two_of_each(source.labels, {pair.ours: pair.title for pair in target.classes}, "samples")
-    if any(metric.root == "fdr6" for metric in metrics):
-        require_imagenet(target, spaces)
     drawn_from = replace(wanted, halves=frozenset())  # halves are of the reference
     collected, facts = _look_at_samples(source, samples, spaces, drawn_from, options.reading)
     require_two(collected.count, "samples")
@@ -154,6 +148,23 @@ def evaluate(
         per_class={} if options.classes == () else per_class_distances(collected, target, *spaces),
         seconds=round(time.monotonic() - started, 2),
     )
+
+
+def read_reference_for(
+    path: str, features: Features | Sequence[Features] | Spaces, options: Options, samples: Classes | None = None
+) -> Reference:
+    """Read the reference at `path` with everything that `evaluate` needs for these options; `samples` are the classes.
+
+    Raises `InputError` as `wanted_to_score` and `read_reference` do, and for FDr6 of other images than ImageNet's.
+    """
+    spaces = Spaces(features)
+    wanted = wanted_to_score(spaces, options)
+    reference = read_reference(
+        path, spaces, wanted, options.reading, options.classes, samples, statistics=options.statistics
+    )
+    if any(metric.root == "fdr6" for metric in choose_metrics(spaces, options.metrics, options.kid)):
+        require_imagenet(reference, spaces)
+    return reference
 
 
 def wanted_to_score(features: Features | Sequence[Features] | Spaces, options: Options) -> Wanted:

@@ -31,6 +31,11 @@ def write_json(path: str | Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
+def as_json(values: Any) -> Any:
+    """The values as they come back from a file of `write_json`: tuples as lists, paths as text."""
+    return json.loads(json.dumps(values, default=str))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with whole_file(path) as file:

@@ -1,18 +1,17 @@
 """The tables in LaTeX, for any engine; the file is for \\input in a document that loads booktabs and graphicx."""
 
 import re
+from collections.abc import Iterable
 
 from sit_atconv.study.report.contents import Contents
 from sit_atconv.study.report.tables import Quantity, Table
 from sit_atconv.study.report.texts import entry_text, row_text, shortened
 
-_HEAD = r"""% \usepackage{booktabs} and \usepackage{graphicx}, then \input{report.tex}
-"""
 _SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "|": "$|$", '"': r"\char34{}"},
-    **{"−": "$-$", "…": r"\dots{}", "±": r"$\pm$", "×": r"$\times$", "–": "--"},
+    **{"−": "$-$", "…": r"\dots{}", "±": r"$\pm$", "×": r"$\times$", "–": r"\textendash{}"},
     **{"≤": r"$\leq$", "≥": r"$\geq$"},
     **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}"},
 }
@@ -27,53 +26,66 @@ def latex(contents: Contents) -> str:
         for cost in (False, True):
             if columns := [quantity for quantity in table.columns if quantity.cost == cost]:
                 parts.append(_table(contents, table, columns))
-    return _HEAD + "\n".join(parts)
+    return head("report.tex") + "\n".join(parts)
+
+
+def head(file: str) -> str:
+    """What the document needs, as a comment at the beginning of the file of that name."""
+    return rf"% \usepackage{{booktabs}} and \usepackage{{graphicx}}, then \input{{{file}}}" + "\n"
 
 
 def _table(contents: Contents, table: Table, columns: list[Quantity]) -> str:
-    lines = [_line("row", [_escaped(quantity.heading) for quantity in columns]), r"\midrule"]
+    lines = [line("row", [escaped(quantity.heading) for quantity in columns]), r"\midrule"]
     for row in table.rows:
         texts = [entry_text(table, row, quantity) for quantity in columns]
-        name = _escaped(shortened(row_text(table, row), _NAME_LENGTH))
-        lines += [r"\addlinespace", _line(name, [_bold(text.value, text.best) for text in texts])]
+        name = escaped(shortened(row_text(table, row), _NAME_LENGTH))
+        lines += [r"\addlinespace", line(name, [_bold(text.value, text.best) for text in texts])]
         for part in ("difference", "interval"):
             if any(getattr(text, part) for text in texts):
-                lines.append(_line("", [_small(getattr(text, part), text.apart) for text in texts]))
-    caption = _escaped(f"{contents.study.title}. {table.title}; seeds: {table.seeds}.")
+                lines.append(line("", [small(getattr(text, part), text.apart) for text in texts]))
+    caption = escaped(f"{contents.study.title}. {table.title}; seeds: {table.seeds}.")
     told = [contents.table_note, *(contents.goals if any(quantity.goal for quantity in columns) else [])]
-    meaning = _escaped(" ".join(told))
+    return floating(f"{caption} {escaped(' '.join(told))}", "l" + "r" * len(columns), lines)
+
+
+def floating(caption: str, columns: str, lines: Iterable[str], below: Iterable[str] = ()) -> str:
+    """A table no wider than the text, of LaTeX lines; `columns` as for tabular, `below` are lines under it."""
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{caption} {meaning}}}",
+            rf"\caption{{{caption}}}",
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             *lines,
             r"\bottomrule",
             r"\end{tabular}}",
+            *below,
             r"\end{table}",
             "",
         ]
     )
 
 
-def _line(name: str, cells: list[str]) -> str:
+def line(name: str, cells: list[str]) -> str:
+    """A line of a table, of cells that are LaTeX already."""
     return " & ".join([name, *cells]) + r" \\"
 
 
-def _small(text: str, bold: bool) -> str:
+def small(text: str, bold: bool = False) -> str:
+    """Text in a smaller size, nothing if it is empty."""
     return rf"{{\scriptsize {_bold(text, bold)}}}" if text else ""
 
 
 def _bold(text: str, wanted: bool) -> str:
-    return rf"\textbf{{{_escaped(text)}}}" if wanted else _escaped(text)
+    return rf"\textbf{{{escaped(text)}}}" if wanted else escaped(text)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text in one line; characters that old engines do not know are spelled as their code, such as U+1F600."""
-    return "".join(_character(c) for c in " ".join(text.split()))
+    characters = "".join(_character(c) for c in " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", characters)  # else two hyphens, as of an option, become a dash
 
 
 def _character(c: str) -> str:

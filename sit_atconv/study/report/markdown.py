@@ -1,6 +1,7 @@
 """The report in Markdown."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 from sit_atconv.study.report.contents import Contents
 from sit_atconv.study.report.tables import Table
@@ -10,25 +11,30 @@ from sit_atconv.study.report.texts import EntryText, entry_text, row_text
 def markdown(contents: Contents) -> str:
     """Title, finding, a table for each budget, what is missing, definitions and the command."""
     study = contents.study
-    parts = [f"# {_escaped(study.title)}", *map(_escaped, contents.finding)]
+    parts = [f"# {escaped(study.title)}", *map(escaped, contents.finding)]
     for table in contents.tables:
         parts += [f"## {table.title}", _table(table)]
-    parts += map(_escaped, contents.goals)
+    parts += map(escaped, contents.goals)
     if contents.remarks:
-        parts += ["## What is missing", "\n".join(f"* {_escaped(remark.short)}" for remark in contents.remarks)]
+        parts += ["## What is missing", "\n".join(f"* {escaped(remark.short)}" for remark in contents.remarks)]
     parts += ["## How the numbers came about"]
-    parts += ["\n".join(f"* **{_escaped(term)}**: {_escaped(meaning)}" for term, meaning in contents.definitions)]
-    parts += [f"Machine: {_escaped(study.machine)}", "Command:", f"    {_escaped_lines(study.command)}"]
+    parts += ["\n".join(f"* **{escaped(term)}**: {escaped(meaning)}" for term, meaning in contents.definitions)]
+    parts += [f"Machine: {escaped(study.machine)}", "Command:", f"    {_escaped_lines(study.command)}"]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(table: Table) -> str:
-    titles = ["row", *(_escaped(quantity.heading) for quantity in table.columns)]
-    lines = [titles, ["---"] * len(titles)]
+    titles = ["row", *(escaped(quantity.heading) for quantity in table.columns)]
+    lines = []
     for row in table.rows:
         texts = [entry_text(table, row, quantity) for quantity in table.columns]
-        lines.append([_escaped(row_text(table, row)), *map(_entry, texts)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([escaped(row_text(table, row)), *map(_entry, texts)])
+    return rows_under(titles, lines)
+
+
+def rows_under(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines))
 
 
 def _entry(text: EntryText) -> str:
@@ -37,10 +43,10 @@ def _entry(text: EntryText) -> str:
 
 
 def _bold(text: str, wanted: bool) -> str:
-    return f"**{_escaped(text)}**" if wanted else _escaped(text)
+    return f"**{escaped(text)}**" if wanted else escaped(text)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as it is, in one line: none of its characters marks anything up."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
 

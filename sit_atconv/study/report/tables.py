@@ -156,7 +156,7 @@ def _quantities(cells: list[Cell]) -> list[Quantity]:
     return [
         Quantity(HELDOUT, "held-out loss", attrgetter("heldout_loss"), "lower"),
         *[Quantity(g.key, goal_title(g), partial(_epochs, goal=g), "lower", goal=True) for g in goals],
-        *[Quantity(f"scores.{n}", _score_title(n), partial(_score, name=n), _score_better(n)) for n in scores],
+        *map(score_quantity, scores),
         Quantity("agreement", "label agreement", attrgetter("agreement"), "higher"),
         Quantity("steps", "steps", attrgetter("steps"), cost=True),
         Quantity("seconds", "training, s", attrgetter("seconds"), cost=True),
@@ -177,6 +177,11 @@ def _epochs(cell: Cell, goal: Goal) -> float | None:
     """The epochs to a goal, infinite if the run has not reached it; None if it has no such goal."""
     found = [each.epochs for each in cell.goals if (each.name, each.value) == (goal.name, goal.value)]
     return None if not found else _NEVER if found[0] is None else found[0]
+
+
+def score_quantity(name: str) -> Quantity:
+    """The column of a metric, by its name in a report of evaluate_fid.py or in a study's results."""
+    return Quantity(f"scores.{name}", _score_title(name), partial(_score, name=name), _score_better(name))
 
 
 def _score(cell: Cell, name: str) -> float | None:

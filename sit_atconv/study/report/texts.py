@@ -63,7 +63,7 @@ def value_text(summary: Summary) -> str:
     if not summary.sd:
         return _plain(summary.mean)
     decimals = _decimals(summary.sd)
-    return f"{_fixed(summary.mean, decimals)} ± {_fixed(summary.sd, decimals)}"
+    return f"{fixed(summary.mean, decimals)} ± {fixed(summary.sd, decimals)}"
 
 
 def not_reached(reached: int, seeds: int) -> str:
@@ -85,7 +85,7 @@ def _difference_and_interval(difference: Difference) -> tuple[str, str]:
     if difference.sign:  # a bound that is not 0 must not be rounded to it
         nearest = min(abs(difference.low), abs(difference.high))
         decimals = max(decimals, min(_MOST_DECIMALS, -math.floor(math.log10(nearest))))
-    mean, low, high = (_signed(_fixed(x, decimals)) for x in (difference.mean, difference.low, difference.high))
+    mean, low, high = (_signed(fixed(x, decimals)) for x in (difference.mean, difference.low, difference.high))
     return mean, f"[{low}, {high}]"
 
 
@@ -104,7 +104,7 @@ def count_text(number: float) -> str:
 
 
 def _percent(summary: Summary, first: Summary | None) -> str:
-    return "" if first is None or first.mean == 0 else f"{_signed(_fixed(100 * (summary.mean / first.mean - 1), 1))} %"
+    return "" if first is None or first.mean == 0 else f"{_signed(fixed(100 * (summary.mean / first.mean - 1), 1))} %"
 
 
 def _decimals(spread: float) -> int:
@@ -112,14 +112,15 @@ def _decimals(spread: float) -> int:
     return max(0, min(_MOST_DECIMALS, 1 - math.floor(math.log10(spread))))
 
 
-def _fixed(value: float, decimals: int) -> str:
+def fixed(value: float, decimals: int) -> str:
+    """A number with that many decimals; a very large one with an exponent."""
     text = f"{value:.3g}" if abs(value) >= _LARGE else f"{value:,.{decimals}f}"
     return text.replace("-", "−")
 
 
 def _plain(value: float) -> str:
     """A number without a known spread: whole ones in full, others to four digits."""
-    return _fixed(value, 0) if value == round(value) else f"{value:.4g}".replace("-", "−")
+    return fixed(value, 0) if value == round(value) else f"{value:.4g}".replace("-", "−")
 
 
 def _signed(text: str) -> str:
