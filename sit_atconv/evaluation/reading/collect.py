@@ -94,7 +94,8 @@ def collect(
     """
     state = PartialState()
     share = Collected()
-    kept: dict[str, list[Tensor]] = {kind: [] for kind in wanted.kept}
+    room = None if total is None else total if rows is None else int(rows[first : first + total].sum())
+    kept = {kind: _Rows(room) for kind in wanted.kept}
     labels, digests, seen = [], [], 0
     with tqdm(total=total, unit="img", desc=what, disable=not state.is_main_process, smoothing=0.05) as progress:
         for batch in batches:
@@ -110,20 +111,39 @@ def collect(
             chosen, of_half = (_part(mask, first + seen, len(images)) for mask in (rows, half))
             for kind in wanted.halves:
                 _add(share.halves, kind, found[kind][of_half])
-            for kind, parts in kept.items():
-                parts.append(found[kind].cpu()[chosen])
+            for kind, of_kind in kept.items():
+                of_kind.add(found[kind].cpu()[chosen])
             seen += len(images)
             progress.update(len(images))
     for moments in (*share.moments.values(), *share.halves.values()):
         moments.settle()
-    # One kind after the other, since both the parts and the whole may not fit in memory for all kinds
-    share.kept = {kind: torch.cat(parts) for kind in list(kept) if (parts := kept.pop(kind))}
+    share.kept = {kind: kept.pop(kind).tensor() for kind in list(kept) if seen}
     share.digests = np.concatenate(digests) if digests else share.digests
     share.labels = torch.cat(labels) if labels and all(part is not None for part in labels) else None
     merged = _merge(share, wanted, features.device) if state.num_processes > 1 else share
     if merged.count == 0:
         raise InputError(f"There are no {what} to evaluate.")
     return merged
+
+
+class _Rows:
+    """Rows (n, d) that arrive in parts; where n is known they are never there twice, as parts and as a whole."""
+
+    def __init__(self, count: int | None) -> None:
+        self._count, self._rows, self._filled = count, None, 0
+        self._parts: list[Tensor] = []
+
+    def add(self, part: Tensor) -> None:
+        if self._count is None:
+            self._parts.append(part)
+            return
+        if self._rows is None:
+            self._rows = part.new_empty(self._count, *part.shape[1:])
+        self._rows[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+
+    def tensor(self) -> Tensor:
+        return torch.cat(self._parts) if self._rows is None else self._rows[: self._filled]
 
 
 def _require_same_size(share: Collected, images: Tensor, name: str) -> None:
