@@ -322,6 +322,15 @@ def test_names_that_cannot_be_expanded(names, message):
 # --- weights
 
 
+def test_a_published_file_may_have_its_head(tmp_path):
+    model = timm.create_model("test_vit").eval()  # with a classifier of 1,000 classes
+    torch.save(model.state_dict(), tmp_path / "head.pth")
+    torch.save({k: v for k, v in model.state_dict().items() if "head" not in k}, tmp_path / "none.pth")
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with_head, without = (create_features("timm:test_vit", tmp_path / f"{name}.pth") for name in ("head", "none"))
+    assert torch.equal(with_head(images)["pool"], without(images)["pool"])
+
+
 def test_files_that_are_not_a_presets(published, tmp_path, monkeypatch):
     create = timm.create_model
     path = tmp_path / "weights.pth"
@@ -335,7 +344,8 @@ def test_files_that_are_not_a_presets(published, tmp_path, monkeypatch):
     clip = functools.partial(create, PRESETS["cmmd"].model, **small("cmmd"))
     refused("cmmd", clip(num_classes=0), r"lacks 2 of .*head\.weight.*with its head, the projection, with --weights")
     refused("cmmd", clip(num_classes=512), r"another model's weights: size mismatch for head\.bias")
-    refused("fdr-clip", create(PRESETS["fdr-clip"].model, **small("fdr-clip")), r"not have 2 .*head\.weight.*without a")
+    deeper = create(PRESETS["fdr-clip"].model, **{**small("fdr-clip"), "depth": 3})
+    refused("fdr-clip", deeper, r"does not have 12 .*blocks\.2")
     refused("fdr-mae", create("resnet10t", num_classes=0), "vit_large_patch16_224.mae: .*lacks .* of the model's")
     with pytest.raises(InputError, match=r"There is no weights file absent\.pth"):
         create_features("cmmd", "absent.pth")

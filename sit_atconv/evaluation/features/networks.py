@@ -163,14 +163,18 @@ def model_options(preset: Preset) -> dict[str, int | bool]:
 
 
 def _fill(model: nn.Module, preset: Preset, path: Path) -> None:
-    """Load a local file of exactly this model: the file of a deeper one holds all of its tensors, too."""
-    head = "with its head, the projection" if preset.features == "projection" else "without a head (num_classes=0)"
-    advice = f"Name a file of this model {head}, with --weights."
+    """Load a local file of exactly this model: the file of a deeper one holds all of its tensors, too.
+
+    The head that timm publishes with the model may be there, since published files have it.
+    """
+    head = " with its head, the projection," if preset.features == "projection" else ""
+    advice = f"Name a file of this model{head} with --weights."
     try:
         unexpected = load_into_timm(model, path)
     except InputError as error:
         raise InputError(f"Cannot load {preset.model}: {error} {advice}") from error
-    if unexpected:
+    classifier = f"{model.pretrained_cfg.get('classifier')}."
+    if unexpected := [name for name in unexpected if not name.startswith(classifier)]:
         raise InputError(
             f"Cannot load {preset.model} from {path}: the model does not have {len(unexpected)} of its tensors "
             f"({', '.join(unexpected[:3])}). {advice}"
