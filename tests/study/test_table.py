@@ -202,7 +202,7 @@ def test_counted_calls_are_the_networks_own() -> None:
         (["--guidance", "1"], "--guidance 1 is no guidance"),
         (["--interval", "0", "0.5"], "interval would do nothing without guidance"),
         (["--guidance", "2", "--labels", "random"], "--labels: the table has rows for"),
-        (["--guidance", "2", "--metrics", "fid"], "have no metric 'fid'"),
+        (["--guidance", "2", "--metrics", "fid"], "fid is of the features inception"),
         (["--guidance", "2", "--reference", "nowhere.npz"], "nowhere.npz"),
         (["--guidance", "2", "--num-samples", "1"], "--num-samples must be at least 2"),
         (["--guidance", "2", "--bootstrap", "1"], "at least two resamples"),

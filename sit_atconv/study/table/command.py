@@ -10,7 +10,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.evaluation.command import SOURCES, add_scores, chosen_device
+from sit_atconv.evaluation.command import SOURCES, add_scores, chosen_device, chosen_reading, chosen_scores
+from sit_atconv.evaluation.evaluate import Options
 from sit_atconv.evaluation.output import show
 from sit_atconv.runtime.arguments import Parser
 from sit_atconv.runtime.lock import locked
@@ -48,13 +49,14 @@ def make_table(options: Namespace, drawn: Drawn, command: str) -> None:
     """
     state = process_state(cpu=options.device == "cpu")
     device = chosen_device(options.device, state)
-    checkpoints = named_checkpoints(options.runs)
+    checkpoints, chosen = named_checkpoints(options.runs), chosen_scores(options, chosen_reading(options, device))
     with locked(options.out, state, "written", "--out"):
         subjects = examine(checkpoints, drawn)
-        scoring = Scoring(options, device, state)
+        begun = _begun(subjects, drawn, chosen, options)
         if state.is_main_process:
-            begun = _begun(subjects, drawn, scoring, options)
             require_same_table(options.out, begun)
+        scoring = Scoring(options, chosen, device, state)
+        if state.is_main_process:
             begin_table(options.out, begun)
         state.wait_for_everyone()
         scored = [_make_set(options, drawn, scoring, subject, each) for subject in subjects for each in subject.sets]
@@ -102,7 +104,7 @@ def _chosen_drawing(options: Namespace) -> Drawn:
     return Drawn(unguided, None if settings.guidance == 1 else settings, **rest)
 
 
-def _begun(subjects: Sequence[Subject], drawn: Drawn, scoring: Scoring, options: Namespace) -> Begun:
+def _begun(subjects: Sequence[Subject], drawn: Drawn, chosen: Options, options: Namespace) -> Begun:
     return Begun(
         checkpoints={subject.name: str(subject.checkpoint) for subject in subjects},
         drawing=asdict(drawn),
@@ -111,7 +113,7 @@ def _begun(subjects: Sequence[Subject], drawn: Drawn, scoring: Scoring, options:
             "features": options.features,
             "weights": options.weights,
             "fast": options.fast,
-            **settings_facts(scoring.options),
+            **settings_facts(chosen),
         },
     )
 

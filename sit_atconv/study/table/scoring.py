@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from sit_atconv.evaluation.command import chosen_reading, chosen_scores, open_features
+from sit_atconv.evaluation.command import open_features
 from sit_atconv.evaluation.evaluate import Options, evaluate, read_reference_for
 from sit_atconv.evaluation.reading.collect import Collected
 from sit_atconv.evaluation.reading.loading import load_batches, open_images
@@ -32,8 +32,8 @@ class Scoring:
     Raises `InputError` for features, metrics or a reference that cannot be used, before there are samples.
     """
 
-    def __init__(self, options: Namespace, device: torch.device, state: PartialState) -> None:
-        self.options = chosen_scores(options, chosen_reading(options, device))
+    def __init__(self, options: Namespace, chosen: Options, device: torch.device, state: PartialState) -> None:
+        self.options = chosen
         self.features = open_features(options, device, state)
         self.reference = read_reference_for(options.reference, self.features, self.options)
 
