@@ -11,6 +11,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation import (
     Options,
     Reading,
+    SampleStream,
     cmmd,
     create_features,
     evaluate,
@@ -217,6 +218,14 @@ def test_every_picture_is_seen_once_by_every_space(pictures, stored):
     spaces = [StandIn(), Linear("one")]
     evaluate(pictures["samples"], stored["reference"], spaces, Options(("fid", "fd", "mind")))
     assert [space.seen for space in spaces] == [80 + 112] * 2
+
+
+@pytest.mark.parametrize("total", [None, 80, 50, 100])
+def test_a_stream_may_say_a_wrong_total(pictures, stored, total):
+    stream = SampleStream(pictures["samples"], total=total)
+    report = evaluate(stream, stored["reference"], StandIn(), Options(("precision", "mind")))
+    expected = evaluate(stored["samples"], stored["reference"], StandIn(), Options(("precision", "mind")))
+    assert report.metrics == expected.metrics
 
 
 def test_mind_says_its_count_and_its_floor(stored):

@@ -134,7 +134,8 @@ class _Rows:
         self._parts: list[Tensor] = []
 
     def add(self, part: Tensor) -> None:
-        if self._count is None:
+        if self._count is None or self._filled + len(part) > self._count:
+            self._count = None  # there are more than was said
             self._parts.append(part)
             return
         if self._rows is None:
@@ -143,7 +144,8 @@ class _Rows:
         self._filled += len(part)
 
     def tensor(self) -> Tensor:
-        return torch.cat(self._parts) if self._rows is None else self._rows[: self._filled]
+        rows = [] if self._rows is None else [self._rows[: self._filled]]
+        return torch.cat([*rows, *self._parts]) if self._parts else rows[0]
 
 
 def _require_same_size(share: Collected, images: Tensor, name: str) -> None:
