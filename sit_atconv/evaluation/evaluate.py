@@ -159,12 +159,11 @@ def read_reference_for(
     """
     spaces = Spaces(features)
     wanted = wanted_to_score(spaces, options)
-    reference = read_reference(
+    if any(metric.root == "fdr6" for metric in choose_metrics(spaces, options.metrics, options.kid)):
+        require_imagenet(path, spaces, options.statistics)
+    return read_reference(
         path, spaces, wanted, options.reading, options.classes, samples, statistics=options.statistics
     )
-    if any(metric.root == "fdr6" for metric in choose_metrics(spaces, options.metrics, options.kid)):
-        require_imagenet(reference, spaces)
-    return reference
 
 
 def wanted_to_score(features: Features | Sequence[Features] | Spaces, options: Options) -> Wanted:

@@ -287,8 +287,9 @@ def test_metrics_that_cannot_be_are_refused_before_any_work(stored, metrics, div
 
 def test_fdr6_needs_imagenet(stored):
     spaces = [StandIn(), *(Linear(f"fdr-{name}") for name in ("convnext", "dinov2", "mae", "siglip2", "clip"))]
-    with pytest.raises(InputError, match="1,281,167 training images"):
+    with pytest.raises(InputError, match=r"1,281,167 training images.* for inception the reference has 112 images"):
         evaluate(stored["samples"], stored["reference"], spaces, Options(("fdr6",)))
+    assert {space.seen for space in spaces} == {0}
 
 
 def test_fdr6_of_statistics_in_files_of_their_own(stored, pictures, tmp_path):

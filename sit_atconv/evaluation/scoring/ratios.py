@@ -5,7 +5,7 @@ validation images as divisors. Of other data the divisors are computed from two 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from sit_atconv.errors import InputError
 from sit_atconv.evaluation.features.presets import FDR_DIVISORS
 from sit_atconv.evaluation.features.spaces import Spaces
 from sit_atconv.evaluation.metrics.distances import FrechetTarget
-from sit_atconv.evaluation.reading.references import Reference
+from sit_atconv.evaluation.reading.loading import open_images
+from sit_atconv.evaluation.reading.statistics import read_stored, stored_names
+from sit_atconv.evaluation.reading.stored import is_statistics, names_of
 from sit_atconv.evaluation.scoring.bootstrap import around, distances, replicates
 from sit_atconv.evaluation.scoring.scores import Comparison
 
@@ -59,18 +61,25 @@ def require_divisors(metrics: Sequence[str], spaces: Spaces, divisors: Mapping[s
         raise InputError("--fdr-divisors: only with --metrics fdr, whose distances they divide.")
 
 
-def require_imagenet(reference: Reference, spaces: Spaces) -> None:
-    """Raise `InputError` for a reference that FDr6 cannot be of."""
-    files = reference.facts.get("statistics", {})
+def require_imagenet(path: str, spaces: Spaces, statistics: Collection[str]) -> None:
+    """Raise `InputError` for a reference that FDr6 cannot be of, before its images are read.
+
+    `statistics` are the names of features that have files of their own. Statistics at `path` may leave out how many
+    images they are of, as ADM's do.
+    """
+    members = stored_names(path)
+    noted = int(read_stored(path, "count")) if "count" in members else None
     for space in spaces:
         name = space.features.name
-        known = name in files or reference.facts["count"] == _IMAGENET
-        unknown = name == "inception" and reference.facts["kind"] == "statistics" and reference.facts["count"] is None
-        if name in FDR_DIVISORS and not known and not unknown:
+        if name not in FDR_DIVISORS or name in statistics:
+            continue
+        stored = names_of(space.features)["pool"][0] in members
+        count = (noted or _IMAGENET) if stored else 0 if is_statistics(path) else len(open_images(path))
+        if count != _IMAGENET:
             raise InputError(
-                f"FDr6 compares with the {_IMAGENET:,} training images of ImageNet, and the reference is not of them: "
-                f"give --statistics {name}=FILE, or the reference that `evaluate_fid.py reference` writes for "
-                "them. For other data there is --metrics fdr --fdr-divisors own."
+                f"FDr6 compares with the {_IMAGENET:,} training images of ImageNet, and for {name} the reference has "
+                f"{count:,} images: give --statistics {name}=FILE, or the file that `evaluate_fid.py reference` writes "
+                "of them. For other data there is --metrics fdr --fdr-divisors own."
             )
 
 
