@@ -13,10 +13,10 @@ from sit_atconv.runtime.weights import read_weights, require_finite
 _WEIGHTS = ("teacher", "state_dict_ema", "model_ema", "model", "state_dict")
 
 
-def load_into_timm(model: nn.Module, path: Path) -> list[str]:
+def load_into_timm(model: nn.Module, path: Path) -> dict[str, tuple[int, ...]]:
     """Load a file with timm's names, or with a release's names that timm can translate, into a timm model.
 
-    Returns the names in the file that the model does not have, such as those of a head. Raises `InputError` when the
+    Returns the shapes of the tensors in the file that the model does not have, such as those of a head. Raises `InputError` when the
     file cannot be read, holds another model's weights, or lacks some of this model's.
     """
     state = _state(path)
@@ -33,7 +33,7 @@ def load_into_timm(model: nn.Module, path: Path) -> list[str]:
             "another model?"
         )
     require_finite(model.state_dict(), str(path))
-    return unexpected
+    return {name: tuple(getattr(state[name], "shape", ())) for name in unexpected}
 
 
 def _state(path: Path) -> dict[str, Tensor]:

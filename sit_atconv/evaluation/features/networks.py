@@ -173,8 +173,9 @@ def _fill(model: nn.Module, preset: Preset, path: Path) -> None:
         unexpected = load_into_timm(model, path)
     except InputError as error:
         raise InputError(f"Cannot load {preset.model}: {error} {advice}") from error
-    classifier = f"{model.pretrained_cfg.get('classifier')}."
-    if unexpected := [name for name in unexpected if not name.startswith(classifier)]:
+    published = model.pretrained_cfg
+    head, classes = f"{published.get('classifier')}.", published.get("num_classes")
+    if unexpected := [n for n, shape in unexpected.items() if not (n.startswith(head) and shape[:1] == (classes,))]:
         raise InputError(
             f"Cannot load {preset.model} from {path}: the model does not have {len(unexpected)} of its tensors "
             f"({', '.join(unexpected[:3])}). {advice}"
