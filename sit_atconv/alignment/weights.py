@@ -16,8 +16,8 @@ _WEIGHTS = ("teacher", "state_dict_ema", "model_ema", "model", "state_dict")
 def load_into_timm(model: nn.Module, path: Path) -> dict[str, tuple[int, ...]]:
     """Load a file with timm's names, or with a release's names that timm can translate, into a timm model.
 
-    Returns the shapes of the tensors in the file that the model does not have, such as those of a head. Raises `InputError` when the
-    file cannot be read, holds another model's weights, or lacks some of this model's.
+    Returns the shapes of the tensors in the file that the model does not have, such as those of a head. Raises
+    `InputError` when the file cannot be read, holds another model's weights, or lacks some of this model's.
     """
     state = _state(path)
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
