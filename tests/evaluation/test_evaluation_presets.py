@@ -103,7 +103,7 @@ def test_the_table_names_networks_of_the_published_shapes(name, monkeypatch):
         prefix = 0 if name == "fdr-siglip2" else 1  # the class token
         assert tokens.shape[1] == prefix + patches[0] * patches[1]
     restricted = name in ("fdr-convnext", "fdr-mae")
-    assert ("nc" in model.pretrained_cfg["license"]) == restricted
+    assert ("nc" in str(model.pretrained_cfg.get("license"))) == restricted  # older timm does not know all
 
 
 def test_the_divisors_are_those_of_the_paper_and_each_has_a_space():
