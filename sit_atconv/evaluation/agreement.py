@@ -14,7 +14,7 @@ import numpy as np
 from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.evaluation.command import SOURCES, add_features, chosen_device, chosen_workers
+from sit_atconv.evaluation.arguments import SOURCES, add_features, chosen_device, chosen_workers
 from sit_atconv.evaluation.features.kinds import Features, create_features
 from sit_atconv.evaluation.metrics.classifier import create_classifier, label_agreement
 from sit_atconv.evaluation.output import show

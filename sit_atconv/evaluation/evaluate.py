@@ -94,8 +94,8 @@ def evaluate(
 ) -> Report | None:
     """Compare samples with a reference.
 
-    Every process calls it; the main process gets the report, the others None. Images are not kept in memory, and of
-    their features only those that the metrics need.
+    Every process calls it; the main process gets the report, the others None. Of the images nothing is kept but the
+    features that the metrics need.
 
     Args:
         samples: a source's path or name (every process reads its share), or an iterable of images.
@@ -110,7 +110,7 @@ def evaluate(
     started = time.monotonic()
     spaces, options = Spaces(features or create_features()), options or Options()
     metrics = choose_metrics(spaces, options.metrics, options.kid)
-    wanted = wanted_to_score(spaces, options)
+    wanted = replace(wanted_to_score(spaces, options), halves=frozenset())  # halves are of the reference
     source = None
     if isinstance(samples, str):
         source = open_images(samples, options.reading.unconditional)  # finds a typo before an hour's work
@@ -123,28 +123,28 @@ def evaluate(
     target = read_reference_for(reference, spaces, options, classes) if isinstance(reference, str) else reference
     if source is not None and target.classes:
         require_two_of_each(source.labels, {pair.ours: pair.title for pair in target.classes}, "samples")
-    drawn_from = replace(wanted, halves=frozenset())  # halves are of the reference
-    collected, facts = _look_at_samples(source, samples, spaces, drawn_from, options.reading)
+    collected, facts = _look_at_samples(source, samples, spaces, wanted, options.reading)
     require_two(collected.count, "samples")
     if not PartialState().is_main_process:
         return None
 
-    comparison = Comparison(collected, target, options.mind_count)
-    scores = score(metrics, comparison, spaces, options.divisors, options.bootstrap)
-    described = [features_facts(space.features) for space in spaces]
+    found = score(
+        metrics, Comparison(collected, target, options.mind_count), spaces, options.divisors, options.bootstrap
+    )
+    described, *others = [features_facts(space.features) for space in spaces]
     return Report(
-        metrics=scores.values,
-        unsupported=scores.lacks,
-        warnings=find_warnings(scores.values, facts, target.facts, spaces, collected.labels),
+        metrics=found.values,
+        unsupported=found.lacks,
+        warnings=find_warnings(found.values, facts, target.facts, spaces, collected.labels),
         samples=facts,
         reference=target.facts,
-        features=described[0],
-        other_features=described[1:],
+        features=described,
+        other_features=others,
         settings={**asdict(options), "processes": PartialState().num_processes},
         versions=library_versions(),
-        intervals=scores.intervals,
-        floors=scores.floors,
-        ratios=scores.ratios,
+        intervals=found.intervals,
+        floors=found.floors,
+        ratios=found.ratios,
         per_class={} if options.classes == () else per_class_distances(collected, target, *spaces),
         seconds=round(time.monotonic() - started, 2),
     )

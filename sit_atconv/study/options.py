@@ -8,7 +8,7 @@ import torch
 
 from sit_atconv.data.sources import open_source
 from sit_atconv.errors import InputError, nearest
-from sit_atconv.evaluation.command import chosen_features
+from sit_atconv.evaluation.arguments import chosen_features
 from sit_atconv.evaluation.command import parse as parse_evaluation
 from sit_atconv.evaluation.features.kinds import create_features
 from sit_atconv.models import SiT

@@ -212,7 +212,7 @@ def test_what_is_not_there_is_found_before_weights_are_fetched(arguments, messag
         raise InputError("no model")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "create_features", fetch)
+    monkeypatch.setattr(command, "open_features", fetch)
     with pytest.raises(InputError, match=message):
         run(parse([*arguments, "--device", "cpu"], lambda parser: []), open_stream)
 

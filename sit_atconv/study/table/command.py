@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.evaluation.command import SOURCES, add_scores, chosen_device, chosen_reading, chosen_scores
+from sit_atconv.evaluation.arguments import SOURCES, add_scores, chosen_device, chosen_reading, chosen_scores
 from sit_atconv.evaluation.evaluate import Options
 from sit_atconv.evaluation.output import show
 from sit_atconv.runtime.arguments import Parser

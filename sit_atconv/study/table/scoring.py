@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from sit_atconv.evaluation.command import open_features
+from sit_atconv.evaluation.arguments import open_features
 from sit_atconv.evaluation.evaluate import Options, evaluate, read_reference_for
 from sit_atconv.evaluation.reading.collect import Collected
 from sit_atconv.evaluation.reading.loading import load_batches, open_images
