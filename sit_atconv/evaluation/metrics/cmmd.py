@@ -27,8 +27,8 @@ def cmmd(reference: Array, samples: Array, sigma: float = _SIGMA) -> float:
         raise InputError(f"Features of {x.shape[1]} and {y.shape[1]} dimensions cannot be compared.")
     if not 0 < sigma < float("inf"):
         raise InputError(f"The width of CMMD's kernel must be positive and finite, not {sigma}.")
-    within = [_kernel_sum(side, side, sigma) / len(side) ** 2 for side in (x, y)]
-    return _SCALE * (sum(within) - 2 * _kernel_sum(x, y, sigma) / (len(x) * len(y)))
+    between = sum(float(kernel.sum()) for _, _, kernel in _blocks(x.double(), y.double(), sigma))
+    return _SCALE * (_within(x, sigma) + _within(y, sigma) - 2 * between / (len(x) * len(y)))
 
 
 def cmmd_replicates(reference: Tensor, samples: Tensor, counts: Tensor, sigma: float = _SIGMA) -> Tensor:
@@ -40,17 +40,21 @@ def cmmd_replicates(reference: Tensor, samples: Tensor, counts: Tensor, sigma: f
         within += (weights[rows] * (kernel @ weights[columns])).sum(0)
     for rows, _, kernel in _blocks(y, x, sigma):
         between += weights[rows].T @ kernel.sum(1) / len(x)
-    return _SCALE * (_kernel_sum(x, x, sigma) / len(x) ** 2 + within - 2 * between)
+    return _SCALE * (_within(x, sigma) + within - 2 * between)
 
 
-def _kernel_sum(x: Tensor, y: Tensor, sigma: float) -> float:
-    return sum(float(kernel.sum()) for _, _, kernel in _blocks(x.double(), y.double(), sigma))
+def _within(x: Tensor, sigma: float) -> float:
+    """The mean of the kernel of x (n, d) with itself, from the blocks on and above its diagonal."""
+    x = x.double()
+    blocks = _blocks(x, x, sigma, above=True)
+    return sum(float(kernel.sum()) * (1 if rows == columns else 2) for rows, columns, kernel in blocks) / len(x) ** 2
 
 
-def _blocks(x: Tensor, y: Tensor, sigma: float) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The kernel matrix of x (n, d) and y (m, d), block by block: rows, columns, values."""
+def _blocks(x: Tensor, y: Tensor, sigma: float, above: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The kernel matrix of x (n, d) and y (m, d), block by block: rows, columns, values; or those `above` the diagonal,
+    and on it."""
     for i in range(0, len(x), _BLOCK):
-        for j in range(0, len(y), _BLOCK):
+        for j in range(i if above else 0, len(y), _BLOCK):
             rows, columns = slice(i, i + _BLOCK), slice(j, j + _BLOCK)
             squares = x[rows].square().sum(1)[:, None] + y[columns].square().sum(1)
             distances = squares.addmm_(x[rows], y[columns].T, alpha=-2).clamp_min_(0)
