@@ -27,13 +27,13 @@ def cmmd(reference: Array, samples: Array, sigma: float = _SIGMA) -> float:
         raise InputError(f"Features of {x.shape[1]} and {y.shape[1]} dimensions cannot be compared.")
     if not 0 < sigma < float("inf"):
         raise InputError(f"The width of CMMD's kernel must be positive and finite, not {sigma}.")
-    between = sum(float(kernel.sum()) for _, _, kernel in _blocks(x.double(), y.double(), sigma))
+    between = sum(float(kernel.sum()) for _, _, kernel in _blocks(x, y, sigma))
     return _SCALE * (_within(x, sigma) + _within(y, sigma) - 2 * between / (len(x) * len(y)))
 
 
 def cmmd_replicates(reference: Tensor, samples: Tensor, counts: Tensor, sigma: float = _SIGMA) -> Tensor:
     """CMMD for resamples: row i of the samples (m, d) is there counts[i, r] times in resample r. (r,) float64."""
-    x, y = reference.double(), samples.double()
+    x, y = reference, samples
     weights = counts.double() / len(y)
     within, between = weights.new_zeros(counts.shape[1]), weights.new_zeros(counts.shape[1])
     for rows, columns, kernel in _blocks(y, y, sigma):
@@ -45,7 +45,6 @@ def cmmd_replicates(reference: Tensor, samples: Tensor, counts: Tensor, sigma: f
 
 def _within(x: Tensor, sigma: float) -> float:
     """The mean of the kernel of x (n, d) with itself, from the blocks on and above its diagonal."""
-    x = x.double()
     blocks = _blocks(x, x, sigma, above=True)
     return sum(float(kernel.sum()) * (1 if rows == columns else 2) for rows, columns, kernel in blocks) / len(x) ** 2
 
@@ -56,8 +55,9 @@ def _blocks(x: Tensor, y: Tensor, sigma: float, above: bool = False) -> Iterator
     for i in range(0, len(x), _BLOCK):
         for j in range(i if above else 0, len(y), _BLOCK):
             rows, columns = slice(i, i + _BLOCK), slice(j, j + _BLOCK)
-            squares = x[rows].square().sum(1)[:, None] + y[columns].square().sum(1)
-            distances = squares.addmm_(x[rows], y[columns].T, alpha=-2).clamp_min_(0)
+            a, b = x[rows].double(), y[columns].double()  # never all at once, which takes twice their memory
+            squares = a.square().sum(1)[:, None] + b.square().sum(1)
+            distances = squares.addmm_(a, b.T, alpha=-2).clamp_min_(0)
             yield rows, columns, distances.mul_(-1 / (2 * sigma**2)).exp_()
 
 
