@@ -111,15 +111,7 @@ def evaluate(
     spaces, options = Spaces(features or create_features()), options or Options()
     metrics = choose_metrics(spaces, options.metrics, options.kid)
     wanted = replace(wanted_to_score(spaces, options), halves=frozenset())  # halves are of the reference
-    source = None
-    if isinstance(samples, str):
-        source = open_images(samples, options.reading.unconditional)  # finds a typo before an hour's work
-        require_two(len(source), "samples")
-    classes = samples.classes if isinstance(samples, SampleStream) else None
-    if source is not None and options.classes != ():
-        require_labels(source.labels, "samples")
-        classes = source_classes(source)
-
+    source, classes = _opened(samples, options)  # finds a typo before an hour's work
     target = read_reference_for(reference, spaces, options, classes) if isinstance(reference, str) else reference
     if source is not None and target.classes:
         require_two_of_each(source.labels, {pair.ours: pair.title for pair in target.classes}, "samples")
@@ -186,6 +178,20 @@ def wanted_to_score(features: Features | Sequence[Features] | Spaces, options: O
         kept=wanted.kept | (pools if options.bootstrap else frozenset()),
         halves=pools if options.divisors == OWN else frozenset(),
     )
+
+
+def _opened(
+    samples: str | SampleStream | Iterable[Tensor], options: Options
+) -> tuple[ImageSource | None, Classes | None]:
+    """The source of stored samples, and the classes of the samples where they are known and needed."""
+    if not isinstance(samples, str):
+        return None, samples.classes if isinstance(samples, SampleStream) else None
+    source = open_images(samples, options.reading.unconditional)
+    require_two(len(source), "samples")
+    if options.classes == ():
+        return source, None
+    require_labels(source.labels, "samples")
+    return source, source_classes(source)
 
 
 def _look_at_samples(

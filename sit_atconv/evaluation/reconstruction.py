@@ -24,7 +24,7 @@ from sit_atconv.evaluation.reading.loading import Batch, image_digests, load_bat
 from sit_atconv.evaluation.reading.references import Reading, reference_of_images
 from sit_atconv.evaluation.reading.stored import is_statistics
 from sit_atconv.evaluation.report import Report
-from sit_atconv.evaluation.scoring.choice import metric_names
+from sit_atconv.evaluation.scoring.choice import choose_metrics
 from sit_atconv.images import to_float, to_uint8
 
 _RENAMED = (
@@ -56,8 +56,7 @@ def score_autoencoder(name: str, path: str, features: Features | Sequence[Featur
     autoencoder.require_divisible(*source[0].image.shape[:2])
 
     spaces = Spaces(features)
-    named = [name for space in spaces for name in metric_names(space.features)]
-    default = tuple(name for name in named if not name.startswith(("precision", "recall")))
+    default = tuple(m.name for m in choose_metrics(spaces, None) if m.root not in ("precision", "recall"))
     options = replace(options, metrics=options.metrics or default)
     wanted = wanted_to_score(spaces, options)
     own = None if source.labels is None else source_classes(source)

@@ -143,7 +143,7 @@ def find_warnings(
     """Warnings that a reader needs before comparing these numbers with others."""
     spaces = Spaces(features)
     warnings = [warning for space in spaces for warning in _about_features(space.features, reference)]
-    warnings += _about_reference(spaces, reference)
+    warnings += _about_reference(reference)
     if any(space.features.name != "pixels" for space in spaces):
         warnings += _about_counts(metrics, samples, reference)
     warnings += _about_minds(metrics, spaces)
@@ -180,23 +180,16 @@ def _about_features(features: Features, reference: dict[str, Any]) -> list[str]:
         )
     if features.fast:
         warnings.append("Features were computed in bfloat16 (--fast): not for publication.")
-    made_with = _made_with(features, reference)
+    made_with = reference.get("weights_of", {}).get(features.name)
     if made_with and made_with != features.weights_sha256:
         warnings.append(f"The reference was made with other weights ({made_with[:8]}): the distances mean nothing.")
     return [*warnings, *features.remarks]
 
 
-def _made_with(features: Features, reference: dict[str, Any]) -> str | None:
-    """The digest of the weights that made the reference's statistics, if it says so."""
-    if features.name == "inception":
-        return reference.get("weights_sha256")
-    return reference.get("weights_of", {}).get(features.name)
-
-
-def _about_reference(spaces: Spaces, reference: dict[str, Any]) -> list[str]:
+def _about_reference(reference: dict[str, Any]) -> list[str]:
     warnings = []
-    silent = any(_made_with(space.features, reference) is None for space in spaces)
-    if reference["kind"] == "statistics" and silent:
+    made_with = reference.get("weights_of", {})
+    if any(digest is None and name != "pixels" for name, digest in made_with.items()):  # pixels have no network
         warnings.append("The reference does not name the network of its statistics; it must be the same network.")
     files = reference.get("statistics", {})
     if files:

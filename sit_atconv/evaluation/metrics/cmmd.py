@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.metrics.distances import Array
+from sit_atconv.evaluation.metrics.distances import Array, require_pair
 
 _SIGMA = 10.0  # width of the kernel, the paper's
 _SCALE = 1000.0  # the paper's, for legible numbers
@@ -22,9 +21,7 @@ def cmmd(reference: Array, samples: Array, sigma: float = _SIGMA) -> float:
     Raises:
         InputError: for no rows, dimensions that differ, values that are not finite, or a width that is not positive.
     """
-    x, y = (_features(side, what) for side, what in ((reference, "reference"), (samples, "sample")))
-    if x.shape[1] != y.shape[1]:
-        raise InputError(f"Features of {x.shape[1]} and {y.shape[1]} dimensions cannot be compared.")
+    x, y = require_pair(reference, samples)
     if not 0 < sigma < float("inf"):
         raise InputError(f"The width of CMMD's kernel must be positive and finite, not {sigma}.")
     between = sum(float(kernel.sum()) for _, _, kernel in _blocks(x, y, sigma))
@@ -59,12 +56,3 @@ def _blocks(x: Tensor, y: Tensor, sigma: float, above: bool = False) -> Iterator
             squares = a.square().sum(1)[:, None] + b.square().sum(1)
             distances = squares.addmm_(a, b.T, alpha=-2).clamp_min_(0)
             yield rows, columns, distances.mul_(-1 / (2 * sigma**2)).exp_()
-
-
-def _features(array: Array, what: str) -> Tensor:
-    features = torch.as_tensor(array)
-    if features.ndim != 2 or 0 in features.shape:
-        raise InputError(f"CMMD needs {what} features (n, d), n >= 1; got shape {tuple(features.shape)}.")
-    if not features.isfinite().all():
-        raise InputError(f"The {what} features hold values that are not finite.")
-    return features

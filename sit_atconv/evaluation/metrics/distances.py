@@ -22,6 +22,27 @@ _TINY = torch.finfo(torch.float64).tiny  # below it, rounding is of any size
 KID_SUBSETS, KID_SIZE = 100, 1000  # torch-fidelity's defaults
 
 
+def require_features(array: Array, what: str) -> Tensor:
+    """The features (n, d) as a tensor; `what` names them in errors.
+
+    Raises `InputError` for another shape, no rows, or values that are not finite.
+    """
+    features = torch.as_tensor(array)
+    if features.ndim != 2 or 0 in features.shape:
+        raise InputError(f"Expected {what} features (n, d), n >= 1; got shape {tuple(features.shape)}.")
+    if not features.isfinite().all():
+        raise InputError(f"The {what} features hold values that are not finite.")
+    return features
+
+
+def require_pair(reference: Array, samples: Array) -> tuple[Tensor, Tensor]:
+    """Features of the reference (n, d) and of samples (m, d), with errors as in `require_features`."""
+    x, y = require_features(reference, "reference"), require_features(samples, "sample")
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"Features of {x.shape[1]} and {y.shape[1]} dimensions cannot be compared.")
+    return x, y
+
+
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """Squared Fréchet distance between two Gaussians (Heusel et al. 2017): means (d,), covariances (d, d).
 

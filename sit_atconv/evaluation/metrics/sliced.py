@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-from sit_atconv.evaluation.metrics.distances import Array
+from sit_atconv.evaluation.metrics.distances import Array, require_pair
 from sit_atconv.randomness import Stream, keyed_generator
 
 DIRECTIONS = 1000  # the paper's
@@ -31,9 +31,7 @@ def mind(reference: Array, samples: Array, directions: int | Array = DIRECTIONS,
     Raises:
         InputError: for no rows, dimensions that differ, or values that are not finite.
     """
-    x, y = (_features(side, what) for side, what in ((reference, "reference"), (samples, "sample")))
-    if x.shape[1] != y.shape[1]:
-        raise InputError(f"Features of {x.shape[1]} and {y.shape[1]} dimensions cannot be compared.")
+    x, y = require_pair(reference, samples)
     count = min(len(x), len(y))
     x, y = (side[drawn_rows(len(side), seed)[:count]] if len(side) > count else side for side in (x, y))
     return sliced_distance(x, y, unit_directions(directions, x.shape[1], seed))
@@ -88,12 +86,3 @@ class Resampled:
         repeats = torch.from_numpy(counts).to(self._order.device)[self._order]
         y = self._y.flatten().repeat_interleave(repeats.flatten()).view_as(self._x)
         return self._scale * float((self._x - y).square().mean())
-
-
-def _features(array: Array, what: str) -> Tensor:
-    features = torch.as_tensor(array)
-    if features.ndim != 2 or 0 in features.shape:
-        raise InputError(f"MIND needs {what} features (n, d), n >= 1; got shape {tuple(features.shape)}.")
-    if not features.isfinite().all():
-        raise InputError(f"The {what} features hold values that are not finite.")
-    return features

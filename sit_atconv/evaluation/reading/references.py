@@ -101,7 +101,7 @@ def read_reference(
             raise InputError(f"{path} holds no images, so it cannot be compared class by class.")
         lacks = {**stored.lacks, "points": f"{path} holds no images (arr_0)"}
         facts = stored.facts or read_statistics(path, spaces).facts
-        return Reference(gaussians, lacks=lacks, facts={**facts, "statistics": separate.facts})
+        return _with_separate(Reference(gaussians, lacks=lacks, facts=facts), separate)
     source = open_images(path, reading.unconditional)
     missing = wanted.moments - gaussians.keys() - stored.lacks.keys()
     needed = replace(wanted, moments=frozenset(missing))

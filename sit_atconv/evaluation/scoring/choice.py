@@ -45,11 +45,6 @@ def needed_features(names: Iterable[str] | None) -> list[str]:
     return [name for name in dict.fromkeys(found) if name != "inception" or "fdr6" not in found]
 
 
-def metric_names(features: Features) -> tuple[str, ...]:
-    """The default metrics of these features, by their names in reports."""
-    return tuple(f"{root}{features.suffix}" for root in _defaults(features))
-
-
 def choose_metrics(
     features: Features | Sequence[Features] | Spaces, chosen: Iterable[str] | None, kid: bool = False
 ) -> tuple[Metric, ...]:
