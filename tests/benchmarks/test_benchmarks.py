@@ -21,6 +21,7 @@ COMMANDS = {
     "training": "--models SiT-S/8 --latent 8 --settings cached --batch-size 1 --teacher test_vit --turns 1",
     "sampling": "--model SiT-ATConv-S/8 --input-size 8 --batch-size 2 --labels 1 --steps 2 --turns 1",
     "evaluation": "--neighbours 40 30",
+    "spaces": "--samples 40 --references 30",
     "block": "--size S --sides 2 --turns 1 --batch-size 1",
 }
 MIXERS = {

@@ -121,6 +121,29 @@ def test_one_two_and_three_processes_agree(digits, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_agree_with_one_in_several_spaces(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "vit.pth")
+    generator = np.random.default_rng(0)
+    for name, count in (("samples", 21), ("reference", 18)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
+    command = ["--samples", str(tmp_path / "samples.npz"), "--reference", str(tmp_path / "reference.npz")]
+    command += ["--features", "pixels", "timm:test_vit", "--weights", f"timm:test_vit={tmp_path / 'vit.pth'}"]
+    command += ["--metrics", "fd", "kid", "mind", "precision", "fdr", "--fdr-divisors", "own", "--workers", "0"]
+    found = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        path = tmp_path / f"{len(found)}.json"
+        result = python(*launcher, "evaluate_fid.py", *command, "--json", str(path), "--device", "cpu")
+        assert result.returncode == 0, result.stderr
+        found.append(json.loads(path.read_text()))
+    one, two = found
+    assert two["settings"]["processes"] == 2 and len(one["metrics"]) == 11
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-9)
+    assert two["ratios"].keys() == {"pixels", "timm:test_vit"}
+
+
+@pytest.mark.slow
 def test_mistakes_end_in_one_paragraph_and_code_2(tmp_path):
     result = python("evaluate_fid.py", "--samples", "absent.npz", "--reference", "digits", *PIXELS)
     assert result.returncode == 2 and "Traceback" not in result.stderr
