@@ -87,8 +87,8 @@ class Report:
         """What stands beside a number: its interval, and the floor of MIND."""
         interval, floor = self.intervals.get(name), self.floors.get(name)
         words = f"   95 % in [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]" if interval else ""
-        if floor and floor["count"]:
-            words += f"   {floor['value']:.{digits}f} between {floor['count']} references and {floor['count']} others"
+        if floor:
+            words += f"   {floor['value']:.{digits}f} between {floor['count']:.0f} references and as many others"
         return words
 
 

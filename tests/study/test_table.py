@@ -252,3 +252,14 @@ def test_the_same_samples_can_be_scored_anew(place: Path, made: Path, tmp_path: 
     for old, new in zip(before["rows"], after["rows"], strict=True):
         assert new["metrics"]["fd_pixels"] == pytest.approx(old["metrics"]["fd_pixels"], rel=1e-12)
         assert new["samples"]["images_sha256"] == old["samples"]["images_sha256"]
+
+
+def test_what_mind_and_fdr_are_measured_by_stands_under_the_table(place: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "out", ["--metrics", "mind", "fdr", "--fdr-divisors", "own", "--bootstrap", "0"]
+    command.main(words(place, out, "--guidance", "1.8", *more))
+    found = written(out)
+    assert list(found["columns"]) == ["mind@12_pixels", "fdr_own"]
+    about = {note["about"]: note["text"] for note in found["notes"]}
+    assert "MIND@12 (pixels): " in about["MIND"] and "between 12 references and as many others" in about["MIND"]
+    report = json.loads((out / found["rows"][0]["folder"] / "scores.json").read_text())
+    assert f"pixels {report['ratios']['pixels']['divisor']:.4g}" in about["FDr"]

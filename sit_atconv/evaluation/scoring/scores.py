@@ -1,7 +1,5 @@
 """The values of the metrics."""
 
-import math
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -124,7 +122,6 @@ class Comparison:
         reference, samples, directions = self.mind_sides(space)
         points = self.reference.points[space.pool]
         part = min(len(reference), len(points) // 2)
-        rows = drawn_rows(len(points))[: 2 * part]
-        one, other = points[rows].to(directions.device).split(part) if part else (None, None)
-        floor = sliced_distance(one, other, directions) if part else math.nan
-        return sliced_distance(reference, samples, directions), {"value": floor, "count": part}
+        one, other = points[drawn_rows(len(points))[: 2 * part]].to(reference.device).split(part)
+        floor = {"value": sliced_distance(one, other, directions), "count": part}
+        return sliced_distance(reference, samples, directions), floor

@@ -141,9 +141,9 @@ def _about_ratios(table: Table) -> str:
 
 def _about_floors(table: Table) -> str:
     """MIND between parts of the reference; nothing without it."""
-    found = {name: floor for scored in table.scored for name, floor in scored.report.floors.items() if floor["count"]}
+    found = {name: floor for scored in table.scored for name, floor in scored.report.floors.items()}
     return "".join(
-        f"{title(name)}: {floor['value']:.4f} between {floor['count']} references and as many others. "
+        f"{title(name)}: {floor['value']:.4f} between {floor['count']:.0f} references and as many others. "
         for name, floor in found.items()
     ).rstrip()
 
