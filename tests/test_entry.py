@@ -21,6 +21,7 @@ class Finder:
         if name == "torch":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
 sys.meta_path.insert(0, Finder())
 """
 
