@@ -29,6 +29,11 @@ Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
 
 
+def if_set(default: Any) -> Any:
+    """A key that joined later: written files name it only where it is set, and so stay those of earlier versions."""
+    return field(default=default, metadata={"if_set": True})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which SiT to build. Keys that are null follow from the name or from the data.
@@ -313,24 +318,43 @@ class Config:
     evaluation: EvaluationConfig | None = None
 
     def to_yaml(self) -> str:
-        """The complete configuration as a file that `--config` accepts."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+        """The configuration as a file that `--config` accepts; keys made by `if_set` only where they are set."""
+        return yaml.safe_dump(_plain(_set_keys(self)), sort_keys=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys, as YAML can hold them."""
+        return _plain(asdict(self))
 
 
 OPTIONAL_SECTIONS = {"alignment": AlignmentConfig, "evaluation": EvaluationConfig}
 
 
-def config_keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """All keys of the schema, dotted: "model.name", …"""
+def config_keys(schema: type = Config, prefix: str = "", every: bool = True) -> list[str]:
+    """All keys of the schema, dotted: "model.name", …; without those made by `if_set` unless `every`."""
     keys = []
     for f in fields(schema):
         section = OPTIONAL_SECTIONS.get(f.name, f.type)
-        keys += config_keys(section, f"{f.name}.") if is_dataclass(section) else [prefix + f.name]
+        if is_dataclass(section):
+            keys += config_keys(section, f"{f.name}.", every)
+        elif every or not f.metadata.get("if_set"):
+            keys.append(prefix + f.name)
     return keys
 
 
+def _set_keys(config: Any) -> dict[str, Any]:
+    """A dataclass of sections as a dictionary, without the keys made by `if_set` that have their default."""
+    values = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if not (f.metadata.get("if_set") and value == f.default):
+            values[f.name] = _set_keys(value) if is_dataclass(value) else value
+    return values
+
+
 def _plain(value: Any) -> Any:
-    """Tuples to lists, recursively: what YAML can hold."""
+    """Tuples to lists and dataclasses to dictionaries, recursively: what YAML can hold."""
+    if is_dataclass(value):
+        return _plain(_set_keys(value))
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,6 @@
 """SiT: a diffusion transformer with adaLN-Zero blocks (arXiv 2401.08740) and any token mixer."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
 _ONCE_BESIDE_THE_PATTERN = ("kernel_size", "pool", "activation")  # options of ATConv
+_JOINED_LATER: dict[str, Any] = {}  # option of SiT -> default
 _FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
@@ -144,6 +146,12 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for block in self.blocks:
             if hasattr(block.mixer, "initialise"):
                 block.mixer.initialise()
+
+    def to_json_string(self) -> str:
+        """diffusers' text of config.json; options that joined later only where they are set, as earlier versions do."""
+        config = json.loads(super().to_json_string())
+        set_here = {key: value for key, value in config.items() if value != _JOINED_LATER.get(key, ...)}
+        return json.dumps(set_here, indent=2, sort_keys=True) + "\n"
 
     def save_config(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """diffusers' `save_config`, and beside config.json a module through which its AutoModel opens the directory."""

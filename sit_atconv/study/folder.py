@@ -27,7 +27,7 @@ def require_same_study(plan: Plan, base: Config, folder: Path) -> None:
     begun = read_plan(path)
     if Path(begun.config) != folder / CONFIG:  # somebody's own file of that name
         raise holds_none
-    differences = config_differences(*(yaml.safe_load(each.to_yaml()) for each in (load_config(begun.config), base)))
+    differences = config_differences(*(each.to_dict() for each in (load_config(begun.config), base)))
     if differences := [*(f"config: {line}" for line in differences), *_differences(begun, plan)]:
         raise InputError(
             f"{folder} holds another study ({'; '.join(differences)}). Nothing was changed: choose another --out, or "

@@ -28,8 +28,28 @@ def test_shipped_configurations_load_are_complete_and_round_trip(path: Path, tmp
     given = yaml.safe_load(path.read_text())
     absent = tuple(f"{section}." for section, keys in given.items() if keys is None)
     named = {f"{section}.{key}" for section, keys in given.items() for key in keys or []}
-    assert {key for key in config_keys() if not key.startswith(absent)} == named
+    joined_later = set(config_keys()) - set(config_keys(every=False))
+    assert {key for key in config_keys() if not key.startswith(absent)} - joined_later == named - joined_later
     assert path.read_text().count("#") > 5  # a comment says why
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("overlays/*.yaml")), ids=lambda p: p.stem)
+def test_overlays_are_a_few_lines_that_change_the_baseline(path: Path, tmp_path: Path) -> None:
+    baseline = load_config(CONFIGS / "imagenet256.yaml")
+    config = load_config(CONFIGS / "imagenet256.yaml", ["--config", str(path)])
+    given = yaml.safe_load(path.read_text())
+    changed = {line.partition(":")[0] for line in config_differences(baseline.to_dict(), config.to_dict())}
+    assert {key.split(".")[0] for key in changed} == set(given)
+    assert len(path.read_text().splitlines()) <= 25
+    assert path.read_text().startswith("# ")
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_keys_that_joined_later_are_written_only_where_they_are_set() -> None:
+    later = set(config_keys()) - set(config_keys(every=False))
+    written = yaml.safe_load(Config().to_yaml())
+    assert not {key for key in later if key.split(".")[1] in (written[key.split(".")[0]] or {})}
 
 
 def test_training_draws_by_every_solver() -> None:

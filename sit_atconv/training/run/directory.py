@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sit_atconv.config import Config, config_differences, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
@@ -36,7 +34,7 @@ def check_run_directory(run: Path, config: Config) -> list[str]:
     path = run / "config.yaml"
     if path.exists():
         begun = load_config(path)
-        changed = config_differences(_plain(begun), _plain(config))
+        changed = config_differences(begun.to_dict(), config.to_dict())
         free = (*_FREE, *_ENDS) if begun.optimizer.schedule == "constant" else _FREE
         free = (*free, "data.path") if any((run / "checkpoints").glob("step-*")) else free  # it knows its data
         if not any(isinstance(each.data.heldout, float) for each in (begun, config)):
@@ -81,7 +79,3 @@ def forget_after(step: int, run: Path) -> None:
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and int(number) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    return yaml.safe_load(config.to_yaml())
