@@ -55,6 +55,10 @@ class ModelConfig:
         activation: the activation φ of these ATConvs.
         position: "sincos", or "none" (the released code's FFHQ runs of pure ATConv).
         init_from: fine-tune from the weights of this `model/` directory, made by a run or by sit_atconv.convert.
+        norm: "layer", DiT's, or "rms", RMSNorm with a learnt gain (docs/techniques.md, as the following keys).
+        mlp: "gelu", DiT's, or "swiglu", a gated MLP with as many parameters.
+        qk_norm: norm the queries and keys of every attention and window whose entry in the pattern does not set it.
+        rope: turn these queries and keys by their row and column.
     """
 
     name: Text = "SiT-ATConv-XL/2"
@@ -70,6 +74,10 @@ class ModelConfig:
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     position: Literal["sincos", "none"] = "sincos"
     init_from: Text | None = None
+    norm: Literal["layer", "rms"] = if_set("layer")
+    mlp: Literal["gelu", "swiglu"] = if_set("gelu")
+    qk_norm: bool = if_set(False)
+    rope: bool = if_set(False)
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ class FlowConfig:
         times: distribution of training times.
         shift: > 1 moves training times towards noise; 1 leaves them unchanged.
         label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
+        times_mean: of the normal numbers behind logit-normal times; negative ones move times towards data.
+        times_std: their standard deviation.
+        cosine: weight of LightningDiT's term 1 − cos(v̂, v) over the channels of a position; 0 for none.
     """
 
     interpolant: Literal["linear", "cosine", "vp"] = "linear"
@@ -113,6 +124,9 @@ class FlowConfig:
     times: Literal["uniform", "logit-normal"] = "uniform"
     shift: PositiveFloat = 1.0
     label_dropout: ClosedUnitInterval = 0.1
+    times_mean: Annotated[float, Meta(ge=-100, le=100)] = if_set(0.0)
+    times_std: Annotated[float, Meta(gt=0, le=100)] = if_set(1.0)
+    cosine: NonNegativeFloat = if_set(0.0)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from sit_atconv.flow.field import match_dims, per_sample
 from sit_atconv.flow.interpolants import PREDICTIONS, Cosine, Interpolant, Linear
 
 WEIGHTINGS = ("none", "velocity", "likelihood")
+SHORTEST = 1e-2  # of a velocity; those of normalised latents are about √(2C) long
 
 
 def flow_matching_loss(
@@ -71,6 +72,36 @@ def _error(predicted: Tensor, prediction: str, x: Tensor, noise: Tensor, t: Tens
     return predicted - x
 
 
+def direction_loss(
+    velocity: Tensor, x: Tensor, noise: Tensor, t: Tensor, interpolant: Interpolant | None = None
+) -> Tensor:
+    """1 − cos(v̂, v) over the channels of each position, averaged over positions, in fp32: (B, C, ...) -> (B,).
+
+    LightningDiT's second term (arXiv 2501.01423, "velocity direction loss"). A prediction shorter than `SHORTEST`
+    counts as that long: the slope of the cosine is 1/length, and an untrained SiT predicts 0. Without a shortest
+    length, the first gradients would stay in Adam's second moments for thousands of steps.
+    """
+    interpolant = interpolant or Linear()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    target = interpolant.velocity(x.to(wide), noise.to(wide), t)
+    cosine = F.cosine_similarity(velocity.to(wide), target, dim=1, eps=SHORTEST)
+    return per_sample(1 - cosine).mean(1)
+
+
+def require_direction(prediction: str, channels: int) -> None:
+    """Raise `InputError` unless `direction_loss` is defined and can teach: for velocities of two channels or more."""
+    if prediction != "velocity":
+        raise InputError(
+            f"The cosine term compares directions of velocities, and the network predicts {prediction}: set "
+            "flow.cosine to 0, or flow.prediction to velocity."
+        )
+    if channels < 2:
+        raise InputError(
+            "The cosine term compares directions over the channels of a position, and these data have only one, whose "
+            "cosine is a sign and has no slope: set flow.cosine to 0."
+        )
+
+
 def alignment_loss(projected: Tensor, teacher_tokens: Tensor) -> Tensor:
     """−cos(projected, teacher) averaged over the tokens of each sample (REPA, Eq. 8): (B, N, D) twice -> (B,).
 
@@ -85,35 +116,47 @@ def times_from_uniform(
     interpolant: Interpolant | None = None,
     shift: float = 1.0,
     prediction: str = "velocity",
+    mean: float = 0.0,
+    std: float = 1.0,
 ) -> Tensor:
     """Training times from uniform numbers u in [0, 1), by the inverse cumulative distribution function.
 
     Args:
-        distribution: "uniform", or "logit-normal": with σ = exp(normal), t = σ/(1+σ) for the linear interpolant and
-            (2/π)·atan(σ) for the cosine one.
+        distribution: "uniform", or "logit-normal": with σ = exp(mean + std · normal), t = σ/(1+σ) for the linear
+            interpolant and (2/π)·atan(σ) for the cosine one.
         shift: t ← s·t / (1 + (s−1)·t): s > 1 moves times towards noise, 1 leaves them unchanged.
         prediction: what the network predicts: [0, 1] is mapped onto `interpolant.time_range(prediction)`.
+        mean, std: of logit-normal times. A mean < 0 moves them towards data; for the linear interpolant, a shift s is
+            the same as adding ln s to the mean.
 
     Raises:
-        InputError: for an unknown distribution, a shift <= 0, or logit-normal times with another interpolant.
+        InputError: for an unknown distribution, a shift <= 0, logit-normal times with another interpolant, or a mean or
+            std that is not for this distribution.
     """
     interpolant = interpolant or Linear()
-    require_times(distribution, interpolant)
+    require_times(distribution, interpolant, mean, std)
     if distribution == "uniform":
         t = u
     elif isinstance(interpolant, Linear):
-        t = torch.sigmoid(torch.special.ndtri(u))
+        t = torch.sigmoid(mean + std * torch.special.ndtri(u))
     else:
-        t = torch.atan(torch.special.ndtri(u).exp()) * 2 / torch.pi
+        t = torch.atan((mean + std * torch.special.ndtri(u)).exp()) * 2 / torch.pi
     low, high = interpolant.time_range(prediction)
     return low + (high - low) * shift_times(t, shift)
 
 
-def require_times(distribution: str, interpolant: Interpolant) -> None:
-    """Raise `InputError` unless this time distribution is defined for this interpolant."""
+def require_times(distribution: str, interpolant: Interpolant, mean: float = 0.0, std: float = 1.0) -> None:
+    """Raise `InputError` unless this time distribution is defined for this interpolant, with this mean and std."""
     require_one_of(distribution, ("uniform", "logit-normal"), "time distribution")
     if distribution == "logit-normal" and not isinstance(interpolant, Linear | Cosine):
         raise InputError("Logit-normal times are defined for the linear and cosine interpolants: use uniform ones.")
+    if distribution == "uniform" and (mean, std) != (0, 1):
+        raise InputError(
+            f"times_mean = {mean:g} and times_std = {std:g} are those of logit-normal times, and times are uniform: "
+            "set flow.times to logit-normal, or leave them at 0 and 1."
+        )
+    if std <= 0:
+        raise InputError(f"The standard deviation of logit-normal times must be positive, not {std:g}.")
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sit_atconv.models.norms import block_norm
 from sit_atconv.ops.precision import autocast_inputs
 
 
@@ -48,13 +49,14 @@ class Block(nn.Module):
 
     c is (B, C), or (1, C) shared by all samples, or (U, C) with `rows` (B,) as the index of each sample's condition. If
     `recompute_mixer` is set, the backward pass recomputes norm, modulation and mixer instead of storing activations.
+    `norm` is one of `NORMS`.
     """
 
-    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, norm: str = "layer") -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm1 = block_norm(norm, dim)
         self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm2 = block_norm(norm, dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.modulation = nn.Linear(dim, 6 * dim)
         self.recompute_mixer = False
@@ -75,9 +77,9 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """Modulated norm, then the projection of tokens (B, N, C) to patches (B, N, p²·C_out)."""
 
-    def __init__(self, dim: int, patch_channels: int) -> None:
+    def __init__(self, dim: int, patch_channels: int, norm: str = "layer") -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm = block_norm(norm, dim)
         self.modulation = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, patch_channels)
 

@@ -58,6 +58,8 @@ class ModelFile(ClassName):
     class_names: list[str] | None = None
     label_dropout: Annotated[float, Meta(ge=0, le=1)] = 0.1
     empty_classes: list[Annotated[int, Meta(ge=0, le=MOST_CLASSES)]] | None = None
+    norm: str = "layer"
+    mlp: str = "gelu"
 
 
 @dataclass(frozen=True)

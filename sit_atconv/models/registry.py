@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sit_atconv.errors import InputError, nearest
-from sit_atconv.models.mixers.pattern import expand_pattern, mixer_names, with_atconv_options
+from sit_atconv.models.mixers.pattern import (
+    QUERY_OPTIONS,
+    expand_pattern,
+    mixer_names,
+    with_atconv_options,
+    with_query_options,
+)
 from sit_atconv.models.mixers.plugins import import_offered
 from sit_atconv.models.mixers.registry import list_mixers, mixer_options
 from sit_atconv.models.sit import SiT
@@ -58,16 +64,18 @@ def create_model(
     """Build the model called `name` with fresh weights; `overrides` are further arguments of `SiT`.
 
     ATConv's options (kernel_size, pool, …) may be given as well: they apply to every ATConv whose entry in the pattern
-    does not set them. Raises `InputError` for an unknown name, argument, mixer or option.
+    does not set them. So may `qk_norm` and `rope`, which apply to attention and window in the same way. Raises
+    `InputError` for an unknown name, argument, mixer or option.
     """
     if name not in _CONFIGS:
         raise InputError(f"Unknown model '{name}': {nearest(name, _CONFIGS)} `list_models()` names all.")
     config = {**_CONFIGS[name], "input_size": input_size, "in_channels": in_channels, "num_classes": num_classes}
     atconv = {key: overrides.pop(key) for key in mixer_options("atconv") if key in overrides}
+    queries = {key: overrides.pop(key) for key in QUERY_OPTIONS if key in overrides}
     unknown = set(overrides) - set(SiT.__init__.__wrapped__.__annotations__)
     if unknown:
         raise InputError(f"SiT has no argument {', '.join(sorted(unknown))}.")
     config |= overrides
-    config["mixer_pattern"] = with_atconv_options(config["mixer_pattern"], atconv)
+    config["mixer_pattern"] = with_query_options(with_atconv_options(config["mixer_pattern"], atconv), queries)
     import_offered(mixer_names(expand_pattern(config["mixer_pattern"], config["depth"])))
     return SiT(**config)

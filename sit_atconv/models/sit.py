@@ -22,13 +22,15 @@ from sit_atconv.models.mixers.attend import choose_attention
 from sit_atconv.models.mixers.pattern import Pattern, expand_pattern, mixer_names, with_atconv_options
 from sit_atconv.models.mixers.plugins import find_plugins, origins
 from sit_atconv.models.mixers.registry import HOW_TO_REGISTER, list_mixers
+from sit_atconv.models.norms import NORMS
+from sit_atconv.models.swiglu import MLPS, SwiGLU
 from sit_atconv.runtime.whole_files import apply_umask, followed, write_text
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
 _ONCE_BESIDE_THE_PATTERN = ("kernel_size", "pool", "activation")  # options of ATConv
-_JOINED_LATER: dict[str, Any] = {}  # option of SiT -> default
+_JOINED_LATER: dict[str, Any] = {"norm": "layer", "mlp": "gelu"}  # option of SiT -> default
 _FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
@@ -62,6 +64,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         label_dropout, empty_classes: saved with the model, which does not drop labels itself: the share of labels that
             training replaced by the null class (0: it was never trained, and cannot guide), and the classes of which
             training saw no picture.
+        norm: "layer", or "rms" (see `block_norm`), of the blocks, the final layer and attention's qk-norm.
+        mlp: "gelu", or "swiglu" (see `SwiGLU`), of the blocks.
     """
 
     _supports_gradient_checkpointing = True
@@ -90,11 +94,15 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_names: Sequence[str] | None = None,
         label_dropout: float = 0.1,
         empty_classes: Sequence[int] | None = None,
+        norm: str = "layer",
+        mlp: str = "gelu",
     ) -> None:
         super().__init__()
         if hidden_size % 4:
             raise InputError(f"hidden_size must be a multiple of 4 for the position embedding, not {hidden_size}.")
         require_one_of(position, POSITIONS, "position embedding")
+        require_one_of(norm, NORMS, "norm")
+        require_one_of(mlp, MLPS, "MLP")
         if num_classes < 0 or depth < 1 or patch_size < 1:
             raise InputError(
                 f"num_classes must be >= 0, depth and patch_size >= 1, not {num_classes}, {depth}, {patch_size}."
@@ -111,20 +119,24 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.label_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes else None  # last row = null
         entries = expand_pattern(mixer_pattern, depth)
         find_plugins(mixer_names(entries))
-        mixers = [entry.build(hidden_size, num_heads) for entry in entries]
+        mixers = [entry.build(hidden_size, num_heads, norm) for entry in entries]
         for mixer in mixers:
             if hasattr(mixer, "check_grid"):
                 mixer.check_grid(self.grid)
-        self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio) for mixer in mixers)
+        self.blocks = nn.ModuleList(Block(hidden_size, mixer, mlp_ratio, norm) for mixer in mixers)
         self.register_to_config(auto_map={"AutoModel": f"{Path(_FOR_AUTO_MODEL).stem}.SiT"})
         if foreign := origins(mixer_names(entries)):
             self.register_to_config(mixer_origins=foreign)  # for the error when a user opens the model without them
-        self.final = FinalLayer(hidden_size, patch_channels)
+        self.final = FinalLayer(hidden_size, patch_channels, norm)
         table = None if position == "none" else sincos_position(hidden_size, self.grid)
         self.register_buffer("position_table", table, persistent=position == "table")
         self.register_load_state_dict_post_hook(SiT._make_position_table)
         self.gradient_checkpointing = False
         self._initialise()
+        if mlp == "swiglu":  # drawn last: all other weights are those of the model with a GELU
+            for block in self.blocks:
+                block.mlp = SwiGLU(hidden_size, int(hidden_size * mlp_ratio))
+                _initialise_linears(block.mlp)
 
     @property
     def classes(self) -> Classes:
@@ -133,11 +145,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _initialise(self) -> None:
         """DiT's initialisation (blocks start as the identity, the velocity as zero), then that of each mixer."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _initialise_linears(self)
         for module in (self.label_embed, self.time_embed[0], self.time_embed[2]):
             if module is not None:
                 nn.init.normal_(module.weight, std=0.02)
@@ -323,6 +331,14 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"choose a resolution whose latent is a multiple of {p}, or a model with a smaller patch."
             )
         return height // p, width // p
+
+
+def _initialise_linears(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _require_registered(names: set[str], origins: Mapping[str, str]) -> None:

@@ -17,6 +17,8 @@ from sit_atconv.models.mixers.registry import check_options, create_mixer, list_
 Pattern = str | Sequence[str | Mapping[str, Any]]
 
 HYBRID = ("attention", "atconv")  # blocks are counted from 1; the even ones are ATConv
+QUERY_MIXERS = ("attention", "window")  # softmax attention without norms or rotations of its own
+QUERY_OPTIONS = ("qk_norm", "rope")
 _PARALLEL = "parallel"
 
 
@@ -31,17 +33,21 @@ class Entry(NamedTuple):
         """The registered mixers that it needs."""
         return (self.name,)
 
-    def build(self, dim: int, num_heads: int) -> nn.Module:
+    def build(self, dim: int, num_heads: int, block_norm: str = "layer") -> nn.Module:
         """The mixer for tokens of width `dim`. Raises `InputError` for an unknown name, option or value."""
-        return create_mixer(self.name, dim, num_heads, **self.options)
+        return create_mixer(self.name, dim, num_heads, block_norm, **self.options)
 
     def resolve(self) -> "Entry":
         """The entry with all options, defaults included. Equal resolved entries mean the same mixer."""
         return Entry(self.name, {**mixer_options(self.name), **check_options(self.name, self.options)})
 
-    def with_atconv_options(self, options: Mapping[str, Any]) -> "Entry":
-        """The entry with further options, if it is an ATConv; those that it has remain."""
-        return Entry(self.name, {**options, **self.options}) if self.name == "atconv" else self
+    def with_options(self, mixers: Sequence[str], options: Mapping[str, Any]) -> "Entry":
+        """The entry with further options, if it is one of `mixers`; those that it has remain."""
+        return Entry(self.name, {**options, **self.options}) if self.name in mixers else self
+
+    def uses(self, mixers: Sequence[str], option: str) -> bool:
+        """Whether it is one of `mixers` with this option on."""
+        return self.name in mixers and bool(self.options.get(option))
 
     def as_written(self) -> str | dict[str, Any]:
         """The entry as a pattern holds it."""
@@ -61,14 +67,17 @@ class ParallelEntry(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return tuple(name for entry in self.entries for name in entry.names)
 
-    def build(self, dim: int, num_heads: int) -> nn.Module:
-        return Parallel(dim, [entry.build(dim, num_heads) for entry in self.entries])
+    def build(self, dim: int, num_heads: int, block_norm: str = "layer") -> nn.Module:
+        return Parallel(dim, [entry.build(dim, num_heads, block_norm) for entry in self.entries])
 
     def resolve(self) -> "ParallelEntry":
         return ParallelEntry(tuple(entry.resolve() for entry in self.entries))
 
-    def with_atconv_options(self, options: Mapping[str, Any]) -> "ParallelEntry":
-        return ParallelEntry(tuple(entry.with_atconv_options(options) for entry in self.entries))
+    def with_options(self, mixers: Sequence[str], options: Mapping[str, Any]) -> "ParallelEntry":
+        return ParallelEntry(tuple(entry.with_options(mixers, options) for entry in self.entries))
+
+    def uses(self, mixers: Sequence[str], option: str) -> bool:
+        return any(entry.uses(mixers, option) for entry in self.entries)
 
     def as_written(self) -> dict[str, Any]:
         return {_PARALLEL: [entry.as_written() for entry in self.entries]}
@@ -122,7 +131,28 @@ def with_atconv_options(pattern: Pattern, options: Mapping[str, Any]) -> Pattern
                     f"it in mixer_pattern: [{{name: {name}, {option}: {chosen[option]}}}]."
                 )
         return pattern
-    return [entry.with_atconv_options(chosen).as_written() for entry in entries]
+    return [entry.with_options(("atconv",), chosen).as_written() for entry in entries]
+
+
+def with_query_options(pattern: Pattern, options: Mapping[str, bool]) -> Pattern:
+    """Turn `QUERY_OPTIONS` on for every mixer of `QUERY_MIXERS`, unless its entry sets them already.
+
+    Options that are off leave the pattern unchanged. Raises `InputError` for one that would then be on nowhere.
+    """
+    chosen = {key: value for key, value in options.items() if value}
+    if not chosen:
+        return pattern
+    entries = [entry.with_options(QUERY_MIXERS, chosen) for entry in _parse(pattern)]
+    for option in chosen:
+        if not any(entry.uses(QUERY_MIXERS, option) for entry in entries):
+            names = mixer_names(entries)
+            own = sorted(name for name in names & set(list_mixers()) if option in mixer_options(name))
+            hint = f" For '{own[0]}' give it in mixer_pattern: [{{name: {own[0]}, {option}: true}}]." if own else ""
+            raise InputError(
+                f"{option} is for the queries and keys of {' and '.join(QUERY_MIXERS)}, and is on in no mixer of this "
+                f"model ({', '.join(map(str, entries))}): leave it out, or choose a model with one of them.{hint}"
+            )
+    return [entry.as_written() for entry in entries]
 
 
 def mixer_names(entries: Sequence[Entry | ParallelEntry]) -> set[str]:

@@ -15,7 +15,7 @@ from sit_atconv.errors import InputError, nearest
 Mixer = TypeVar("Mixer", bound=type[nn.Module])
 
 _MIXERS: dict[str, type[nn.Module]] = {}
-_OF_THE_MODEL = ("dim", "num_heads")  # constructor arguments that are not options
+_OF_THE_MODEL = ("dim", "num_heads", "block_norm")  # constructor arguments that are not options
 HOW_TO_REGISTER = (
     "A mixer from elsewhere is registered when its module is imported: name the module in the environment variable "
     "SITATCONV_PLUGINS (or, in training, in model.plugins), or import it in your own program first."
@@ -28,7 +28,8 @@ def register_mixer(name: str) -> Callable[[Mixer], Mixer]:
     A mixer is an `nn.Module` with
 
     * ``__init__(self, dim, num_heads, **options)``: the width C, the number of attention heads (a mixer without heads
-      leaves it out), and options with annotations and defaults, whose values JSON can hold;
+      leaves it out), and options with annotations and defaults, whose values JSON can hold; a mixer with norms of its
+      own may also take `block_norm`, the kind of the blocks' norms, "layer" or "rms";
     * ``forward(x, grid)``: tokens (B, N, C) in raster order and their grid (H, W), N = H·W -> (B, N, C);
 
     and, optionally,
@@ -71,14 +72,15 @@ def find_mixer(name: str) -> type[nn.Module]:
     return _MIXERS[name]
 
 
-def create_mixer(name: str, dim: int, num_heads: int = 1, **options: Any) -> nn.Module:
-    """Build the mixer called `name` for tokens of width `dim`; `num_heads` is passed to mixers that take it.
+def create_mixer(name: str, dim: int, num_heads: int = 1, block_norm: str = "layer", **options: Any) -> nn.Module:
+    """Build the mixer called `name` for tokens of width `dim`; mixers get `num_heads` and `block_norm` if they take it.
 
     Raises `InputError` for an unknown name or option, and for a value of the wrong type.
     """
     mixer = find_mixer(name)
-    heads = {"num_heads": num_heads} if "num_heads" in inspect.signature(mixer).parameters else {}
-    return mixer(dim, **heads, **check_options(name, options))
+    known = {"num_heads": num_heads, "block_norm": block_norm}
+    taken = {key: value for key, value in known.items() if key in inspect.signature(mixer).parameters}
+    return mixer(dim, **taken, **check_options(name, options))
 
 
 def mixer_options(name: str) -> dict[str, Any]:

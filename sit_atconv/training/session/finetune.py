@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _LABELS = "label_embed.weight"
 # Settings that determine the weights' shapes and meaning. The position embedding is recomputed for the new grid.
-_NETWORK = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
+_NETWORK = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "norm", "mlp")
 _MEANING = ("interpolant", "prediction")
 
 

@@ -10,8 +10,10 @@ from sit_atconv.config import AlignmentConfig, FlowConfig
 from sit_atconv.flow import (
     alignment_loss,
     create_interpolant,
+    direction_loss,
     drop_labels,
     flow_matching_loss,
+    require_direction,
     require_loss,
     require_times,
     times_from_uniform,
@@ -36,7 +38,9 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
     u = keyed_uniform(seed, Stream.TIME, rows)
     interpolant = create_interpolant(config.interpolant)
     return Draws(
-        times_from_uniform(u, config.times, interpolant, config.shift, config.prediction).float(),
+        times_from_uniform(
+            u, config.times, interpolant, config.shift, config.prediction, config.times_mean, config.times_std
+        ).float(),
         keyed_normal(seed, Stream.NOISE, rows, shape),
         keyed_normal(seed, Stream.POSTERIOR, rows, shape),
         keyed_uniform(seed, Stream.LABEL_DROPOUT, rows),
@@ -68,7 +72,9 @@ class Objective(nn.Module):
         self.model, self.flow, self.alignment = model, flow, alignment
         self.interpolant = create_interpolant(flow.interpolant)
         require_loss(flow.prediction, flow.weighting)
-        require_times(flow.times, self.interpolant)
+        require_times(flow.times, self.interpolant, flow.times_mean, flow.times_std)
+        if flow.cosine:
+            require_direction(flow.prediction, model.in_channels)
         self.projectors = nn.ModuleList(self._projector(width) for width in teacher_widths)
 
     def forward(
@@ -82,13 +88,15 @@ class Objective(nn.Module):
         if self.model.num_classes:
             y = drop_labels(labels, draws.dropout, self.flow.label_dropout, self.model.num_classes)
         projected: list[Tensor] = []
+        predicted: list[Tensor] = []
 
         def project(tokens: Tensor) -> None:
             projected.extend(projector(tokens) for projector in self.projectors)
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
             blocks = [self.alignment.block] if self.alignment else []
-            return self.model.forward_intermediates(x_t, t, y, blocks, read=project)[0]
+            predicted.append(self.model.forward_intermediates(x_t, t, y, blocks, read=project)[0])
+            return predicted[-1]
 
         flow = flow_matching_loss(
             network,
@@ -99,11 +107,14 @@ class Objective(nn.Module):
             prediction=self.flow.prediction,
             weighting=self.flow.weighting,
         ).mean()
-        if self.alignment is None:
-            return {"loss": flow, "flow": flow.detach()}
-        alignment = self._alignment(projected, teachers)
-        loss = flow + self.alignment.coefficient * alignment
-        return {"loss": loss, "flow": flow.detach(), "alignment": alignment.detach()}
+        loss, terms = flow, {"flow": flow.detach()}
+        if self.flow.cosine:
+            cosine = direction_loss(predicted[0], latents, draws.noise, draws.times, self.interpolant).mean()
+            loss, terms["cosine"] = loss + self.flow.cosine * cosine, cosine.detach()
+        if self.alignment is not None:
+            alignment = self._alignment(projected, teachers)
+            loss, terms["alignment"] = loss + self.alignment.coefficient * alignment, alignment.detach()
+        return {"loss": loss, **terms}
 
     def _alignment(self, projected: list[Tensor], teachers: list[Tensor] | None) -> Tensor:
         if teachers is None:  # zero with zero gradients: distributed wrappers expect the same graph in every step
