@@ -114,7 +114,7 @@ def test_the_command_reports_and_exits(capsys: pytest.CaptureFixture[str], monke
         (["nowhere:Mixer"], "The plugin nowhere cannot be imported"),
         (["json:JSONDecoder"], "has no class JSONDecoder that is a torch.nn.Module"),
         (["atconv", "--options", '{"kernelsize": 3}'], "did you mean 'kernel_size'"),
-        (["attention", "--options", '{"kernel_size": 3}'], "no option 'kernel_size': it has none"),
+        (["hydra", "--options", '{"kernel_size": 3}'], "no option 'kernel_size': it has none"),
         (["attention", "--dim", "63"], "multiple of 4"),
         (["atconv", "--options", "[" * 100_000], "is not JSON"),
     ):

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
     def build(self, dim: int, num_heads: int, block_norm: str = "layer") -> nn.Module:
         """The mixer for tokens of width `dim`. Raises `InputError` for an unknown name, option or value."""
-        return create_mixer(self.name, dim, num_heads, block_norm, **self.options)
+        return create_mixer(self.name, dim, num_heads, block_norm, **check_options(self.name, self.options))
 
     def resolve(self) -> "Entry":
         """The entry with all options, defaults included. Equal resolved entries mean the same mixer."""

@@ -27,12 +27,14 @@ OTHER_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("atconv", {"pool": "raster", "activation": "silu", "kernel_size": 5}),
     ("atconv", {"kernels": "static", "value": False, "inhibition": "softmax"}),
     ("atconv", {"out": False, "inhibition": "difference"}),
+    ("attention", {"qk_norm": True, "rope": True}),
     ("dwconv", {"kernel_size": 7, "projections": True}),
     ("inline", {"lepe": False, "qkv_bias": True}),
     ("linear", {"kernel_size": 0, "qk_norm": True, "qkv_bias": False}),
     ("strided", {"stride": 3, "logits": "dot"}),
     ("window", {"window": 3, "shift": 1}),
     ("window", {"window": 4, "shift": 2, "relative_bias": False}),
+    ("window", {"window": 3, "shift": 1, "qk_norm": True, "rope": True}),
 ]
 DEFAULTS = [pytest.param(Subject(name, {}, dim=32, num_heads=2), id=name) for name in list_mixers()]
 ALL = DEFAULTS + [
