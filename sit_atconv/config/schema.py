@@ -55,6 +55,8 @@ class ModelConfig:
         activation: the activation φ of these ATConvs.
         position: "sincos", or "none" (the released code's FFHQ runs of pure ATConv).
         init_from: fine-tune from the weights of this `model/` directory, made by a run or by sit_atconv.convert.
+        internal_block: Internal Guidance: a second head predicts after this block, counted from 1; null for none. Its
+            paper takes 4 for B, 8 for L and XL.
     """
 
     name: Text = "SiT-ATConv-XL/2"
@@ -70,6 +72,7 @@ class ModelConfig:
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     position: Literal["sincos", "none"] = "sincos"
     init_from: Text | None = None
+    internal_block: Few | None = if_set(None)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,13 @@ class FlowConfig:
         times: distribution of training times.
         shift: > 1 moves training times towards noise; 1 leaves them unchanged.
         label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
+        internal_weight: weight of the loss of the head after model.internal_block.
+        dispersion: weight of the dispersive loss, which drives apart the hidden tokens of different samples; null for
+            none.
+        dispersion_block: the block after which it acts, counted from 1; null for a quarter of the depth.
+        dispersion_tau: its temperature.
+        dispersion_group: samples that are compared with one another, successive ones in the order of the data; it
+            divides every process's micro-batch.
     """
 
     interpolant: Literal["linear", "cosine", "vp"] = "linear"
@@ -113,14 +123,20 @@ class FlowConfig:
     times: Literal["uniform", "logit-normal"] = "uniform"
     shift: PositiveFloat = 1.0
     label_dropout: ClosedUnitInterval = 0.1
+    internal_weight: PositiveFloat = if_set(0.5)
+    dispersion: PositiveFloat | None = if_set(None)
+    dispersion_block: Few | None = if_set(None)
+    dispersion_tau: PositiveFloat = if_set(0.5)
+    dispersion_group: Number = if_set(32)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A frozen vision encoder from timm.
+    """A frozen vision encoder from timm, or the clean latents themselves.
 
     Args:
-        name: timm's name of a vision transformer.
+        name: timm's name of a vision transformer, or "latents" for the latents that are trained on (SRA 2), which need
+            no weights.
         weights: "hub" to let timm download them, a path to a local file, or "random" (for trials).
         cached: read its tokens from data that were prepared with this --teacher, instead of running it in every step.
     """
@@ -128,6 +144,11 @@ class TeacherConfig:
     name: Text = "vit_base_patch14_dinov2.lvd142m"
     weights: Text = "hub"
     cached: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a network that runs in every step."""
+        return not self.cached and self.name != "latents"
 
 
 @dataclass(frozen=True)
@@ -252,6 +273,8 @@ class PreviewConfig:
         steps: solver steps.
         guidance: guidance scale; 1 is none.
         interval: times within which guidance acts.
+        internal_guidance: scale of Internal Guidance by the head after model.internal_block; 1 is none.
+        internal_interval: times within which it acts.
     """
 
     every: Steps | None = 10_000
@@ -261,6 +284,8 @@ class PreviewConfig:
     steps: Few = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+    internal_guidance: NonNegativeFloat = if_set(1.0)
+    internal_interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = if_set((0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -286,6 +311,8 @@ class EvaluationConfig:
         steps: solver steps.
         guidance: guidance scale; 1 is none.
         interval: times within which guidance acts.
+        internal_guidance: scale of Internal Guidance by the head after model.internal_block; 1 is none.
+        internal_interval: times within which it acts.
     """
 
     reference: Text | None = None
@@ -301,6 +328,8 @@ class EvaluationConfig:
     steps: Few = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+    internal_guidance: NonNegativeFloat = if_set(1.0)
+    internal_interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = if_set((0.0, 1.0))
 
 
 @dataclass(frozen=True)
