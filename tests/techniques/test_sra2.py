@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from stopped_runs import require_same_when_stopped, terms
 from torch import nn
-from training_runs import ALIGNED, NO_PREVIEW, fresh_accelerate, run_tiny, tiny_config
+from training_runs import ALIGNED, BY_LATENTS, NO_PREVIEW, fresh_accelerate, run_tiny, tiny_config
 
 from sit_atconv.alignment import LatentProjector, LatentTeacher, Projector, latent_loss
 from sit_atconv.autoencoder import sample_posterior
@@ -18,8 +18,6 @@ from sit_atconv.models import SiT, create_model
 from sit_atconv.training import trainer
 from sit_atconv.training.session.objective import Objective, draw
 from sit_atconv.training.session.session import build_session
-
-LATENTS = '--alignment {"coefficient":1.0,"block":1,"teachers":[{"name":"latents"}]}'
 
 
 def test_the_loss_is_quadratic_below_beta_and_linear_above() -> None:
@@ -79,7 +77,7 @@ def test_the_objective_compares_hidden_tokens_with_latents_beside_another_teache
 
 def test_the_target_is_the_latent_that_the_flow_is_given(tmp_path: Path) -> None:
     fresh_accelerate()
-    session = build_session(tiny_config(LATENTS), tmp_path)
+    session = build_session(tiny_config(BY_LATENTS), tmp_path)
     batch = next(iter(session.loader(0)))
     latents, _, draws, targets = trainer.prepare_inputs(session, batch)
     sampled = sample_posterior(batch["moments"], batch["posterior_noise"], session.dataset.latents)
@@ -96,7 +94,7 @@ def test_a_stopped_run_continues_to_the_last_bit_and_the_teacher_stops(tmp_path:
             block.compile(backend="aot_eager")
 
     monkeypatch.setattr(SiT, "compile_repeated_blocks", compiled)
-    stopping = LATENTS.replace('"block":1', '"block":1,"stop_after":3')
+    stopping = BY_LATENTS.replace('"block":1', '"block":1,"stop_after":3')
     lines = require_same_when_stopped(tmp_path, monkeypatch, f"{stopping} --training.compile true")
     assert all(line["alignment"] > 0 for line in lines[:3])
     assert [line["alignment"] for line in lines[3:]] == [0, 0, 0]
@@ -105,7 +103,7 @@ def test_a_stopped_run_continues_to_the_last_bit_and_the_teacher_stops(tmp_path:
 
 def test_accumulation_is_the_full_batch_and_shared_weights_begin_equal(tmp_path: Path) -> None:
     extra = f"{NO_PREVIEW} --training.steps 3"
-    for name, more in {"full": LATENTS, "parts": f"{LATENTS} --training.accumulation 4", "plain": ""}.items():
+    for name, more in {"full": BY_LATENTS, "parts": f"{BY_LATENTS} --training.accumulation 4", "plain": ""}.items():
         run_tiny(tmp_path / name, f"{extra} {more}")
     for full, parts in zip(terms(tmp_path / "full"), terms(tmp_path / "parts"), strict=True):
         for key in ("loss", "flow", "alignment", "grad_norm"):
@@ -122,7 +120,7 @@ def test_bf16_beside_a_network_as_teacher_and_finetuning_with_its_projector(tmp_
     assert all(line["alignment"] is not None for line in terms(tmp_path / "run"))
     caplog.set_level("INFO")
     start = tmp_path / "run" / "checkpoints" / "latest" / "model"
-    run_tiny(tmp_path / "tuned", f"{LATENTS} {NO_PREVIEW} --training.steps 1 --model.init_from {start}")
+    run_tiny(tmp_path / "tuned", f"{BY_LATENTS} {NO_PREVIEW} --training.steps 1 --model.init_from {start}")
     assert "The projector for latents begins with that for latents after block 1" in caplog.text
 
 
