@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
 import sys
 from argparse import Namespace
-from dataclasses import asdict
 
 import torch
 from accelerate import PartialState
@@ -39,7 +38,7 @@ def open_stream(options: Namespace, device: torch.device) -> SampleStream:
         "kind": "checkpoint",
         "weights": find_weights(options.checkpoint, weights).name,
     }
-    facts |= {**rest, **asdict(settings)}
+    facts |= {**rest, **settings.to_dict()}
     return SampleStream(batches, mine.start, len(mine), facts, model.classes if model.num_classes else None)
 
 

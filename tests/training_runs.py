@@ -24,6 +24,7 @@ TINY = (
     "--optimizer.schedule constant"
 )
 ALIGNED = '--alignment {"block":1,"projector_width":16,"teachers":[{"name":"test_vit","weights":"random"}]}'
+BY_LATENTS = '--alignment {"coefficient":1.0,"block":1,"teachers":[{"name":"latents"}]}'
 NO_PREVIEW = "--preview.every null"
 
 

@@ -59,6 +59,8 @@ class ModelConfig:
         mlp: "gelu", DiT's, or "swiglu", a gated MLP with as many parameters.
         qk_norm: norm the queries and keys of every attention and window whose entry in the pattern does not set it.
         rope: turn these queries and keys by their row and column.
+        internal_block: Internal Guidance: a second head predicts after this block, counted from 1; null for none. Its
+            paper takes 4 for B, 8 for L and XL.
     """
 
     name: Text = "SiT-ATConv-XL/2"
@@ -78,6 +80,7 @@ class ModelConfig:
     mlp: Literal["gelu", "swiglu"] = if_set("gelu")
     qk_norm: bool = if_set(False)
     rope: bool = if_set(False)
+    internal_block: Few | None = if_set(None)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,13 @@ class FlowConfig:
         times_mean: of the normal numbers behind logit-normal times; negative ones move times towards data.
         times_std: their standard deviation.
         cosine: weight of LightningDiT's term 1 − cos(v̂, v) over the channels of a position; 0 for none.
+        internal_weight: weight of the loss of the head after model.internal_block.
+        dispersion: weight of the dispersive loss, which drives apart the hidden tokens of different samples; null for
+            none.
+        dispersion_block: the block after which it acts, counted from 1; null for a quarter of the depth.
+        dispersion_tau: its temperature.
+        dispersion_group: samples that are compared with one another, successive ones in the order of the data; it
+            divides every process's micro-batch.
     """
 
     interpolant: Literal["linear", "cosine", "vp"] = "linear"
@@ -127,14 +137,20 @@ class FlowConfig:
     times_mean: Annotated[float, Meta(ge=-100, le=100)] = if_set(0.0)
     times_std: Annotated[float, Meta(gt=0, le=100)] = if_set(1.0)
     cosine: NonNegativeFloat = if_set(0.0)
+    internal_weight: PositiveFloat = if_set(0.5)
+    dispersion: PositiveFloat | None = if_set(None)
+    dispersion_block: Few | None = if_set(None)
+    dispersion_tau: PositiveFloat = if_set(0.5)
+    dispersion_group: Number = if_set(32)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A frozen vision encoder from timm.
+    """A frozen vision encoder from timm, or the clean latents themselves.
 
     Args:
-        name: timm's name of a vision transformer.
+        name: timm's name of a vision transformer, or "latents" for the latents that are trained on (SRA 2), which need
+            no weights.
         weights: "hub" to let timm download them, a path to a local file, or "random" (for trials).
         cached: read its tokens from data that were prepared with this --teacher, instead of running it in every step.
     """
@@ -142,6 +158,11 @@ class TeacherConfig:
     name: Text = "vit_base_patch14_dinov2.lvd142m"
     weights: Text = "hub"
     cached: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a network that runs in every step."""
+        return not self.cached and self.name != "latents"
 
 
 @dataclass(frozen=True)
@@ -266,6 +287,8 @@ class PreviewConfig:
         steps: solver steps.
         guidance: guidance scale; 1 is none.
         interval: times within which guidance acts.
+        internal_guidance: scale of Internal Guidance by the head after model.internal_block; 1 is none.
+        internal_interval: times within which it acts.
     """
 
     every: Steps | None = 10_000
@@ -275,6 +298,8 @@ class PreviewConfig:
     steps: Few = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+    internal_guidance: NonNegativeFloat = if_set(1.0)
+    internal_interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = if_set((0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -300,6 +325,8 @@ class EvaluationConfig:
         steps: solver steps.
         guidance: guidance scale; 1 is none.
         interval: times within which guidance acts.
+        internal_guidance: scale of Internal Guidance by the head after model.internal_block; 1 is none.
+        internal_interval: times within which it acts.
     """
 
     reference: Text | None = None
@@ -315,6 +342,8 @@ class EvaluationConfig:
     steps: Few = 25
     guidance: NonNegativeFloat = 1.0
     interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
+    internal_guidance: NonNegativeFloat = if_set(1.0)
+    internal_interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = if_set((0.0, 1.0))
 
 
 @dataclass(frozen=True)

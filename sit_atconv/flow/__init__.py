@@ -1,7 +1,7 @@
 """Flow matching: interpolants, losses, guidance and solvers, as pure functions of a `velocity(x, t)` callable."""
 
 from sit_atconv.flow.finite import NonFiniteError
-from sit_atconv.flow.guidance import guided_velocity
+from sit_atconv.flow.guidance import guided_velocity, internally_guided
 from sit_atconv.flow.interpolants import PREDICTIONS, VP, Cosine, Interpolant, Linear, create_interpolant
 from sit_atconv.flow.likelihood import bits_per_dimension
 from sit_atconv.flow.losses import (
@@ -40,6 +40,7 @@ __all__ = [
     "guided_velocity",
     "integrate_ode",
     "integrate_sde",
+    "internally_guided",
     "invert",
     "require_direction",
     "require_loss",

@@ -1,35 +1,33 @@
 """Guidance by the null class (Ho & Salimans 2022) or by a weaker model (Karras et al. 2024, arXiv 2406.02507).
 
-Both may be limited to an interval of times (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+And by a head of the model itself after one of its earlier blocks (Internal Guidance, Zhou et al. 2025, arXiv
+2512.24176). Each may be limited to an interval of times (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError
-from sit_atconv.flow.field import Velocity
+from sit_atconv.flow.field import Velocity, at_step, switch_times
 
 
 @dataclass(frozen=True)
-class GuidedVelocity:
-    """v = v_base + s·(v_model − v_base) within an interval, v_model outside. See `guided_velocity`.
+class InternallyGuided:
+    """v = v_internal + w·(v_model − v_internal) within an interval, v_model outside. See `internally_guided`."""
 
-    `both` computes (v_model, v_base) within the interval, `alone` computes v_model outside it.
-    """
-
-    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    pair: Callable[..., tuple[Tensor, Tensor]]
     alone: Velocity
     scale: float
     interval: tuple[float, float]
-    channels: int | None
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         """The velocity at a scalar t; solvers call `at_step` instead, once per step."""
-        return self.at_step(float(t))(x, t)
+        return self.at_step(float(t))(x, t, *labels)
 
     def at_step(self, t: float) -> Velocity:
         """See `field.at_step`."""
@@ -41,9 +39,85 @@ class GuidedVelocity:
         """See `field.switch_times`."""
         return self.interval
 
-    def _guided(self, x: Tensor, t: Tensor) -> Tensor:
+    def _guided(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        model, internal = (prediction.to(x.dtype) for prediction in self.pair(x, t, *labels))
+        return internal + self.scale * (model - internal)
+
+
+def internally_guided(
+    model: Callable[..., Tensor],
+    pair: Callable[..., tuple[Tensor, Tensor]],
+    scale: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Velocity:
+    """The field v_internal + w·(v − v_internal) of Internal Guidance (arXiv 2512.24176), a callable as `model` is.
+
+    `guided_velocity` accepts it as its model: with the null class, both halves are then guided so.
+
+    Args:
+        model: callable of (x, t) or (x, t, labels), used alone outside `interval` (low <= t <= high, at the start of a
+            solver step).
+        pair: called like `model`, returns the model's prediction and that of its head in one call of the network.
+        scale: w >= 0; 1 is `model` itself, whose head is then not computed.
+
+    Raises:
+        InputError: for a scale or an interval out of range.
+    """
+    require_guidance_ranges(scale, interval, "internal guidance")
+    return model if scale == 1 else InternallyGuided(pair, model, scale, interval)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A model's field for given labels, which may be none."""
+
+    model: Callable[..., Tensor]
+    labels: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.model(x, t, *self.labels)
+
+    def at_step(self, t: float) -> "_Labelled":
+        """See `field.at_step`."""
+        return replace(self, model=at_step(self.model, t))
+
+    @property
+    def switch_times(self) -> tuple[float, ...]:
+        """See `field.switch_times`."""
+        return switch_times(self.model)
+
+
+@dataclass(frozen=True)
+class GuidedVelocity:
+    """v = v_base + s·(v_model − v_base) within an interval, v_model outside. See `guided_velocity`.
+
+    `both` computes (v_model, v_base) within the interval from (model, x, t), `alone` computes v_model outside it.
+    """
+
+    both: Callable[[Callable[..., Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]
+    alone: _Labelled
+    scale: float
+    interval: tuple[float, float]
+    channels: int | None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity at a scalar t; solvers call `at_step` instead, once per step."""
+        return self.at_step(float(t))(x, t)
+
+    def at_step(self, t: float) -> Velocity:
+        """See `field.at_step`."""
+        low, high = self.interval
+        alone = self.alone.at_step(t)  # the model's own guidance has an interval of its own
+        return partial(self._guided, alone.model) if low <= t <= high else alone
+
+    @property
+    def switch_times(self) -> tuple[float, ...]:
+        """See `field.switch_times`."""
+        return (*self.interval, *self.alone.switch_times)
+
+    def _guided(self, network: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor:
         # In the state's precision: s times the difference of two half-precision numbers would be coarse.
-        model, base = (prediction.to(x.dtype) for prediction in self.both(x, t))
+        model, base = (prediction.to(x.dtype) for prediction in self.both(network, x, t))
         if base.shape != model.shape:
             raise InputError(f"The weak model predicts {tuple(base.shape)} where the model gives {tuple(model.shape)}.")
         if self.channels is None:
@@ -81,23 +155,20 @@ def guided_velocity(
         InputError: for guidance with neither a null class nor a weak model, a scale that is negative or not finite, an
             interval outside 0 <= low <= high <= 1, channels < 1 or more than there are.
     """
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-        raise InputError(f"The guidance interval must satisfy 0 <= low <= high <= 1, not {low} {high}.")
-    if not 0 <= scale < math.inf:
-        raise InputError(f"The guidance scale must be a finite number >= 0, not {scale}; 1 is no guidance.")
+    require_guidance_ranges(scale, interval)
     if channels is not None and channels < 1:
         raise InputError(f"Guidance of {channels} channels does nothing: give at least 1, or none to guide all.")
 
     given = () if labels is None else (labels,)
-
-    def alone(x: Tensor, t: Tensor) -> Tensor:
-        return model(x, t, *given)
-
+    alone = _Labelled(model, given)
     if scale == 1:
         return alone
     if weak is not None:
-        return GuidedVelocity(lambda x, t: (alone(x, t), weak(x, t, *given)), alone, scale, (low, high), channels)
+
+        def with_weak(network: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return network(x, t, *given), weak(x, t, *given)
+
+        return GuidedVelocity(with_weak, alone, scale, interval, channels)
     if labels is None or null_label is None:
         raise InputError(
             f"Guidance {scale} needs a model with classes and a null class, or a weak model; this one is "
@@ -105,9 +176,18 @@ def guided_velocity(
         )
     halves = torch.cat([labels, torch.full_like(labels, null_label)])
 
-    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def with_null(network: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         # Both halves in one batch: the same states with different labels.
-        conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, halves).chunk(2)
+        conditional, unconditional = network(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, halves).chunk(2)
         return conditional, unconditional
 
-    return GuidedVelocity(both, alone, scale, (low, high), channels)
+    return GuidedVelocity(with_null, alone, scale, interval, channels)
+
+
+def require_guidance_ranges(scale: float, interval: tuple[float, float], what: str = "guidance") -> None:
+    """Raise `InputError` for a scale or an interval out of range; `what` names the guidance."""
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"The {what} interval must satisfy 0 <= low <= high <= 1, not {low} {high}.")
+    if not 0 <= scale < math.inf:
+        raise InputError(f"The {what} scale must be a finite number >= 0, not {scale}; 1 is no {what}.")

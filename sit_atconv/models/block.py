@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sit_atconv.errors import InputError
 from sit_atconv.models.norms import block_norm
 from sit_atconv.ops.precision import autocast_inputs
 
@@ -86,3 +87,20 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, c: Tensor, rows: Tensor | None = None) -> Tensor:
         shift, scale = take_rows(self.modulation(c), rows).chunk(2, dim=1)
         return self.proj(modulate(self.norm(x), shift, scale))
+
+
+def internal_head(block: int, depth: int, dim: int, patch_channels: int, norm: str = "layer") -> FinalLayer:
+    """The second final layer of Internal Guidance (arXiv 2512.24176), after `block` of `depth`: it begins as zero.
+
+    It draws no random number that others would have drawn. Raises `InputError` for a block that cannot have one.
+    """
+    if not 1 <= block < depth:
+        raise InputError(
+            f"internal_block is {block}; Internal Guidance needs a block before the last of the {depth}, counted from "
+            "1: its paper takes about a third of the depth, and 8 at most."
+        )
+    with torch.random.fork_rng(devices=[]):
+        head = FinalLayer(dim, patch_channels, norm)
+    for parameter in (*head.modulation.parameters(), *head.proj.parameters()):
+        nn.init.zeros_(parameter)
+    return head

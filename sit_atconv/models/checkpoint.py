@@ -60,6 +60,7 @@ class ModelFile(ClassName):
     empty_classes: list[Annotated[int, Meta(ge=0, le=MOST_CLASSES)]] | None = None
     norm: str = "layer"
     mlp: str = "gelu"
+    internal_block: Annotated[int, Meta(ge=1, le=1_000)] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from sit_atconv.models.sit import SiT
 def training_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
     """Operations of a training step per image (C, H, W): three forward passes, since a backward pass costs two.
 
+    The second head of Internal Guidance is part of them.
     Recomputation by gradient checkpointing, teachers and projectors are not counted: as in PaLM's definition of MFU
     (Chowdhery et al. 2022), these are the operations that the model needs.
     """
-    return 3 * forward_flops(model, latent_shape)
+    return 3 * (forward_flops(model, latent_shape) + _internal_flops(model, latent_shape))
 
 
 def forward_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
@@ -28,6 +29,15 @@ def forward_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
     once = sum(_linear_flops(module) for module in (model.time_embed, model.final.modulation))
     patches = 2 * 2 * N * C * channels * p**2  # in and out
     return once + patches + sum(block_flops(block, grid) for block in model.blocks)
+
+
+def _internal_flops(model: SiT, latent_shape: tuple[int, int, int]) -> int:
+    """Operations of the second head, if there is one, for one image (C, H, W)."""
+    if model.internal is None:
+        return 0
+    _, height, width = latent_shape
+    tokens = height * width // model.patch_size**2
+    return tokens * _linear_flops(model.internal.proj) + _linear_flops(model.internal.modulation)
 
 
 def block_flops(block: Block, grid: tuple[int, int]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.models.block import Block, FinalLayer
+from sit_atconv.models.block import Block, FinalLayer, internal_head
 from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
 from sit_atconv.models.mixers.attend import choose_attention
 from sit_atconv.models.mixers.pattern import Pattern, expand_pattern, mixer_names, with_atconv_options
@@ -28,9 +28,10 @@ from sit_atconv.runtime.whole_files import apply_umask, followed, write_text
 
 POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
+INTERNAL = "internal"  # the key of the second head's velocity among the intermediates
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
 _ONCE_BESIDE_THE_PATTERN = ("kernel_size", "pool", "activation")  # options of ATConv
-_JOINED_LATER: dict[str, Any] = {"norm": "layer", "mlp": "gelu"}  # option of SiT -> default
+_JOINED_LATER: dict[str, Any] = {"norm": "layer", "mlp": "gelu", "internal_block": None}  # option of SiT -> default
 _FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
@@ -66,6 +67,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             training saw no picture.
         norm: "layer", or "rms" (see `block_norm`), of the blocks, the final layer and attention's qk-norm.
         mlp: "gelu", or "swiglu" (see `SwiGLU`), of the blocks.
+        internal_block: a second final layer predicts from the tokens after this block, for Internal Guidance (arXiv
+            2512.24176); counted from 1, before the last. None for none.
     """
 
     _supports_gradient_checkpointing = True
@@ -96,6 +99,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         empty_classes: Sequence[int] | None = None,
         norm: str = "layer",
         mlp: str = "gelu",
+        internal_block: int | None = None,
     ) -> None:
         super().__init__()
         if hidden_size % 4:
@@ -137,6 +141,9 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             for block in self.blocks:
                 block.mlp = SwiGLU(hidden_size, int(hidden_size * mlp_ratio))
                 _initialise_linears(block.mlp)
+        self.internal = None  # or made last, so that all other weights are those of the model without it
+        if internal_block is not None:
+            self.internal = internal_head(internal_block, depth, hidden_size, patch_channels, norm)
 
     @property
     def classes(self) -> Classes:
@@ -240,17 +247,21 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         y: Tensor | None = None,
         rows: Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> Tensor | tuple[Tensor] | Transformer2DModelOutput:
+        internal: bool = False,
+    ) -> Tensor | tuple[Tensor, ...] | Transformer2DModelOutput:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
 
         Whatever depends only on time and label is computed once if samples share it: for one scalar t without labels,
         or for U labels y (with U times, or one), with `rows` (B,) int64 as the index of each sample's label.
 
         `return_dict` is for diffusers' clients: True wraps the velocity as `.sample`, False puts it into a tuple.
+        `internal`: return a pair, the velocity and that of the head after `internal_block`.
 
         Raises `InputError` when the patch does not divide H and W, or when labels are missing or not accepted.
         """
-        velocity = self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
+        velocity, found = self.forward_intermediates(x, t, y, blocks=(), rows=rows, internal=internal)
+        if internal:
+            return velocity, found[INTERNAL]
         if return_dict is None:
             return velocity
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
@@ -262,16 +273,20 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         y: Tensor | None = None,
         blocks: Iterable[int] = (8,),
         rows: Tensor | None = None,
-        read: Callable[[Tensor], Any] | None = None,
-    ) -> tuple[Tensor, dict[int, Any]]:
+        read: Callable[[int, Tensor], Any] | None = None,
+        internal: bool = False,
+    ) -> tuple[Tensor, dict[int | str, Any]]:
         """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1.
 
-        If `read` is given, its result is returned instead of the tokens. It is called right after the block, so that
-        its backward pass runs when the later blocks have freed their memory.
+        If `read` is given, its result for (block, tokens) is returned instead of the tokens. It is called right after
+        the block, so that its backward pass runs when the later blocks have freed their memory. `internal` adds the
+        velocity of the head after `internal_block` under the key `INTERNAL`.
         """
         wanted = set(blocks)
         if not wanted <= set(range(1, len(self.blocks) + 1)):
             raise InputError(f"Blocks {sorted(wanted)} asked for; the model has blocks 1 to {len(self.blocks)}.")
+        if internal and self.internal is None:
+            raise InputError("This model has no second head (internal_block), which Internal Guidance needs.")
         grid = self._grid(*x.shape[-2:])
         c = nn.functional.silu(self.condition(t.to(x.device, non_blocking=True), y, x.dtype))
         tokens = self.embed_patches(x, grid)
@@ -283,7 +298,9 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             else:
                 tokens = block(tokens, c, grid, rows)
             if number in wanted:
-                intermediates[number] = tokens if read is None else read(tokens)
+                intermediates[number] = tokens if read is None else read(number, tokens)
+            if internal and number == self.config.internal_block:
+                intermediates[INTERNAL] = self.unpatchify(self.internal(tokens, c, rows), grid)
         return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
 
     def condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:

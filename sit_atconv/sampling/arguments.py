@@ -51,6 +51,8 @@ def add_sampling_arguments(parser: ArgumentParser, weights: str = "--checkpoint-
         add("--guidance", type=float, help="guidance scale; 1 is none, " + _default("guidance")),
         add("--weak-checkpoint", type=Path, help="guide away from this model (autoguidance), not from the null class"),
         add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with guidance"),
+        add("--internal-guidance", type=float, metavar="W", help="of the model's second head; 1 (none) unless given"),
+        add("--internal-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with internal guidance"),
         add("--guidance-channels", type=count, help="guide the first so many latent channels only (3: as DiT and SiT)"),
         add("--shift", type=float, help="timestep shift of euler, heun and midpoint, " + _default("shift")),
         add("--atol", type=float, help="of dopri5, " + _default("atol")),

@@ -13,6 +13,7 @@ from sit_atconv.flow import (
     guided_velocity,
     integrate_ode,
     integrate_sde,
+    internally_guided,
     velocity_from_prediction,
 )
 from sit_atconv.flow.field import OnStep, Velocity
@@ -37,6 +38,7 @@ class Drawing:
                 raise InputError("A weak model without guidance does nothing: give a guidance scale other than 1.")
         else:
             require_guidance(model, settings.guidance)
+        require_internal(model, settings.internal_guidance)
         if settings.guidance_channels is not None and not 0 < settings.guidance_channels <= model.config.in_channels:
             raise InputError(
                 f"{settings.guidance_channels} channels cannot be guided: the model's latents have "
@@ -103,8 +105,14 @@ class Drawing:
         """The guided field of (x, t) for labels (b,) on the CPU."""
         config = self.model.config
         table = None if labels is None else LabelTable.of(labels, config.num_classes, device)
-        guided = guided_velocity(
+        network = internally_guided(
             self._network.bind(table),
+            self._network.bind(table, internal=True),
+            self.settings.internal_guidance,
+            self.settings.internal_interval,
+        )
+        guided = guided_velocity(
+            network,
             None if table is None else table.rows,
             self.settings.guidance,
             null_label=None if table is None else table.null_row,
@@ -133,6 +141,15 @@ def require_guidance(model: SiT, guidance: float, what: str = "Guidance") -> Non
         raise InputError(
             f"{what} {guidance} needs a null class, which this model never learned: it was trained without dropping "
             "labels (flow.label_dropout 0), or released without one. Give 1, or a weak model to guide away from."
+        )
+
+
+def require_internal(model: SiT, guidance: float, what: str = "Internal Guidance") -> None:
+    """Raise `InputError` unless the model's own head can guide with this scale; `what` names the scale's setting."""
+    if guidance != 1 and model.config.internal_block is None:
+        raise InputError(
+            f"{what} {guidance} needs a second head, which this model was not trained with (model.internal_block, as "
+            "in configs/overlays/internal_guidance.yaml). Give 1."
         )
 
 

@@ -62,7 +62,7 @@ def score_likelihood(
     Raises:
         InputError: for guidance or an SDE, which have no such density, and for data with other latents.
     """
-    if settings.guidance != 1:
+    if settings.guidance != 1 or settings.internal_guidance != 1:
         raise InputError("A guided field does not describe a learnt density: compute the likelihood without guidance.")
     if settings.stochastic:
         raise InputError(f"The likelihood follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result.count,
         )
         if options.json:
-            write_json(options.json, {**vars(result), "settings": vars(settings)})
+            write_json(options.json, {**vars(result), "settings": settings.to_dict()})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,16 +49,20 @@ class StepNetwork:
         if compile:
             model.compile_repeated_blocks(dynamic=True)
 
-    def bind(self, table: LabelTable | None) -> Callable[..., Tensor]:
-        """The network as a callable of (x, t, rows), where `rows` index the table; of (x, t) without labels."""
-        if table is None:
-            return self._call
-        return lambda x, t, rows: self._call(x, t, table.labels, rows)
+    def bind(self, table: LabelTable | None, internal: bool = False) -> Callable[..., Any]:
+        """The network as a callable of (x, t, rows), where `rows` index the table; of (x, t) without labels.
 
-    def _call(self, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        With `internal` it returns a pair: the prediction, and that of the model's own head for Internal Guidance.
+        """
+        call = partial(self._call, internal)
+        return call if table is None else lambda x, t, rows: call(x, t, table.labels, rows)
+
+    def _call(
+        self, internal: bool, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         x = x.to(self.model.dtype)
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
             if t.ndim == 0:
-                return self.model(x, t, labels, rows)
+                return self.model(x, t, labels, rows, internal=internal)
             # Samples with separate times (dopri5) do not share conditions.
-            return self.model(x, t, None if labels is None else labels[rows])
+            return self.model(x, t, None if labels is None else labels[rows], internal=internal)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def sample_to_directory(
     directory = SampleDirectory(out, num_samples, png)
     with locked(out, state, "sampled into", "--out"):
         if state.is_main_process:
-            described = {"labels": labels, "seed": seed, **asdict(settings), "interval": list(settings.interval)}
+            described = {"labels": labels, "seed": seed, **settings.to_dict()}
             origins = _origins(checkpoint, weights, weak_checkpoint, vae)
             directory.prepare(_image_size(model, autoencoder), {**origins, **described})
         state.wait_for_everyone()

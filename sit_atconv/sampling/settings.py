@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS, ODE_METHODS
+from sit_atconv.flow.guidance import require_guidance_ranges
 from sit_atconv.flow.ode import require_steps
 
 SDE_SOLVERS = {"sde": "euler-maruyama", "sde-heun": "heun"}
 SOLVERS = (*ODE_METHODS, *SDE_SOLVERS)
 PRECISIONS = ("no", "bf16")
+OF_GUIDANCE = ("guidance", "interval", "guidance_channels", "internal_guidance", "internal_interval")
+_JOINED_LATER = ("internal_guidance", "internal_interval")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class SamplerSettings:
         steps: N intervals; dopri5 chooses its own.
         guidance: guidance scale, 1 for none.
         interval: times (low, high) within which guidance acts.
+        internal_guidance: scale of Internal Guidance by the model's own head (arXiv 2512.24176), 1 for none.
+        internal_interval: times (low, high) within which Internal Guidance acts.
         guidance_channels: guide only this many leading latent channels; None guides all.
         shift: timestep shift of euler, heun and midpoint.
         atol, rtol: tolerances of dopri5.
@@ -48,6 +54,8 @@ class SamplerSettings:
     last_step_size: float = 0.04
     precision: str = "no"
     compile: bool = False
+    internal_guidance: float = 1.0
+    internal_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         require_one_of(self.solver, SOLVERS, "solver")
@@ -57,6 +65,8 @@ class SamplerSettings:
         self._require_ranges()
         if self.guidance == 1:
             self._refuse(("interval", "guidance_channels"), "without guidance: give a guidance scale other than 1")
+        if self.internal_guidance == 1:
+            self._refuse(("internal_interval",), "without Internal Guidance: give an internal guidance other than 1")
         if not self.stochastic:
             of_sde = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
             self._refuse(of_sde, f"with the ODE solver {self.solver}: choose the solver sde or sde-heun")
@@ -67,6 +77,12 @@ class SamplerSettings:
         if self.solver != "dopri5":
             self._refuse(("atol", "rtol"), f"with the solver {self.solver}: they are dopri5's")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has them; those that joined later only where they are set, as in files of earlier versions."""
+        later = {f.name: f.default for f in fields(self) if f.name in _JOINED_LATER}
+        given = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+        return {name: v for name, v in given.items() if name not in later or getattr(self, name) != later[name]}
+
     @property
     def stochastic(self) -> bool:
         """Whether the solver is an SDE solver."""
@@ -75,11 +91,8 @@ class SamplerSettings:
     def _require_ranges(self) -> None:
         """Raise early what guidance and solvers would raise only after the sample directory was created."""
         require_steps(self.steps)
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"The guidance scale must be a finite number >= 0, not {self.guidance}; 1 is no guidance.")
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"The guidance interval must satisfy 0 <= low <= high <= 1, not {low} {high}.")
+        require_guidance_ranges(self.guidance, self.interval)
+        require_guidance_ranges(self.internal_guidance, self.internal_interval, "internal guidance")
         if not 0 < self.shift < math.inf:
             raise InputError(f"The timestep shift must be positive and finite, not {self.shift}; 1 is none.")
         if not 0 <= self.diffusion_scale < math.inf:

@@ -76,7 +76,7 @@ def _built(config: Config, row: str) -> tuple[LatentDataset, SiT]:
         require_trackers(config.log.trackers)
         require_measure(config)
         teachers = config.alignment.teachers if config.alignment else ()
-        dataset = open_dataset(config.data.path, images=any(not teacher.cached for teacher in teachers))
+        dataset = open_dataset(config.data.path, images=any(teacher.live for teacher in teachers))
         dataset, heldout = split_data(config, dataset)
         if config.model.init_from is not None and not Path(config.model.init_from).is_dir():
             raise InputError(f"model.init_from {config.model.init_from} is not a folder.")

@@ -127,7 +127,8 @@ def _goals(path: Path, lines: Sequence[Record]) -> list[Reached]:
         epochs = [line[goal.key] for line in lines if goal.key in line]  # several if what is measured was changed
         samples = None if goal.name == HELDOUT else config.samples
         reached = epochs[-1] if epochs else None
-        found.append(Reached(goal.name, goal.value, reached, config.every, samples, config.guidance))
+        guided = config.guidance, config.internal_guidance
+        found.append(Reached(goal.name, goal.value, reached, config.every, samples, *guided))
     return found
 
 

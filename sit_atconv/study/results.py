@@ -36,7 +36,7 @@ class Reached:
         epochs: images seen over images to train on when the first evaluation had reached it; None if none has.
         every: steps between evaluations.
         samples: that each evaluation drew; None for a goal of the held-out loss.
-        guidance: of these samples, 1 for none.
+        guidance, internal_guidance: of these samples, 1 for none.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Reached:
     every: int
     samples: int | None
     guidance: float
+    internal_guidance: float = 1.0
 
 
 @dataclass(frozen=True)

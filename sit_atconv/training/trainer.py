@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sit_atconv.alignment import LATENTS
 from sit_atconv.autoencoder import sample_posterior
 from sit_atconv.config import Config
 from sit_atconv.errors import FULL_DISK
@@ -312,8 +313,9 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     moments = batch["moments"].to(device, non_blocking=True)
     latents = sample_posterior(moments, draws.posterior_noise, dataset.latents)
     labels = batch["label"].to(device, non_blocking=True)
-    # Once the alignment has stopped, the loader brings nothing for teachers.
-    shown = {t.key: batch[t.key].to(device, non_blocking=True) for t in session.teachers if t.key in batch}
-    stopped = bool(session.teachers) and not shown
-    targets = None if stopped else [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
+    if session.teachers and not session.taught(batch):  # then the loader brings nothing for teachers
+        return latents, labels, draws, None
+    keys = {teacher.key for teacher in session.teachers} - {LATENTS}
+    shown = {LATENTS: latents, **{key: batch[key].to(device, non_blocking=True) for key in keys}}
+    targets = [teacher.targets(shown, session.model.grid) for teacher in session.teachers]
     return latents, labels, draws, targets

@@ -300,6 +300,13 @@ def test_several_processes_train_as_one_does(tmp_path: Path, single: Path, world
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("faults", [(), ("shard_the_model",)], ids=["whole", "sharded"])
+def test_a_second_head_and_groups_beside_a_teacher_train_as_on_one_process(tmp_path: Path, faults) -> None:
+    extra = f"--model.internal_block 1 --flow.dispersion 0.5 --flow.dispersion_group 3 {ALIGNED}"
+    assert launch(tmp_path / "one", 1, extra) == [0] and launch(tmp_path / "two", 2, extra, *faults) == [0, 0]
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "extra"),

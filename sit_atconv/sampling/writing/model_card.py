@@ -110,11 +110,17 @@ def _description(model: SiT) -> str:
     source = " (ATConv: arXiv 2510.20092)" if has_atconv else ""
     changed = {"RMSNorm": config.norm == "rms", "SwiGLU": config.mlp == "swiglu"}
     blocks = "".join(f", {name}" for name, used in changed.items() if used)
+    internal = (
+        f" A second head after block {config.internal_block} serves Internal Guidance (arXiv 2512.24176): "
+        "`internal_guidance=` in a call, 1 for none."
+        if config.internal_block
+        else ""
+    )
     return (
         f"A diffusion transformer (SiT, arXiv 2401.08740): {config.depth} blocks of width {config.hidden_size}, mixers "
         f"{mixers}{source}{blocks}, patch {config.patch_size}, {task}. It predicts the "
         f"{config.prediction} of the {config.interpolant} interpolant on {config.in_channels}-channel latents of size "
-        f"{config.input_size}. Autoencoder: {latents}."
+        f"{config.input_size}. Autoencoder: {latents}.{internal}"
     )
 
 

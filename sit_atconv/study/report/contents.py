@@ -122,7 +122,9 @@ def _way(reached: Reached) -> str:
     often = f"of one every {reached.every:,} steps"
     if reached.samples is None:
         return often
-    how = "unguided" if reached.guidance == 1 else f"guided (scale {reached.guidance:g})"
+    scales = [f"scale {reached.guidance:g}"] if reached.guidance != 1 else []
+    scales += [f"internal guidance {reached.internal_guidance:g}"] if reached.internal_guidance != 1 else []
+    how = f"guided ({', '.join(scales)})" if scales else "unguided"
     return f"{often} on {reached.samples:,} {how} samples"
 
 

@@ -4,7 +4,7 @@ import logging
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -20,7 +20,7 @@ from sit_atconv.runtime.reading import read_json
 from sit_atconv.runtime.whole_files import followed
 from sit_atconv.sampling import sample_to_directory
 from sit_atconv.sampling.arguments import add_sampling_arguments, split_sampling_arguments
-from sit_atconv.sampling.settings import SamplerSettings
+from sit_atconv.sampling.settings import OF_GUIDANCE, SamplerSettings
 from sit_atconv.sampling.writing.directory import SETTINGS
 from sit_atconv.study.table.contents import Scored, Table
 from sit_atconv.study.table.folder import Begun, begin_table, require_same_table
@@ -100,14 +100,14 @@ def _chosen_drawing(options: Namespace) -> Drawn:
     if "checkpoint_weights" in rest:
         rest["weights"] = rest.pop("checkpoint_weights")
     plain = SamplerSettings()
-    unguided = replace(settings, guidance=1.0, interval=plain.interval, guidance_channels=plain.guidance_channels)
-    return Drawn(unguided, None if settings.guidance == 1 else settings, **rest)
+    unguided = replace(settings, **{name: getattr(plain, name) for name in OF_GUIDANCE})
+    return Drawn(unguided, None if unguided == settings else settings, **rest)
 
 
 def _begun(subjects: Sequence[Subject], drawn: Drawn, chosen: Options, options: Namespace) -> Begun:
     return Begun(
         checkpoints={subject.name: str(subject.checkpoint) for subject in subjects},
-        drawing=asdict(drawn),
+        drawing=drawn.to_dict(),
         scoring={
             "reference": options.reference,
             "features": options.features,

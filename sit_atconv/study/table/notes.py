@@ -6,11 +6,10 @@ from typing import Any
 
 from sit_atconv.evaluation.report import Report, title
 from sit_atconv.evaluation.scoring.bootstrap import COVERAGE
-from sit_atconv.sampling.settings import SamplerSettings
+from sit_atconv.sampling.settings import OF_GUIDANCE, SamplerSettings
 from sit_atconv.study.table.contents import Table
 from sit_atconv.study.table.rows import Subject
 
-_OF_GUIDANCE = ("guidance", "interval", "guidance_channels")
 _ROUNDING = (
     "samples are bytes before they are scored: 127.5 x + 128 for a pixel x from -1 to 1, clamped to 0 and 255 and "
     "rounded down, hence to the nearest, as in ADM, DiT and SiT."
@@ -66,11 +65,15 @@ def digests(table: Table, subject: Subject) -> dict[str, dict[str, str]]:
 def _about_model(table: Table, subject: Subject) -> str:
     calls = "; ".join(f"{kind} {_calls(count)}" for kind, count in subject.calls.items())
     files = _files(digests(table, subject)["checkpoint"])
-    kinds = "" if "guided" in subject.calls or not table.drawn.guided else " It has no guided rows: no null class."
+    kinds = "" if "guided" in subject.calls or not table.drawn.guided else f" It has no guided rows: {_lacks(table)}."
     return (
         f"{subject.weights} ({files}). Autoencoder: {subject.autoencoder}. "
         f"Calls of networks for a sample: {calls}.{kinds}"
     )
+
+
+def _lacks(table: Table) -> str:
+    return "no null class" if table.drawn.guided.internal_guidance == 1 else "no second head, or no null class"
 
 
 def _calls(count: object) -> str:
@@ -80,7 +83,7 @@ def _calls(count: object) -> str:
 def _about_sampling(table: Table) -> str:
     settings, usual = table.drawn.unguided, asdict(SamplerSettings())
     steps = "" if settings.solver == "dopri5" else f", {settings.steps} steps"
-    left_out = ("solver", "steps", *_OF_GUIDANCE)
+    left_out = ("solver", "steps", *OF_GUIDANCE)
     if settings.solver == "dopri5":
         shown = {"atol": settings.atol, "rtol": settings.rtol}
     elif settings.stochastic:
@@ -95,14 +98,23 @@ def _about_sampling(table: Table) -> str:
 
 def _about_guidance(table: Table) -> str:
     settings = table.drawn.guided
-    low, high = settings.interval
+    internal = f"Internal Guidance by the model's second head, scale {settings.internal_guidance:g} "
+    internal += _at_times(settings.internal_interval)
+    if settings.guidance == 1:
+        return f"{internal}; unguided rows have none."
     channels = f", of the first {settings.guidance_channels} channels only" if settings.guidance_channels else ""
-    where = "at all times" if (low, high) == (0, 1) else f"at times from {low:g} to {high:g} (1 is noise)"
     base = "the null class"
     if table.drawn.weak_checkpoint:
         guided = next(scored for scored in table.scored if scored.set.guided)
         base = f"the model {table.drawn.weak_checkpoint} ({_files(guided.drawn['sha256']['weak_checkpoint'])})"
-    return f"scale {settings.guidance:g} {where}{channels}, away from {base}; unguided rows have none."
+    where = _at_times(settings.interval)
+    also = "" if settings.internal_guidance == 1 else f"; {internal}"
+    return f"scale {settings.guidance:g} {where}{channels}, away from {base}{also}; unguided rows have none."
+
+
+def _at_times(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return "at all times" if (low, high) == (0, 1) else f"at times from {low:g} to {high:g} (1 is noise)"
 
 
 def _about_intervals(table: Table) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sit_atconv.autoencoder import IDENTITY, Autoencoder
 from sit_atconv.errors import InputError
@@ -30,6 +31,21 @@ class Drawn:
     weights: str | None = None
     vae: str | None = None
     weak_checkpoint: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it but for paths."""
+        guided = self.guided and self.guided.to_dict()
+        return {**vars(self), "unguided": self.unguided.to_dict(), "guided": guided}
+
+    def guides(self, model: SiT) -> bool:
+        """Whether `model` has what the guided rows need, or may need as far as is known: a null class, or a head."""
+        if self.guided is not None and self.guided.internal_guidance != 1:
+            has_head = model.config.internal_block is not None
+            return has_head and (self.guided.guidance == 1 or self._guides_classes(model))
+        return self._guides_classes(model)
+
+    def _guides_classes(self, model: SiT) -> bool:
+        return self.weak_checkpoint is not None or bool(model.config.num_classes and model.config.label_dropout)
 
 
 @dataclass(frozen=True)
@@ -126,8 +142,9 @@ def examine(checkpoints: dict[str, Path], drawn: Drawn) -> list[Subject]:
         raise InputError("The scale of the guided rows is missing: give --guidance SCALE, such as --guidance 1.8.")
     if drawn.guided is not None and not guided:
         raise InputError(
-            "None of these models can be guided: they are unconditional, or never learned a null class. Leave out "
-            "--guidance and what belongs to it, or name a model to guide away from with --weak-checkpoint."
+            "None of these models can be guided so: they are unconditional, or never learned a null class, or have no "
+            "second head for --internal-guidance. Leave out --guidance or --internal-guidance and what belongs to it, "
+            "or name a model to guide away from with --weak-checkpoint."
         )
     return subjects
 
@@ -139,7 +156,7 @@ def _subject(name: str, path: Path, drawn: Drawn, weak: SiT | None) -> Subject:
     for rule in filter(None, rules):
         choose_labels(rule, range(1), model.classes, drawn.seed)  # raises where there is nothing to draw
     calls = {"unguided": count_calls(model, drawn.unguided)}
-    if weak is not None or (model.config.num_classes and model.config.label_dropout):
+    if drawn.guides(model):
         calls["guided"] = None if drawn.guided is None else count_calls(model, drawn.guided, weak)
     return Subject(name, path, str(found), found.step, _described(autoencoder), tuple(reversed(rules)), calls)
 

@@ -82,7 +82,7 @@ def to_json(table: Table) -> dict[str, Any]:
             }
             for subject in table.subjects
         },
-        "drawing": asdict(table.drawn),
+        "drawing": table.drawn.to_dict(),
         "warnings": warnings(table),
         "notes": [{"about": term, "text": text} for term, text in notes(table)],
     }

@@ -2,14 +2,14 @@
 
 import importlib.util
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from sit_atconv.alignment import CachedTeacher, Teacher, find_tokens
-from sit_atconv.config import Config, TeacherConfig
+from sit_atconv.alignment import LATENTS, CachedTeacher, LatentTeacher, Teacher, find_tokens
+from sit_atconv.config import AlignmentConfig, Config, FlowConfig, TeacherConfig
 from sit_atconv.data.latents import LatentDataset, refuse_damaged
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
@@ -56,7 +56,61 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
             f"alignment.block is {config.alignment.block}, but {name} has {len(model.blocks)} blocks: "
             "choose one of them, counted from 1."
         )
+    _require_latents_alone(config)
+    _require_regularisers(config, len(model.blocks))
     return model
+
+
+def _require_latents_alone(config: Config) -> None:
+    """Raise `InputError` for options of other teachers beside the latents, for which they would do nothing."""
+    alignment = config.alignment
+    taught = [teacher for teacher in alignment.teachers if teacher.name == LATENTS] if alignment else []
+    usual = TeacherConfig()
+    if any(teacher != replace(usual, name=LATENTS) for teacher in taught):
+        raise InputError(
+            "weights and cached would do nothing for the teacher latents, which is no network: leave them out."
+        )
+    if len(taught) > 1:
+        raise InputError("alignment.teachers names latents twice: once is enough.")
+    if taught and len(alignment.teachers) == 1:
+        usual = AlignmentConfig()
+        given = [key for key in ("variant", "projector_width") if getattr(alignment, key) != getattr(usual, key)]
+        if given:
+            raise InputError(
+                f"alignment.{given[0]} would do nothing: the teacher latents has a projector of its own, five layers "
+                "as wide as the model. Leave it out."
+            )
+
+
+def _require_regularisers(config: Config, depth: int) -> None:
+    """Raise `InputError` for options of Internal Guidance and of the dispersive loss that would do nothing."""
+    flow, usual = config.flow, FlowConfig()
+    if config.model.internal_block is None and flow.internal_weight != usual.internal_weight:
+        raise InputError(
+            "flow.internal_weight would do nothing: there is no second head. Set model.internal_block to the block "
+            "after which it predicts, or leave the weight out."
+        )
+    if flow.dispersion is None:
+        keys = ("dispersion_block", "dispersion_tau", "dispersion_group")
+        if given := [key for key in keys if getattr(flow, key) != getattr(usual, key)]:
+            raise InputError(f"flow.{given[0]} would do nothing: set flow.dispersion, the weight of the loss, as well.")
+    elif (flow.dispersion_block or 1) > depth:
+        raise InputError(
+            f"flow.dispersion_block is {flow.dispersion_block}, but the model has {depth} blocks: choose one of them, "
+            "counted from 1."
+        )
+
+
+def require_groups(config: Config, processes: int) -> None:
+    """Raise `InputError` unless every process's micro-batch divides into groups for the dispersive loss."""
+    group, settings = config.flow.dispersion_group, config.training
+    micro_batch = settings.batch_size // (settings.accumulation * processes)
+    if config.flow.dispersion is not None and (group < 2 or micro_batch % group):
+        raise InputError(
+            f"flow.dispersion compares groups of {group} samples, into which the {micro_batch} of a micro-batch "
+            f"(training.batch_size {settings.batch_size}, accumulation {settings.accumulation}, processes {processes}) "
+            "do not divide: set flow.dispersion_group to a divisor of it, 2 at least, and the same in runs to compare."
+        )
 
 
 def require_undamaged(dataset: LatentDataset, accelerator: Accelerator) -> None:
@@ -69,13 +123,17 @@ def require_undamaged(dataset: LatentDataset, accelerator: Accelerator) -> None:
     refuse_damaged(faults, " (--data.verify false would train on what is there)")
 
 
-def build_teachers(config: Config, dataset: LatentDataset, device: torch.device) -> list[Teacher | CachedTeacher]:
+def build_teachers(
+    config: Config, dataset: LatentDataset, model: SiT, device: torch.device
+) -> list[Teacher | CachedTeacher | LatentTeacher]:
     """The alignment's frozen teachers, or their tokens cached in the data; an empty list without alignment.
 
     Raises `InputError` when a teacher cannot be loaded, or the data do not hold its cached tokens.
     """
 
-    def build(teacher: TeacherConfig) -> Teacher | CachedTeacher:
+    def build(teacher: TeacherConfig) -> Teacher | CachedTeacher | LatentTeacher:
+        if teacher.name == LATENTS:
+            return LatentTeacher(model.patch_size, model.in_channels)
         if not teacher.cached:
             return Teacher(teacher.name, teacher.weights, device)
         number = find_tokens(teacher.name, teacher.weights, dataset.teachers, config.data.path)

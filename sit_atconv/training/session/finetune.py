@@ -15,7 +15,7 @@ from sit_atconv.models.mixers.pattern import Entry, ParallelEntry, describe_patt
 
 log = logging.getLogger(__name__)
 
-_LABELS = "label_embed.weight"
+_LABELS, _INTERNAL = "label_embed.weight", "internal."
 # Settings that determine the weights' shapes and meaning. The position embedding is recomputed for the new grid.
 _NETWORK = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "norm", "mlp")
 _MEANING = ("interpolant", "prediction")
@@ -40,6 +40,10 @@ def begin_with(model: SiT, path: str) -> None:
         # The meaning of the latents is compared; which weights encoded them is not, as that is the user's choice.
         replace(theirs, weights_hash="").require_same(ours, path, "the data")
     state = {name: tensor for name, tensor in source.state_dict().items() if name != "position_table"}
+    if source.config.internal_block != model.config.internal_block:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_INTERNAL)}
+        if model.internal is not None:
+            log.info("The head of Internal Guidance begins anew: there it is after another block, or not at all.")
     old = state.pop(_LABELS, None)
     if model.label_embed is not None and old is not None:
         state[_LABELS] = _resize_labels(old, source, model)

@@ -1,11 +1,20 @@
-"""The training loss of one micro-batch: flow matching, and alignment to teachers when there are any."""
+"""The training loss of one micro-batch: flow matching, and what is asked for beside it, as alignment to teachers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sit_atconv.alignment import ConvProjector, Projector, normalise_spatially
+from sit_atconv.alignment import (
+    LATENTS,
+    ConvProjector,
+    LatentProjector,
+    Projector,
+    dispersive_loss,
+    latent_loss,
+    normalise_spatially,
+)
 from sit_atconv.config import AlignmentConfig, FlowConfig
 from sit_atconv.flow import (
     alignment_loss,
@@ -19,7 +28,10 @@ from sit_atconv.flow import (
     times_from_uniform,
 )
 from sit_atconv.models import SiT
+from sit_atconv.models.sit import INTERNAL
 from sit_atconv.randomness import Stream, keyed_normal, keyed_uniform
+
+PREDICTED = "predicted"  # the key of the network's prediction among what a forward pass gives
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,10 @@ class Objective(nn.Module):
         require_times(flow.times, self.interpolant, flow.times_mean, flow.times_std)
         if flow.cosine:
             require_direction(flow.prediction, model.in_channels)
-        self.projectors = nn.ModuleList(self._projector(width) for width in teacher_widths)
+        self._by_latents = [teacher.name == LATENTS for teacher in alignment.teachers] if teacher_widths else []
+        kinds = zip(teacher_widths, self._by_latents, strict=True)
+        self.projectors = nn.ModuleList(self._projector(width, by_latents) for width, by_latents in kinds)
+        self._dispersed = None if flow.dispersion is None else flow.dispersion_block or max(1, len(model.blocks) // 4)
 
     def forward(
         self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor] | None
@@ -88,44 +103,62 @@ class Objective(nn.Module):
         if self.model.num_classes:
             y = drop_labels(labels, draws.dropout, self.flow.label_dropout, self.model.num_classes)
         projected: list[Tensor] = []
-        predicted: list[Tensor] = []
+        found: dict[str, Tensor] = {}  # what the forward pass gives beside the prediction
 
-        def project(tokens: Tensor) -> None:
-            projected.extend(projector(tokens) for projector in self.projectors)
+        def read(block: int, tokens: Tensor) -> None:
+            if self.alignment and block == self.alignment.block:
+                projected.extend(projector(tokens) for projector in self.projectors)
+            if block == self._dispersed:
+                found["dispersion"] = dispersive_loss(tokens, self.flow.dispersion_group, self.flow.dispersion_tau)
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
-            blocks = [self.alignment.block] if self.alignment else []
-            predicted.append(self.model.forward_intermediates(x_t, t, y, blocks, read=project)[0])
-            return predicted[-1]
+            blocks = [each for each in (self.alignment and self.alignment.block, self._dispersed) if each]
+            has_head = self.model.internal is not None
+            prediction, others = self.model.forward_intermediates(x_t, t, y, blocks, read=read, internal=has_head)
+            found.update({INTERNAL: others[INTERNAL]} if has_head else {})
+            found[PREDICTED] = prediction
+            return prediction
 
-        flow = flow_matching_loss(
-            network,
-            latents,
-            draws.noise,
-            draws.times,
-            self.interpolant,
-            prediction=self.flow.prediction,
-            weighting=self.flow.weighting,
-        ).mean()
+        flow = self._error(network, latents, draws)
         loss, terms = flow, {"flow": flow.detach()}
         if self.flow.cosine:
-            cosine = direction_loss(predicted[0], latents, draws.noise, draws.times, self.interpolant).mean()
+            cosine = direction_loss(found[PREDICTED], latents, draws.noise, draws.times, self.interpolant).mean()
             loss, terms["cosine"] = loss + self.flow.cosine * cosine, cosine.detach()
         if self.alignment is not None:
             alignment = self._alignment(projected, teachers)
             loss, terms["alignment"] = loss + self.alignment.coefficient * alignment, alignment.detach()
+        if INTERNAL in found:
+            internal = self._error(lambda x_t, t: found[INTERNAL], latents, draws)
+            loss, terms[INTERNAL] = loss + self.flow.internal_weight * internal, internal.detach()
+        if self._dispersed is not None:
+            dispersion = found["dispersion"]
+            loss, terms["dispersion"] = loss + self.flow.dispersion * dispersion, dispersion.detach()
         return {"loss": loss, **terms}
+
+    def _error(self, network: Callable[[Tensor, Tensor], Tensor], latents: Tensor, draws: Draws) -> Tensor:
+        """The mean loss of a prediction."""
+        flow, path = self.flow, self.interpolant
+        losses = flow_matching_loss(
+            network, latents, draws.noise, draws.times, path, prediction=flow.prediction, weighting=flow.weighting
+        )
+        return losses.mean()
 
     def _alignment(self, projected: list[Tensor], teachers: list[Tensor] | None) -> Tensor:
         if teachers is None:  # zero with zero gradients: distributed wrappers expect the same graph in every step
             return 0 * torch.stack([each.float().mean() for each in projected]).sum()
-        if self.alignment.variant == "irepa":
-            teachers = [normalise_spatially(target) for target in teachers]
-        terms = [alignment_loss(each, target).mean() for each, target in zip(projected, teachers, strict=True)]
+        terms = []
+        for each, target, by_latents in zip(projected, teachers, self._by_latents, strict=True):
+            if by_latents:
+                terms.append(latent_loss(each, target).mean())
+            else:
+                target = normalise_spatially(target) if self.alignment.variant == "irepa" else target
+                terms.append(alignment_loss(each, target).mean())
         return torch.stack(terms).mean()
 
-    def _projector(self, width: int) -> nn.Module:
+    def _projector(self, width: int, by_latents: bool) -> nn.Module:
         dim = self.model.config.hidden_size
+        if by_latents:
+            return LatentProjector(dim, width)
         if self.alignment.variant == "irepa":
             return ConvProjector(dim, width, self.model.grid)
         return Projector(dim, width, self.alignment.projector_width)

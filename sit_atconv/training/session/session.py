@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from sit_atconv.alignment import CachedTeacher, Teacher
+from sit_atconv.alignment import CachedTeacher, LatentTeacher, Teacher
 from sit_atconv.config import Config
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
@@ -24,7 +24,13 @@ from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.processes import WAIT_FOR_WORK
 from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
-from sit_atconv.training.session.build import build_model, build_teachers, require_trackers, require_undamaged
+from sit_atconv.training.session.build import (
+    build_model,
+    build_teachers,
+    require_groups,
+    require_trackers,
+    require_undamaged,
+)
 from sit_atconv.training.session.finetune import begin_with
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.session.launcher import require_launcher_of
@@ -49,7 +55,7 @@ class Session:
     adam: AdamW
     optimizer: Optimizer
     averages: WeightAverages
-    teachers: list[Teacher | CachedTeacher]
+    teachers: list[Teacher | CachedTeacher | LatentTeacher]
     heldout: LatentDataset | None = None
 
     def loader(self, start_step: int) -> DataLoader:
@@ -83,6 +89,13 @@ class Session:
         """The fingerprint of the run's data, including its cached tokens."""
         return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
 
+    def taught(self, batch: dict[str, Tensor]) -> bool:
+        """Whether this micro-batch is aligned with teachers, who stop after `stop_after` steps."""
+        if not self.teachers:
+            return False
+        last = self.config.alignment.stop_after
+        return last is None or int(batch["position"][0]) < last * self.config.training.batch_size
+
     def epochs(self, step: int) -> float:
         """Images seen in so many steps over images to train on: mirrored ones are the same, held-out ones no part."""
         return step * self.config.training.batch_size / len(self.dataset)
@@ -99,8 +112,9 @@ def build_session(config: Config, run: Path) -> Session:
     require_trackers(config.log.trackers)
     require_measure(config)
     accelerator = _accelerator(config, run)
+    require_groups(config, accelerator.num_processes)
     device = accelerator.device
-    live = config.alignment is not None and any(not teacher.cached for teacher in config.alignment.teachers)
+    live = config.alignment is not None and any(teacher.live for teacher in config.alignment.teachers)
     dataset, heldout = split_data(config, open_dataset(config.data.path, images=live))
 
     # Initial weights are drawn on the CPU, so they are the same on every process and device.
@@ -111,7 +125,7 @@ def build_session(config: Config, run: Path) -> Session:
     begun = any((run / "checkpoints").glob("step-*"))  # then a checkpoint has the weights, and init_from need not exist
     if config.model.init_from is not None and not begun:
         begin_with(model, config.model.init_from)
-    teachers = build_teachers(config, dataset, device)
+    teachers = build_teachers(config, dataset, model, device)
     if config.data.verify:
         for each in (dataset, heldout) if isinstance(config.data.heldout, str) else (dataset,):
             require_undamaged(each, accelerator)

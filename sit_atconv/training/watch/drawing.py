@@ -10,4 +10,5 @@ def sampler_settings(config: PreviewConfig | EvaluationConfig) -> SamplerSetting
     Raises `InputError` for settings that cannot be used.
     """
     interval = tuple(config.interval) if config.guidance != 1 else (0.0, 1.0)
-    return SamplerSettings(config.solver, config.steps, config.guidance, interval)
+    internal = {"internal_guidance": config.internal_guidance, "internal_interval": tuple(config.internal_interval)}
+    return SamplerSettings(config.solver, config.steps, config.guidance, interval, **internal)

@@ -10,6 +10,7 @@ from sit_atconv.training.run.measures import HELDOUT, find_score, lower_is_bette
 
 # A note of the log that begins with one of these says that from there on something else was measured.
 _OF_SAMPLES = ("reference", "samples", "features", "weights", "solver", "steps", "guidance", "interval")
+_OF_SAMPLES += ("internal_guidance", "internal_interval")
 _SAMPLES_CHANGED = ("evaluation:", *(f"evaluation.{key}:" for key in _OF_SAMPLES))
 _LOSS_CHANGED = ("data.heldout:",)
 
@@ -86,15 +87,21 @@ class Goals:
 
     def sentence(self, goal: Goal, step: int) -> str:
         """That a goal was reached at `step`, how often it was looked at, and whether samples were guided."""
-        every, guidance = self._config.every, self._config.guidance
+        every, scales = self._config.every, described_guidance(self._config.guidance, self._config.internal_guidance)
         if goal.name == HELDOUT:
             how = ""
-        elif guidance == 1:
+        elif not scales:
             how = ", of unguided samples"
         else:
-            how = f", of samples with guidance {guidance:g} (published epochs to a FID are those of unguided ones)"
+            how = f", of samples with {scales} (published epochs to a FID are those of unguided ones)"
         when = f"{goal} is reached after {self._epochs(step):.4g} epochs, at step {step}"
         return f"{when}, by the first evaluation of those every {every} steps{how}."
+
+
+def described_guidance(guidance: float, internal: float) -> str:
+    """Such as "guidance 1.5 and internal guidance 1.9"; empty without guidance."""
+    scales = {"guidance": guidance, "internal guidance": internal}
+    return " and ".join(f"{name} {scale:g}" for name, scale in scales.items() if scale != 1)
 
 
 def _since(lines: Sequence[Record], changes: tuple[str, ...]) -> Sequence[Record]:
