@@ -26,7 +26,7 @@ ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
+Solver = Literal["euler", "heun", "midpoint", "adams2", "adams4", "dopri5", "sde", "sde-heun"]
 
 
 def if_set(default: Any) -> Any:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, fields
 
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS, ODE_METHODS
-from sit_atconv.flow.ode import require_steps
+from sit_atconv.flow.ode import FIXED_STEP_METHODS, require_steps
 
 SDE_SOLVERS = {"sde": "euler-maruyama", "sde-heun": "heun"}
 SOLVERS = (*ODE_METHODS, *SDE_SOLVERS)
 PRECISIONS = ("no", "bf16")
+_FIXED = f"{', '.join(FIXED_STEP_METHODS[:-1])} or {FIXED_STEP_METHODS[-1]}"
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,12 @@ class SamplerSettings:
     """Settings of the sampler.
 
     Args:
-        solver: "euler", "heun", "midpoint", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
+        solver: "euler", "heun", "midpoint", "adams2", "adams4", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
         steps: N intervals; dopri5 chooses its own.
         guidance: guidance scale, 1 for none.
         interval: times (low, high) within which guidance acts.
         guidance_channels: guide only this many leading latent channels; None guides all.
-        shift: timestep shift of euler, heun and midpoint.
+        shift: timestep shift of the ODE solvers with fixed steps, all but dopri5.
         atol, rtol: tolerances of dopri5.
         diffusion, diffusion_scale, last_step, last_step_size: of the SDE, see `integrate_sde`.
         precision: "no", or "bf16" to run the network in autocast.
@@ -63,7 +64,7 @@ class SamplerSettings:
         if self.last_step == "none":
             self._refuse(("last_step_size",), f"with the last step none: choose {', '.join(LAST_STEPS[:-1])}")
         if self.stochastic or self.solver == "dopri5":
-            self._refuse(("shift",), f"with the solver {self.solver}: choose euler, heun or midpoint")
+            self._refuse(("shift",), f"with the solver {self.solver}: choose {_FIXED}")
         if self.solver != "dopri5":
             self._refuse(("atol", "rtol"), f"with the solver {self.solver}: they are dopri5's")
 
