@@ -13,6 +13,14 @@ PRECISIONS = ("no", "bf16")
 _FIXED = f"{', '.join(FIXED_STEP_METHODS[:-1])} or {FIXED_STEP_METHODS[-1]}"
 
 
+class NoEffectError(InputError):
+    """Options that would do nothing beside the others; `names` are their settings."""
+
+    def __init__(self, names: list[str], why: str) -> None:
+        super().__init__(f"{', '.join(names)} would do nothing {why}.")
+        self.names = names
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """Settings of the sampler.
@@ -31,8 +39,9 @@ class SamplerSettings:
             long runs on a GPU.
 
     Raises:
-        InputError: for unknown names, values out of range, and options that would have no effect: an interval or
-            channels without guidance, options of another kind of solver, the size of a last step without one.
+        InputError: for unknown names, values out of range, and (`NoEffectError`) options that would have no effect: an
+            interval or channels without guidance, options of another kind of solver, the size of a last step without
+            one.
     """
 
     solver: str = "heun"
@@ -97,4 +106,4 @@ class SamplerSettings:
         defaults = {field.name: field.default for field in fields(self)}
         given = [name for name in names if getattr(self, name) != defaults[name]]
         if given:
-            raise InputError(f"{', '.join(given)} would do nothing {why}.")
+            raise NoEffectError(given, why)
