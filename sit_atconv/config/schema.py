@@ -153,7 +153,7 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, fused where torch has it.
+    """AdamW, fused where torch has it, or Muon with it.
 
     Args:
         lr: learning rate after warm-up.
@@ -164,6 +164,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear warm-up from 0.
         schedule: "constant", as in all published runs, or "linear" decay to 0 at the last step, for short runs; with
             training.max_seconds, by the share of the steps or of the time, whichever is larger.
+        name: "adamw", or "muon" for the matrices of mixers and MLPs, with AdamW for all other weights.
+        momentum: of Muon.
     """
 
     lr: PositiveFloat = 1e-4
@@ -173,6 +175,12 @@ class OptimizerConfig:
     clip_norm: PositiveFloat | None = 1.0
     warmup_steps: Annotated[int, Meta(ge=0, le=10**12)] = 0
     schedule: Literal["constant", "linear"] = "constant"
+    name: Literal["adamw", "muon"] = if_set("adamw")
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = if_set(0.95)
+
+    def __post_init__(self) -> None:
+        if self.name == "adamw" and self.momentum != 0.95:
+            raise InputError("optimizer.momentum would do nothing: it is Muon's. Set optimizer.name to muon, too.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Attention within windows that may be shifted (Swin Transformer, Liu et al. 2021, arXiv 2103.14030)."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
@@ -29,6 +31,8 @@ class Window(nn.Module):
     Raises:
         InputError: when `num_heads` does not divide `dim`, or for a window or shift out of range.
     """
+
+    matrices: ClassVar = {"qkv": 3}
 
     def __init__(self, dim: int, num_heads: int, window: int = 8, shift: int = 0, relative_bias: bool = True) -> None:
         super().__init__()
