@@ -14,7 +14,7 @@ from sit_atconv.config import Config, FlowConfig, OptimizerConfig, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.models.matrices import hidden_matrices
-from sit_atconv.models.mixers import list_mixers
+from sit_atconv.models.mixers import Attention, list_mixers
 from sit_atconv.training.run.guard import step_unless_bad
 from sit_atconv.training.session import optimizer as optimizer_module
 from sit_atconv.training.session.objective import Objective
@@ -179,6 +179,13 @@ def test_every_mixer_names_its_matrices(mixer: str) -> None:
     left_out = {name for name, p in named.items() if p.ndim == 2 and name.startswith("blocks") and name not in found}
     rest = ("modulation.weight", "kernel_gen.weight", "table", "position.weight", "fc.weight")
     assert [name for name in left_out if not name.endswith(rest)] == []
+
+
+@pytest.mark.parametrize("said", [5, (10, 7)])
+def test_a_mixer_that_miscounts_its_matrices_is_named(said: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Attention, "matrices", {"qkv": said})
+    with pytest.raises(InputError, match=r"Attention.matrices divides qkv into .*, but its weight has 48 rows"):
+        hidden_matrices(create_model("SiT-S/2", **SMALL))
 
 
 def test_without_its_name_the_optimizer_and_its_file_are_adamws() -> None:

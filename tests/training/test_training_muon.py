@@ -63,7 +63,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, sharded: bool) -> N
     run_tiny(tmp_path / "one", extra)
     assert launch(tmp_path / "two", 2, extra, *(["shard_the_model"] if sharded else [])) == [0, 0]
     assert len({rank["ema"] for rank in records(tmp_path / "two", 2)}) == 1
-    one, two = (checkpoint_tensors(tmp_path / run / "checkpoints" / "latest") for run in ("one", "two"))
+    one, two = (checkpoint_tensors(tmp_path / run / "checkpoints" / "step-0000006") for run in ("one", "two"))
+    before = checkpoint_tensors(tmp_path / "one" / "checkpoints" / "step-0000003")
     assert one.keys() == two.keys()
-    for name, values in one.items():
-        torch.testing.assert_close(two[name], values, atol=1e-3, rtol=0, msg=name)
+    matrices = {name for name in one if name.endswith(tuple(f"{part}.weight" for part in ("qkv", "fc1", "value_proj")))}
+    assert len(matrices) == 2 * 4  # in the raw weights and in the average
+    for name in matrices:  # updates of each shard alone would differ by half of what they are
+        assert (two[name] - one[name]).norm() < 0.01 * (one[name] - before[name]).norm()
