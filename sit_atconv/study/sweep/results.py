@@ -91,10 +91,10 @@ def _about_samples(sweep: Sweep) -> str:
 
 def _about_choice(sweep: Sweep) -> str:
     return (
-        f"the best of {len(sweep.rows)} numbers, each measured on {sweep.about['num_samples']:,} samples, is better "
-        "than its point is: it was chosen on the noise that it is scored with, and few samples change the distances "
-        "besides. Do not publish it. Score this point with another seed and as many samples as others use; the command "
-        "is below."
+        f"the best of {len(sweep.rows)} numbers, each measured on {sweep.about['num_samples']:,} samples, makes its "
+        "point look better than it is: it was chosen on the noise that it is scored with. Few samples change the "
+        "distances besides. Do not publish it. Score this point with another seed and as many samples as others use; "
+        "the command is below."
     )
 
 
