@@ -1,7 +1,7 @@
 """Compares all solvers from the same noise: `python -m benchmarks.solvers --checkpoint MODEL [--png GRID.png]`.
 
 Prints the counted number of network evaluations per image, and the distance of each solver's images from those of 1,000
-Heun steps. The grid has a row for each solver.
+Heun steps, for each of the `--steps`. The grid has a row for each solver, with the last of these.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Counter:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, nargs="+", default=[50])
     parser.add_argument("--num-samples", type=int, default=10)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--json", type=Path, default=Path("solvers.json"))
@@ -53,29 +53,35 @@ def main() -> None:
         return torch.cat([batch.images for batch in generate(model, autoencoder, rows, settings, labels=labels)])
 
     exact = draw(SamplerSettings("heun", 1000)).float()
-    calls: dict[str, dict[str, float]] = {}
-    distance: dict[str, float] = {}
-    pictures = []
-    for solver in SOLVERS:
-        calls[solver] = {}
-        for name, guidance in GUIDED.items() if model.config.num_classes else [("no guidance", {})]:
-            counter.rows = 0
-            images = draw(replace(SamplerSettings(), solver=solver, steps=options.steps, **guidance))
-            calls[solver][name] = counter.rows / len(rows)
-            if name == "no guidance":
-                pictures.append(images)
-                distance[solver] = (images.float() - exact).square().mean().sqrt().item()
-
-    columns = list(next(iter(calls.values())))
-    print(f"{'evaluations per image':24}" + "".join(f"{column:>20}" for column in columns) + f"{'to exact ODE':>16}")
-    for solver, counted in calls.items():
-        far = f"{distance[solver]:16.2f}" if not SamplerSettings(solver).stochastic else f"{'(other images)':>16}"
-        print(f"{solver:24}" + "".join(f"{counted[column]:20.1f}" for column in columns) + far)
-    print(f"\n{options.steps} steps. The distance is the root mean square of grey levels, of {len(rows)} images.")
+    found: list[dict] = []
+    for steps in options.steps:
+        pictures = []
+        for solver in SOLVERS:
+            calls = {}
+            for name, guidance in GUIDED.items() if model.config.num_classes else [("no guidance", {})]:
+                counter.rows = 0
+                images = draw(replace(SamplerSettings(), solver=solver, steps=steps, **guidance))
+                calls[name] = counter.rows / len(rows)
+                if name == "no guidance":
+                    pictures.append(images)
+                    distance = (images.float() - exact).square().mean().sqrt().item()
+            found.append({"solver": solver, "steps": steps, "calls": calls, "distance": distance})
+        show(steps, [row for row in found if row["steps"] == steps])
+    print(f"\nThe distance is the root mean square of grey levels, of {len(rows)} images.")
     if options.png:
         save_grid(torch.cat(pictures), len(rows), options.png)
-    found = [{"solver": solver, "calls": calls[solver], "distance": distance[solver]} for solver in calls]
-    write_json(options.json, device, found, steps=options.steps)
+    write_json(options.json, device, found)
+
+
+def show(steps: int, rows: list[dict]) -> None:
+    """Print the table of one number of steps."""
+    columns = list(rows[0]["calls"])
+    title = f"evaluations, {steps} steps"
+    print(f"\n{title:24}" + "".join(f"{column:>20}" for column in columns) + f"{'to exact ODE':>16}")
+    for row in rows:
+        stochastic = SamplerSettings(row["solver"]).stochastic
+        far = f"{'(other images)':>16}" if stochastic else f"{row['distance']:16.2f}"
+        print(f"{row['solver']:24}" + "".join(f"{row['calls'][column]:20.1f}" for column in columns) + far)
 
 
 if __name__ == "__main__":

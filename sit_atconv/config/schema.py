@@ -26,7 +26,7 @@ ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
+Solver = Literal["euler", "heun", "midpoint", "adams2", "adams4", "dopri5", "sde", "sde-heun"]
 
 
 def if_set(default: Any) -> Any:
@@ -188,7 +188,7 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, fused where torch has it.
+    """AdamW, fused where torch has it, or Muon with it.
 
     Args:
         lr: learning rate after warm-up.
@@ -199,6 +199,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear warm-up from 0.
         schedule: "constant", as in all published runs, or "linear" decay to 0 at the last step, for short runs; with
             training.max_seconds, by the share of the steps or of the time, whichever is larger.
+        name: "adamw", or "muon" for the matrices of mixers and MLPs, with AdamW for all other weights.
+        momentum: of Muon.
     """
 
     lr: PositiveFloat = 1e-4
@@ -208,6 +210,12 @@ class OptimizerConfig:
     clip_norm: PositiveFloat | None = 1.0
     warmup_steps: Annotated[int, Meta(ge=0, le=10**12)] = 0
     schedule: Literal["constant", "linear"] = "constant"
+    name: Literal["adamw", "muon"] = if_set("adamw")
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = if_set(0.95)
+
+    def __post_init__(self) -> None:
+        if self.name == "adamw" and self.momentum != 0.95:
+            raise InputError("optimizer.momentum would do nothing: it is Muon's. Set optimizer.name to muon, too.")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ def at_step(velocity: Velocity, t: float) -> Velocity:
     """The field for all stages of a solver step that starts at time t: guidance is decided once per step, as in REPA.
 
     A field that changes its form with time has a method `at_step(t)`. t is a Python float, so that the decision never
-    waits for the device.
+    waits for the device. What it returns at two times must be equal (==) where the form is the same: multistep solvers
+    compare, and begin anew where it is not.
     """
     return velocity.at_step(t) if hasattr(velocity, "at_step") else velocity
 

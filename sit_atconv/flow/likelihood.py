@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class VelocityAndTrace:
     """
 
     velocity: Velocity
-    probe: Tensor
+    probe: Tensor = field(compare=False)
     network_dtype: torch.dtype
 
     def __call__(self, state: Tensor, t: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from sit_atconv.errors import InputError, require_one_of
+from sit_atconv.flow.adams import ADAMS_ORDERS, Adams
 from sit_atconv.flow.adaptive import integrate_adaptive
 from sit_atconv.flow.field import OnStep, Velocity, at_step, widened
 from sit_atconv.flow.finite import FiniteGuard
 from sit_atconv.flow.losses import shift_times
 
-FIXED_STEP_METHODS = ("euler", "heun", "midpoint")
+FIXED_STEP_METHODS = ("euler", "heun", "midpoint", *ADAMS_ORDERS)
 ODE_METHODS = (*FIXED_STEP_METHODS, "dopri5")
 MOST_STEPS = 100_000
 
@@ -55,7 +56,8 @@ def integrate_ode(
         x: the state at `start`, (B, ...).
         steps: N intervals, see `ode_times`. dopri5 chooses its own.
         method: "euler" (N evaluations); "heun" (2N towards noise, 2N−1 towards data, where the last step is an Euler
-            step since the velocity may not exist at t = 0 and its error is largest near it); "midpoint" (2N); or
+            step since the velocity may not exist at t = 0 and its error is largest near it); "midpoint" (2N);
+            "adams2" (N+1) or "adams4" (N+4), and 1 or 4 more wherever guidance begins or ends, see `Adams`; or
             "dopri5", which chooses steps for each sample separately, see `integrate_adaptive`.
         shift: see `shift_times`.
         atol, rtol: of dopri5; the defaults are SiT's.
@@ -118,10 +120,15 @@ def _integrate_steps(
     state, starts = x.to(dtype), times[:-1].tolist()
     on_host = times.to(dtype)  # arithmetic with CPU scalars does not wait for the device
     towards_data = times[-1] < times[0]
+    adams = Adams(ADAMS_ORDERS[method]) if method in ADAMS_ORDERS else None
     for i, t in enumerate(starts):
-        field = widened(at_step(velocity, t), x.dtype, dtype)
-        only_euler = method == "heun" and towards_data and i == len(starts) - 1
-        state = _step(field, state, on_host[i], on_host[i + 1], "euler" if only_euler else method)
+        form = at_step(velocity, t)
+        field = widened(form, x.dtype, dtype)
+        if adams is not None:
+            state = adams.step(form, field, state, on_host[i], on_host[i + 1])
+        else:
+            only_euler = method == "heun" and towards_data and i == len(starts) - 1
+            state = _step(field, state, on_host[i], on_host[i + 1], "euler" if only_euler else method)
         guard.watch(i, state)
         if on_step is not None:
             state = on_step(i, times[i + 1].item(), state)

@@ -54,7 +54,7 @@ def add_sampling_arguments(parser: ArgumentParser, weights: str = "--checkpoint-
         add("--internal-guidance", type=float, metavar="W", help="of the model's second head; 1 (none) unless given"),
         add("--internal-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with internal guidance"),
         add("--guidance-channels", type=count, help="guide the first so many latent channels only (3: as DiT and SiT)"),
-        add("--shift", type=float, help="timestep shift of euler, heun and midpoint, " + _default("shift")),
+        add("--shift", type=float, help="timestep shift of the ODE solvers but dopri5, " + _default("shift")),
         add("--atol", type=float, help="of dopri5, " + _default("atol")),
         add("--rtol", type=float, help="of dopri5, " + _default("rtol")),
         add("--diffusion", choices=DIFFUSIONS, help="of the SDE, " + _default("diffusion")),

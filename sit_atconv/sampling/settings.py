@@ -7,13 +7,22 @@ from typing import Any
 from sit_atconv.errors import InputError, require_one_of
 from sit_atconv.flow import DIFFUSIONS, LAST_STEPS, ODE_METHODS
 from sit_atconv.flow.guidance import require_guidance_ranges
-from sit_atconv.flow.ode import require_steps
+from sit_atconv.flow.ode import FIXED_STEP_METHODS, require_steps
 
 SDE_SOLVERS = {"sde": "euler-maruyama", "sde-heun": "heun"}
 SOLVERS = (*ODE_METHODS, *SDE_SOLVERS)
 PRECISIONS = ("no", "bf16")
 OF_GUIDANCE = ("guidance", "interval", "guidance_channels", "internal_guidance", "internal_interval")
 _JOINED_LATER = ("internal_guidance", "internal_interval")
+_FIXED = f"{', '.join(FIXED_STEP_METHODS[:-1])} or {FIXED_STEP_METHODS[-1]}"
+
+
+class NoEffectError(InputError):
+    """Options that would do nothing beside the others; `names` are their settings."""
+
+    def __init__(self, names: list[str], why: str) -> None:
+        super().__init__(f"{', '.join(names)} would do nothing {why}.")
+        self.names = names
 
 
 @dataclass(frozen=True)
@@ -21,14 +30,14 @@ class SamplerSettings:
     """Settings of the sampler.
 
     Args:
-        solver: "euler", "heun", "midpoint", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
+        solver: "euler", "heun", "midpoint", "adams2", "adams4", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
         steps: N intervals; dopri5 chooses its own.
         guidance: guidance scale, 1 for none.
         interval: times (low, high) within which guidance acts.
         internal_guidance: scale of Internal Guidance by the model's own head (arXiv 2512.24176), 1 for none.
         internal_interval: times (low, high) within which Internal Guidance acts.
         guidance_channels: guide only this many leading latent channels; None guides all.
-        shift: timestep shift of euler, heun and midpoint.
+        shift: timestep shift of the ODE solvers with fixed steps, all but dopri5.
         atol, rtol: tolerances of dopri5.
         diffusion, diffusion_scale, last_step, last_step_size: of the SDE, see `integrate_sde`.
         precision: "no", or "bf16" to run the network in autocast.
@@ -36,8 +45,9 @@ class SamplerSettings:
             long runs on a GPU.
 
     Raises:
-        InputError: for unknown names, values out of range, and options that would have no effect: an interval or
-            channels without guidance, options of another kind of solver, the size of a last step without one.
+        InputError: for unknown names, values out of range, and (`NoEffectError`) options that would have no effect: an
+            interval or channels without guidance, options of another kind of solver, the size of a last step without
+            one.
     """
 
     solver: str = "heun"
@@ -73,7 +83,7 @@ class SamplerSettings:
         if self.last_step == "none":
             self._refuse(("last_step_size",), f"with the last step none: choose {', '.join(LAST_STEPS[:-1])}")
         if self.stochastic or self.solver == "dopri5":
-            self._refuse(("shift",), f"with the solver {self.solver}: choose euler, heun or midpoint")
+            self._refuse(("shift",), f"with the solver {self.solver}: choose {_FIXED}")
         if self.solver != "dopri5":
             self._refuse(("atol", "rtol"), f"with the solver {self.solver}: they are dopri5's")
 
@@ -109,4 +119,4 @@ class SamplerSettings:
         defaults = {field.name: field.default for field in fields(self)}
         given = [name for name in names if getattr(self, name) != defaults[name]]
         if given:
-            raise InputError(f"{', '.join(given)} would do nothing {why}.")
+            raise NoEffectError(given, why)

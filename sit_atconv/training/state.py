@@ -19,11 +19,11 @@ from sit_atconv.errors import InputError
 from sit_atconv.runtime.reading import read_json
 from sit_atconv.training.averages.sharding import copy_whole, gather_whole, local, split_like
 from sit_atconv.training.run.integrity import read_position, write_position
+from sit_atconv.training.session.optimizer import state_keys
 from sit_atconv.training.session.session import Session
 from sit_atconv.training.session.zero import set_whole, uses_zero, whole_moments
 
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", SAFETENSORS_WEIGHTS_NAME
-_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,16 @@ def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
     parameters = dict(session.bare.named_parameters())
     _require_shapes(weights, parameters, checkpoint)
     for name, parameter in parameters.items():
-        step, *state = (moments[f"{name}/{key}"] for key in _ADAM)
+        state = {key: moments[f"{name}/{key}"] for key in state_keys(session.adam, parameter)}
         if uses_zero(session.accelerator):
-            set_whole(session.adam, parameter, weights[name], step, state)
+            step, *rest = state.values()
+            set_whole(session.adam, parameter, weights[name], step, rest)
             continue
         copy_whole(parameter, weights[name])
-        state = [step.to(local(parameter).device), *(split_like(tensor, parameter) for tensor in state)]
-        session.adam.state[parameter] = dict(zip(_ADAM, state, strict=True))
+        device = local(parameter).device
+        session.adam.state[parameter] = {
+            key: tensor.to(device) if key == "step" else split_like(tensor, parameter) for key, tensor in state.items()
+        }
     for name in session.averages.profiles:
         session.averages.restore(name, load_file(checkpoint / model_folder(session, name) / _AVERAGE))
     learned = read_json(checkpoint / "model" / "config.json", Learned)
@@ -92,10 +95,10 @@ def write_model(session: Session, tensors: dict[str, Tensor], folder: Path) -> N
 
 
 def _moments(session: Session, parameter: Parameter) -> dict[str, Tensor]:
-    """Adam's state of a parameter. All processes call it."""
+    """The optimizer's state of a parameter. All processes call it."""
     if uses_zero(session.accelerator):
         return whole_moments(session.adam, parameter)
-    return {key: session.adam.state[parameter][key] for key in _ADAM}
+    return {key: session.adam.state[parameter][key] for key in state_keys(session.adam, parameter)}
 
 
 def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:

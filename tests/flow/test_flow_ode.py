@@ -204,7 +204,7 @@ def test_a_network_that_gives_nan_at_once_is_asked_twice_by_dopri5() -> None:
     assert len(network.times) == 2
 
 
-@pytest.mark.parametrize("method", ["euler", "heun", "midpoint"])
+@pytest.mark.parametrize("method", ["euler", "heun", "midpoint", "adams2", "adams4"])
 def test_no_step_waits_for_the_device(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device there are no values: whatever looked at one would fail."""
     monkeypatch.setattr(FiniteGuard, "check", lambda self, times: None)  # the one look, after the last step

@@ -176,6 +176,8 @@ def test_a_weak_model_guides_an_unconditional_one(place: Path, tmp_path: Path) -
         (SamplerSettings("heun", 5, guidance=2.0), Calls(9, 9)),
         (SamplerSettings("heun", 5, guidance=2.0, interval=(0.0, 0.5)), Calls(9, 3)),  # steps from 0.4 and, Euler, 0.2
         (SamplerSettings("midpoint", 5), Calls(10, 0)),
+        (SamplerSettings("adams2", 5), Calls(6, 0)),
+        (SamplerSettings("adams4", 5, guidance=2.0), Calls(9, 9)),
         (SamplerSettings("sde", 7), Calls(7, 0)),
         (SamplerSettings("sde-heun", 7), Calls(13, 0)),
         (SamplerSettings("dopri5"), None),

@@ -1,6 +1,7 @@
 """Attentive Convolution (ATConv): a depthwise convolution with kernels generated from the image (arXiv 2510.20092)."""
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class ATConv(nn.Module):
     Raises:
         InputError: for an even kernel size or an unknown value of another option.
     """
+
+    matrices: ClassVar = {"kernel_gen": 0}
 
     def __init__(
         self,

@@ -36,7 +36,8 @@ def register_mixer(name: str) -> Callable[[Mixer], Mixer]:
 
     * ``flops(grid) -> int``: operations for one image, a multiply-add counting as two;
     * ``initialise()``: called last, after the model has initialised every `nn.Linear`;
-    * ``check_grid(grid)``: raises `InputError` for a training grid that the mixer does not support.
+    * ``check_grid(grid)``: raises `InputError` for a training grid that the mixer does not support;
+    * ``matrices``: for Muon, how many matrices a linear layer holds, ``{"qkv": 3}``; 0 if none (`hidden_matrices`).
 
     A mixer computes the same in training and evaluation mode, draws no random numbers, and treats samples
     independently.

@@ -1,7 +1,7 @@
 """What the table says, before it is laid out as Markdown, LaTeX or JSON."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,19 +47,23 @@ class Table:
     @cached_property
     def columns(self) -> list[Column]:
         """A column for every metric that was asked for."""
-        reports = [scored.report for scored in self.scored]
-        keys = dict.fromkeys(key for report in reports for key in (*report.metrics, *report.unsupported))
-        columns = []
-        for key in keys:
-            if not key.endswith("_std"):  # of KID over subsets; the interval says it
-                quantity = score_quantity(key)
-                decimals = enough_decimals(report.metrics.get(key) for report in reports)
-                columns.append(Column(key, quantity.title, quantity.heading, decimals))
-        return columns
+        return columns_of([scored.report for scored in self.scored])
 
     def of(self, subject: Subject) -> list[Scored]:
         """The rows of a model."""
         return [scored for scored in self.scored if scored.set.row == subject.name]
+
+
+def columns_of(reports: Sequence[Report]) -> list[Column]:
+    """A column for every metric that the reports were asked for."""
+    keys = dict.fromkeys(key for report in reports for key in (*report.metrics, *report.unsupported))
+    columns = []
+    for key in keys:
+        if not key.endswith("_std"):  # of KID over subsets; the interval says it
+            quantity = score_quantity(key)
+            decimals = enough_decimals(report.metrics.get(key) for report in reports)
+            columns.append(Column(key, quantity.title, quantity.heading, decimals))
+    return columns
 
 
 def enough_decimals(values: Iterable[float | None]) -> int:
@@ -70,15 +74,15 @@ def enough_decimals(values: Iterable[float | None]) -> int:
     return min(_MOST, max(_FEWEST, _DIGITS - 1 - math.floor(math.log10(min(sizes)))))
 
 
-def value_text(scored: Scored, column: Column) -> str:
+def value_text(report: Report, column: Column) -> str:
     """The rounded number of a row."""
-    value = scored.report.metrics.get(column.key)
+    value = report.metrics.get(column.key)
     return MISSING if value is None else fixed(value, column.decimals)
 
 
-def interval_text(scored: Scored, column: Column) -> str:
+def interval_text(report: Report, column: Column) -> str:
     """The rounded interval of a row's number: "[1.21, 1.35]"; empty if there is none."""
-    interval = scored.report.intervals.get(column.key)
+    interval = report.intervals.get(column.key)
     if interval is None:
         return ""
     return f"[{fixed(interval['low'], column.decimals)}, {fixed(interval['high'], column.decimals)}]"

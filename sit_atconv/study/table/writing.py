@@ -36,7 +36,7 @@ def to_markdown(table: Table) -> str:
 
 
 def _in_markdown(scored: Scored, column: Column) -> str:
-    parts = filter(None, (value_text(scored, column), interval_text(scored, column)))
+    parts = filter(None, (value_text(scored.report, column), interval_text(scored.report, column)))
     return "<br>".join(map(unmarked, parts))
 
 
@@ -48,8 +48,8 @@ def to_latex(table: Table) -> str:
         name = escaped(subject.name)
         for scored in table.of(subject):
             words = [scored.set.guidance, scored.set.labels or _NO_LABELS]
-            values = [escaped(value_text(scored, column)) for column in table.columns]
-            around = [small(interval_text(scored, column)) for column in table.columns]
+            values = [escaped(value_text(scored.report, column)) for column in table.columns]
+            around = [small(interval_text(scored.report, column)) for column in table.columns]
             lines += [r"\addlinespace" if not name else r"\midrule", line(name, words + values)]
             lines += [line("", ["", "", *around])] if any(around) else []
             name = ""

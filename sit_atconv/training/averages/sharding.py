@@ -38,6 +38,13 @@ def split_like(values: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(values, model.device_mesh, model.placements)
 
 
+def share_of(values: Tensor, model: Tensor) -> Tensor:
+    """This process's part of a complete tensor that all processes have, if `model` is sharded; nothing is sent."""
+    if not isinstance(model, DTensor):
+        return values
+    return distribute_tensor(values, model.device_mesh, model.placements, src_data_rank=None).to_local()
+
+
 @torch.no_grad()
 def copy_whole(target: Tensor, values: Tensor) -> None:
     """Fill `target`, sharded or not, with a complete tensor of its shape."""

@@ -35,6 +35,7 @@ from sit_atconv.training.session.finetune import begin_with
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.session.launcher import require_launcher_of
 from sit_atconv.training.session.objective import Objective, draw_fields
+from sit_atconv.training.session.optimizer import Muon, build_optimizer
 from sit_atconv.training.session.projectors import begin_projectors
 from sit_atconv.training.session.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
 
@@ -52,7 +53,7 @@ class Session:
     model: SiT
     bare: Objective
     objective: nn.Module
-    adam: AdamW
+    adam: AdamW | Muon
     optimizer: Optimizer
     averages: WeightAverages
     teachers: list[Teacher | CachedTeacher | LatentTeacher]
@@ -137,8 +138,7 @@ def build_session(config: Config, run: Path) -> Session:
     if config.training.compile:
         model.compile_repeated_blocks()
 
-    settings = config.optimizer
-    adam = AdamW(bare.parameters(), settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay, fused=True)
+    adam = build_optimizer(config.optimizer, bare)
     if uses_zero(accelerator) and config.training.precision == "bf16":  # without DeepSpeed, Accelerate does this
         bare.forward = torch.autocast(device.type, torch.bfloat16)(bare.forward)
     objective, optimizer = accelerator.prepare(bare, adam)

@@ -60,6 +60,11 @@ def configure_zero(accelerator: Accelerator, config: Config) -> None:
     training = config.training
     if training.precision == "fp16":
         raise InputError("fp16 under DeepSpeed is not supported: take training.precision bf16.")
+    if config.optimizer.name == "muon":
+        raise InputError(
+            "Muon under DeepSpeed is not supported: ZeRO concatenates the weights, and Muon needs whole matrices. Take "
+            "configs/accelerate/fsdp2.yaml or ddp.yaml, or optimizer.name adamw."
+        )
     settings["gradient_accumulation_steps"] = training.accumulation
     settings["gradient_clipping"] = config.optimizer.clip_norm or 0.0
     settings["train_batch_size"] = training.batch_size

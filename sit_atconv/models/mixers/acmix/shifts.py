@@ -1,5 +1,7 @@
 """The convolution path of ACmix: nine mixtures of queries, keys and values are shifted and summed."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,6 +26,8 @@ class ShiftedSum(nn.Module):
     torch's own start), "fixed" (a convolution with the kernels of shifts) or "tensor" (the same function by slices).
     The last two repeat the one sum of each channel h times.
     """
+
+    matrices: ClassVar = {"fc": 0}
 
     def __init__(self, dim: int, num_heads: int, bias: bool, shift_module: str) -> None:
         super().__init__()

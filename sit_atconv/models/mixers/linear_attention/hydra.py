@@ -1,5 +1,7 @@
 """Hydra attention: linear attention with as many heads as channels (Bolya et al. 2022, arXiv 2209.07484)."""
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ class Hydra(nn.Module):
     This is linear attention with the cosine similarity as kernel. All tokens share one sum of C numbers; positions do
     not matter, and the grid is not used. Lengths and sums are in fp32. 4C² + 4C parameters.
     """
+
+    matrices: ClassVar = {"qkv": 3}
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ class TTT(nn.Module):
         require_heads(dim, num_heads)
         self.dim, self.num_heads, self.head = dim, num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim + 3 * self.head)  # q, k, v of branch 1, then of branch 2
+        self.matrices = {"qkv": (dim,) * 3 + (self.head,) * 3}
         self.w1, self.w2 = (nn.Parameter(torch.empty(num_heads, self.head, self.head)) for _ in range(2))
         self.w = nn.Parameter(torch.empty(self.head, 3, 3))
         for weight in (self.w1, self.w2, self.w):

@@ -1,5 +1,7 @@
 """Attention within windows that may be shifted (Swin Transformer, Liu et al. 2021, arXiv 2103.14030)."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
@@ -35,6 +37,8 @@ class Window(nn.Module):
         InputError: when `num_heads` does not divide `dim`, for a window or shift out of range, or when rope is on and
             heads have no multiple of 4 channels.
     """
+
+    matrices: ClassVar = {"qkv": 3}
 
     def __init__(
         self,
