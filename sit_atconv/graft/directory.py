@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sit_atconv.config import config_differences
@@ -13,7 +14,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.reading import read_json
-from sit_atconv.runtime.weights import require_finite
+from sit_atconv.runtime.weights import require_finite, require_floats
 from sit_atconv.runtime.whole_files import as_json, leftovers, remove_leftovers, whole_file, whole_folder, write_json
 from sit_atconv.training.session.projectors import copy_projectors
 
@@ -79,17 +80,21 @@ class GraftDirectory:
         try:
             tensors = load_file(self._state)
             with safe_open(self._state, "pt") as file:
-                step = int((file.metadata() or {})[_STEP])
+                step = (file.metadata() or {}).get(_STEP, "")
+            if not step.isdecimal():
+                raise ValueError("it does not say its step")
+            _require_shapes(tensors, mixers)
+            require_floats(self._state)
             for name, parameter in mixers.named_parameters():
                 parameter.data.copy_(tensors[name])
                 state = {key: tensors[f"{name}/{key}"] for key in _ADAM}
                 adam.state[parameter] = {key: t.to(parameter.device) for key, t in state.items()}
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (SafetensorError, ValueError) as error:
             raise InputError(
                 f"{self._state} is damaged ({error}): restore it from a copy, or remove it to begin the fit anew."
             ) from None
         require_finite(tensors, str(self._state))
-        return step
+        return int(step)
 
     def finish(self, model: SiT, checkpoint: Path) -> None:
         """Write the grafted model, with the projectors that were trained with the old one at `checkpoint`."""
@@ -97,3 +102,12 @@ class GraftDirectory:
             model.save_pretrained(unfinished)
             copy_projectors(checkpoint, unfinished)
         self._state.unlink(missing_ok=True)
+
+
+def _require_shapes(tensors: dict[str, Tensor], mixers: nn.Module) -> None:
+    """Raise `ValueError` unless the tensors are the weights of the mixers and Adam's state of each."""
+    expected = {name: parameter.shape for name, parameter in mixers.named_parameters()}
+    for name, shape in list(expected.items()):
+        expected |= {f"{name}/{key}": torch.Size() if key == "step" else shape for key in _ADAM}
+    if differing := {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items():
+        raise ValueError(f"{min(name for name, _ in differing)} is missing, or of another shape")

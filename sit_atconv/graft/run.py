@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import parse_flag_from_env
 
 from sit_atconv.data.dataset import open_dataset
+from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
 from sit_atconv.graft.directory import GraftDirectory
 from sit_atconv.graft.fitting import Fitting
@@ -25,6 +26,7 @@ from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
 from sit_atconv.runtime.lock import locked
 from sit_atconv.runtime.processes import WAIT_FOR_WORK
 from sit_atconv.runtime.whole_files import followed
+from sit_atconv.sampling.draw import latent_shape
 from sit_atconv.training.session.build import require_undamaged
 from sit_atconv.training.session.heldout import require_measurable
 
@@ -55,7 +57,7 @@ def graft_to_directory(
     blocks = range(1, len(teacher.blocks) + 1) if pattern is None else changed_blocks(teacher, pattern)
     model = with_new_mixers(teacher, old if pattern is None else pattern, blocks, settings.seed, fresh=pattern is None)
     dataset = open_dataset(data)
-    require_measurable(teacher, dataset, data)
+    _require_data_of(teacher, dataset, data)
     digests = {path.name: sha256_of_file(path) for path in chosen.files}
     described = {"mixer_pattern": model.config.mixer_pattern, "self": pattern is None, **asdict(settings)}
     basis = {"sha256": digests, "data": dataset.fingerprint(), **described}
@@ -79,6 +81,17 @@ def graft_to_directory(
             directory.finish(model.cpu(), checkpoint)
             _report(teacher, model, dict(zip(blocks, errors, strict=True)), velocity)
             log.info("%s", _next_command(checkpoint, out, data, model.config.mixer_pattern))
+
+
+def _require_data_of(model: SiT, dataset: LatentDataset, data: str) -> None:
+    """Raise `InputError` unless the data have the latents, the size and the classes that the model was trained with."""
+    ours, theirs = latent_shape(model)[1:], dataset.latent_shape[1:]
+    if ours != theirs:
+        raise InputError(
+            f"{data} has latents of {theirs[0]}x{theirs[1]}, the network was trained on {ours[0]}x{ours[1]}: prepare "
+            "the data at its resolution, since mixers are fitted at that size."
+        )
+    require_measurable(model, dataset, data)
 
 
 def _accelerator(settings: GraftSettings) -> Accelerator:

@@ -272,9 +272,7 @@ def test_two_processes_fit_what_one_does(teacher: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_runs", "sklearn.datasets", "timm"])
-    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("fork")
     processes = [
         context.Process(
             target=in_a_process,

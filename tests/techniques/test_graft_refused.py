@@ -29,7 +29,7 @@ def teacher(tmp_path: Path) -> Path:
         ("--self --loss l3", "invalid choice: 'l3'"),
         ("--self --lr 0", "must be positive and finite, not 0.0"),
         ("--self --steps 0", "'0' is not a whole number from 1"),
-        ("--self --data digits:train@16", "latents of 16x16, the model is trained on 8x8"),
+        ("--self --data digits:train@16", "latents of 16x16, the network was trained on 8x8"),
         ("--self --data nowhere", "'nowhere' is not a prepared data set"),
         ("--self --weights raw", "is a model by itself and not in a checkpoint"),
         ("--self --plugins no_such_module", "The plugin no_such_module cannot be imported"),
