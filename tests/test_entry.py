@@ -41,6 +41,7 @@ def start(*words: str, **options: object) -> subprocess.CompletedProcess:
         ["evaluate_fid.py"],
         ["-m", "sit_atconv.data.prepare"],
         ["-m", "sit_atconv.convert"],
+        ["-m", "sit_atconv.graft"],
         ["-m", "sit_atconv.sampling.likelihood"],
         ["-m", "sit_atconv.training.power_ema"],
         ["-m", "sit_atconv.training.heldout"],

@@ -28,7 +28,7 @@ from sit_atconv.models.checkpoint import load_model
 from sit_atconv.sampling import open_generator
 from sit_atconv.training.session.finetune import begin_with
 from sit_atconv.training.session.objective import Objective
-from sit_atconv.training.session.projectors import begin_projectors
+from sit_atconv.training.session.projectors import begin_projectors, copy_projectors
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
 
@@ -192,6 +192,14 @@ def test_fine_tuning_begins_with_released_projectors(photos, tmp_path, caplog):
 
     # A run of ours has them in its checkpoint.
     state = begin(tmp_path / "run" / "checkpoints" / "latest" / "model").projectors.state_dict()
+    assert "begins with that for test_vit after block 1" in caplog.text
+    assert all(torch.equal(tensor, found[name]) for name, tensor in state.items())
+
+    # They go with it into another folder, with their block and teacher.
+    (tmp_path / "copied").mkdir()
+    copy_projectors(tmp_path / "run" / "checkpoints" / "latest" / "model", tmp_path / "copied")
+    caplog.clear()
+    state = begin(tmp_path / "copied").projectors.state_dict()
     assert "begins with that for test_vit after block 1" in caplog.text
     assert all(torch.equal(tensor, found[name]) for name, tensor in state.items())
 

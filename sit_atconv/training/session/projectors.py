@@ -7,6 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sit_atconv.config import AlignmentConfig, load_config
@@ -69,6 +70,18 @@ def begin_projectors(projectors: nn.ModuleList, alignment: AlignmentConfig, path
         whose = trained.teachers[number] if trained.teachers else "an unnamed teacher"
         block = f"block {trained.block}" if trained.block else f"an unnamed block, taken for {alignment.block}"
         log.info("The projector for %s begins with that for %s after %s.", teacher.name, whose, block)
+
+
+def copy_projectors(path: Path, folder: Path) -> None:
+    """Write the projectors that were trained with the model at `path`, if there are any, into another model's folder.
+
+    `begin_projectors` finds them there, with their block and teachers.
+    """
+    trained = _find(path)
+    if trained is not None:
+        facts = {"block": trained.block, "teachers": trained.teachers and ",".join(trained.teachers)}
+        known = {key: str(value) for key, value in facts.items() if value is not None}
+        save_file(trained.tensors, folder / PROJECTORS_NAME, metadata=known)
 
 
 def _obstacle(
