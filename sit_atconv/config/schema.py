@@ -26,7 +26,7 @@ ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun"]
+Solver = Literal["euler", "heun", "midpoint", "dopri5", "sde", "sde-heun", "meanflow"]
 
 
 def if_set(default: Any) -> Any:
@@ -94,6 +94,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MeanFlowConfig:
+    """Decoupled MeanFlow (arXiv 2510.24474), where flow.objective is meanflow: docs/techniques.md.
+
+    Args:
+        blocks: so many first blocks see the time t, the others and the final layer the time r; null for 20 of 28.
+        guidance: scale of the guidance that the network learns to contain; 1 is none, as in unconditional models.
+        interval: times t within which guidance acts.
+    """
+
+    blocks: Few | None = None
+    guidance: Annotated[float, Meta(ge=1, le=1e6)] = 2.5
+    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 0.7)
+
+
+@dataclass(frozen=True)
 class FlowConfig:
     """The flow-matching objective.
 
@@ -105,6 +120,8 @@ class FlowConfig:
         times: distribution of training times.
         shift: > 1 moves training times towards noise; 1 leaves them unchanged.
         label_dropout: share of labels replaced by the null class, for guidance; ignored by unconditional models.
+        objective: "flow-matching", or "meanflow": average velocities, for sampling in one to four steps.
+        meanflow: settings of that objective.
     """
 
     interpolant: Literal["linear", "cosine", "vp"] = "linear"
@@ -113,6 +130,8 @@ class FlowConfig:
     times: Literal["uniform", "logit-normal"] = "uniform"
     shift: PositiveFloat = 1.0
     label_dropout: ClosedUnitInterval = 0.1
+    objective: Literal["flow-matching", "meanflow"] = if_set("flow-matching")
+    meanflow: MeanFlowConfig = if_set(MeanFlowConfig())  # noqa: RUF009 (it is frozen)
 
 
 @dataclass(frozen=True)
@@ -335,7 +354,7 @@ def config_keys(schema: type = Config, prefix: str = "", every: bool = True) -> 
     for f in fields(schema):
         section = OPTIONAL_SECTIONS.get(f.name, f.type)
         if is_dataclass(section):
-            keys += config_keys(section, f"{f.name}.", every)
+            keys += config_keys(section, f"{prefix}{f.name}.", every) if every or not f.metadata.get("if_set") else []
         elif every or not f.metadata.get("if_set"):
             keys.append(prefix + f.name)
     return keys

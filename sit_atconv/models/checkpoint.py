@@ -58,6 +58,7 @@ class ModelFile(ClassName):
     class_names: list[str] | None = None
     label_dropout: Annotated[float, Meta(ge=0, le=1)] = 0.1
     empty_classes: list[Annotated[int, Meta(ge=0, le=MOST_CLASSES)]] | None = None
+    meanflow_blocks: Annotated[int, Meta(ge=1, le=1_000)] | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ POSITIONS = ("sincos", "table", "none")
 RECOMPUTED = ("none", "mixers", "blocks")
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
 _ONCE_BESIDE_THE_PATTERN = ("kernel_size", "pool", "activation")  # options of ATConv
-_JOINED_LATER: dict[str, Any] = {}  # option of SiT -> default
+_JOINED_LATER: dict[str, Any] = {  # option of SiT -> default
+    "meanflow_blocks": None,
+}
 _FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
@@ -62,6 +64,9 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         label_dropout, empty_classes: saved with the model, which does not drop labels itself: the share of labels that
             training replaced by the null class (0: it was never trained, and cannot guide), and the classes of which
             training saw no picture.
+        meanflow_blocks: makes the model a flow map (Decoupled MeanFlow, arXiv 2510.24474), which predicts the average
+            velocity u(x, t, r) between the times t and r <= t: so many first blocks see t, the other blocks and the
+            final layer see r. None for a model of one time.
     """
 
     _supports_gradient_checkpointing = True
@@ -90,6 +95,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_names: Sequence[str] | None = None,
         label_dropout: float = 0.1,
         empty_classes: Sequence[int] | None = None,
+        meanflow_blocks: int | None = None,
     ) -> None:
         super().__init__()
         if hidden_size % 4:
@@ -99,6 +105,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise InputError(
                 f"num_classes must be >= 0, depth and patch_size >= 1, not {num_classes}, {depth}, {patch_size}."
             )
+        if meanflow_blocks is not None and not 1 <= meanflow_blocks <= depth:
+            raise InputError(f"meanflow_blocks must be from 1 to the depth, {depth}, not {meanflow_blocks}.")
         self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
         size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         self.grid = self._grid(*size)  # tokens along height and width at the training size
@@ -232,6 +240,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         y: Tensor | None = None,
         rows: Tensor | None = None,
         return_dict: bool | None = None,
+        r: Tensor | None = None,
     ) -> Tensor | tuple[Tensor] | Transformer2DModelOutput:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
 
@@ -240,9 +249,13 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         `return_dict` is for diffusers' clients: True wraps the velocity as `.sample`, False puts it into a tuple.
 
-        Raises `InputError` when the patch does not divide H and W, or when labels are missing or not accepted.
+        With times r of t's shape, a flow map gives the average velocity between t and r; without them r = t, and that
+        is the velocity at t.
+
+        Raises `InputError` when the patch does not divide H and W, when labels are missing or not accepted, or for r
+        where the model is no flow map.
         """
-        velocity = self.forward_intermediates(x, t, y, blocks=(), rows=rows)[0]
+        velocity = self.forward_intermediates(x, t, y, blocks=(), rows=rows, r=r)[0]
         if return_dict is None:
             return velocity
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
@@ -255,6 +268,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         blocks: Iterable[int] = (8,),
         rows: Tensor | None = None,
         read: Callable[[Tensor], Any] | None = None,
+        r: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, Any]]:
         """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1.
 
@@ -266,17 +280,28 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise InputError(f"Blocks {sorted(wanted)} asked for; the model has blocks 1 to {len(self.blocks)}.")
         grid = self._grid(*x.shape[-2:])
         c = nn.functional.silu(self.condition(t.to(x.device, non_blocking=True), y, x.dtype))
+        seen_first, c_end = (len(self.blocks), c) if r is None else self._end(r.to(x.device, non_blocking=True), y, x)
         tokens = self.embed_patches(x, grid)
 
         intermediates = {}
         for number, block in enumerate(self.blocks, start=1):
+            seen = c if number <= seen_first else c_end
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens, c, grid, rows)
+                tokens = self._gradient_checkpointing_func(block, tokens, seen, grid, rows)
             else:
-                tokens = block(tokens, c, grid, rows)
+                tokens = block(tokens, seen, grid, rows)
             if number in wanted:
                 intermediates[number] = tokens if read is None else read(tokens)
-        return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
+        return self.unpatchify(self.final(tokens, c_end, rows), grid), intermediates
+
+    def _end(self, r: Tensor, y: Tensor | None, x: Tensor) -> tuple[int, Tensor]:
+        """How many first blocks see t, and the condition of the others: the same embedding, of the times r."""
+        if self.config.meanflow_blocks is None:
+            raise InputError(
+                "This model gives the velocity at a time t and takes no r: it is no flow map, which training with "
+                "flow.objective meanflow makes of it."
+            )
+        return self.config.meanflow_blocks, nn.functional.silu(self.condition(r, y, x.dtype))
 
     def condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels.

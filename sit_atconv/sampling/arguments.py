@@ -52,7 +52,7 @@ def add_sampling_arguments(parser: ArgumentParser, weights: str = "--checkpoint-
         add("--weak-checkpoint", type=Path, help="guide away from this model (autoguidance), not from the null class"),
         add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times with guidance"),
         add("--guidance-channels", type=count, help="guide the first so many latent channels only (3: as DiT and SiT)"),
-        add("--shift", type=float, help="timestep shift of euler, heun and midpoint, " + _default("shift")),
+        add("--shift", type=float, help="timestep shift of euler, heun, midpoint and meanflow, " + _default("shift")),
         add("--atol", type=float, help="of dopri5, " + _default("atol")),
         add("--rtol", type=float, help="of dopri5, " + _default("rtol")),
         add("--diffusion", choices=DIFFUSIONS, help="of the SDE, " + _default("diffusion")),

@@ -48,15 +48,20 @@ class StepNetwork:
             model.compile_repeated_blocks(dynamic=True)
 
     def bind(self, table: LabelTable | None) -> Callable[..., Tensor]:
-        """The network as a callable of (x, t, rows), where `rows` index the table; of (x, t) without labels."""
+        """The network as a callable of (x, t, rows), where `rows` index the table; of (x, t) without labels.
+
+        Of a flow map it also takes `r`, the time to which the average velocity leads: a scalar, like t.
+        """
         if table is None:
             return self._call
-        return lambda x, t, rows: self._call(x, t, table.labels, rows)
+        return lambda x, t, rows, **end: self._call(x, t, table.labels, rows, **end)
 
-    def _call(self, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def _call(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None, **end: Tensor
+    ) -> Tensor:
         x = x.to(self.model.dtype)
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
             if t.ndim == 0:
-                return self.model(x, t, labels, rows)
+                return self.model(x, t, labels, rows, **end)
             # Samples with separate times (dopri5) do not share conditions.
             return self.model(x, t, None if labels is None else labels[rows])

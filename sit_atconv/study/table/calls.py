@@ -56,7 +56,7 @@ class _Counter:
         self.config, self.classes = model.config, model.classes
         self.calls = self.samples = 0
 
-    def __call__(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, *conditions: Tensor | None, **end: Tensor) -> Tensor:
         self.calls += 1
         self.samples += len(x)
         return torch.zeros_like(x)

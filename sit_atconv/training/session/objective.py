@@ -18,6 +18,7 @@ from sit_atconv.flow import (
 )
 from sit_atconv.models import SiT
 from sit_atconv.randomness import Stream, keyed_normal, keyed_uniform
+from sit_atconv.training.session.meanflow import MeanFlowLoss
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Draws:
     noise: Tensor  # (B, C, H, W)
     posterior_noise: Tensor  # (B, C, H, W)
     dropout: Tensor  # (B,) uniform in [0, 1)
+    # Of the objective meanflow alone: for the times t and r, (B, 2) standard normal, and its noise (B, C, H, W)
+    mean_flow_times: Tensor | None = None
+    mean_flow_noise: Tensor | None = None
 
 
 def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: int) -> Draws:
@@ -35,17 +39,23 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
     rows = positions.tolist()
     u = keyed_uniform(seed, Stream.TIME, rows)
     interpolant = create_interpolant(config.interpolant)
+    more = {}
+    if config.objective == "meanflow":
+        more["mean_flow_times"] = keyed_normal(seed, Stream.MEAN_FLOW_TIMES, rows, (2,))
+        more["mean_flow_noise"] = keyed_normal(seed, Stream.MEAN_FLOW_NOISE, rows, shape)
     return Draws(
         times_from_uniform(u, config.times, interpolant, config.shift, config.prediction).float(),
         keyed_normal(seed, Stream.NOISE, rows, shape),
         keyed_normal(seed, Stream.POSTERIOR, rows, shape),
         keyed_uniform(seed, Stream.LABEL_DROPOUT, rows),
+        **more,
     )
 
 
 def draw_fields(positions: list[int], shape: tuple[int, ...], config: FlowConfig, seed: int) -> dict[str, Tensor]:
     """`draw` as a dictionary, for data loader workers: a large batch's noise takes longer than reading the batch."""
-    return vars(draw(torch.tensor(positions), shape, config, seed))
+    draws = vars(draw(torch.tensor(positions), shape, config, seed))
+    return {name: tensor for name, tensor in draws.items() if tensor is not None}
 
 
 class Objective(nn.Module):
@@ -70,6 +80,7 @@ class Objective(nn.Module):
         require_loss(flow.prediction, flow.weighting)
         require_times(flow.times, self.interpolant)
         self.projectors = nn.ModuleList(self._projector(width) for width in teacher_widths)
+        self.mean_flow = MeanFlowLoss(flow) if flow.objective == "meanflow" else None
 
     def forward(
         self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor] | None
@@ -90,20 +101,25 @@ class Objective(nn.Module):
             blocks = [self.alignment.block] if self.alignment else []
             return self.model.forward_intermediates(x_t, t, y, blocks, read=project)[0]
 
-        flow = flow_matching_loss(
-            network,
-            latents,
-            draws.noise,
-            draws.times,
-            self.interpolant,
-            prediction=self.flow.prediction,
-            weighting=self.flow.weighting,
-        ).mean()
+        if self.mean_flow is not None:
+            times, noises = (draws.times, draws.mean_flow_times), (draws.noise, draws.mean_flow_noise)
+            flow, terms = self.mean_flow(self.model, network, latents, y, times, noises)
+        else:
+            flow = flow_matching_loss(
+                network,
+                latents,
+                draws.noise,
+                draws.times,
+                self.interpolant,
+                prediction=self.flow.prediction,
+                weighting=self.flow.weighting,
+            ).mean()
+            terms = {"flow": flow.detach()}
         if self.alignment is None:
-            return {"loss": flow, "flow": flow.detach()}
+            return {"loss": flow, **terms}
         alignment = self._alignment(projected, teachers)
         loss = flow + self.alignment.coefficient * alignment
-        return {"loss": loss, "flow": flow.detach(), "alignment": alignment.detach()}
+        return {"loss": loss, **terms, "alignment": alignment.detach()}
 
     def _alignment(self, projected: list[Tensor], teachers: list[Tensor] | None) -> Tensor:
         if teachers is None:  # zero with zero gradients: distributed wrappers expect the same graph in every step

@@ -28,6 +28,7 @@ from sit_atconv.training.session.build import build_model, build_teachers, requi
 from sit_atconv.training.session.finetune import begin_with
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.session.launcher import require_launcher_of
+from sit_atconv.training.session.meanflow import require_mean_flow
 from sit_atconv.training.session.objective import Objective, draw_fields
 from sit_atconv.training.session.projectors import begin_projectors
 from sit_atconv.training.session.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
@@ -99,6 +100,7 @@ def build_session(config: Config, run: Path) -> Session:
     require_trackers(config.log.trackers)
     require_measure(config)
     accelerator = _accelerator(config, run)
+    require_mean_flow(config, accelerator)
     device = accelerator.device
     live = config.alignment is not None and any(not teacher.cached for teacher in config.alignment.teachers)
     dataset, heldout = split_data(config, open_dataset(config.data.path, images=live))
