@@ -4,10 +4,12 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from accelerate.utils import DistributedType
 from sampling_fixtures import tiny_model
 from torch import Tensor
 from training_runs import (
@@ -27,6 +29,7 @@ from sit_atconv import SiT
 from sit_atconv.config import Config, FlowConfig, config_keys
 from sit_atconv.errors import InputError
 from sit_atconv.flow.meanflow import times_from_normal
+from sit_atconv.training.session.meanflow import require_mean_flow
 from sit_atconv.training.session.objective import Draws, Objective, draw, draw_fields
 from sit_atconv.training.trainer import Trainer
 
@@ -232,6 +235,13 @@ def test_it_begins_with_any_model_and_is_drawn_in_few_steps(tmp_path: Path, caps
         sample.main(["--checkpoint", str(tmp_path / "flow/checkpoints/latest"), *words[:-1], str(tmp_path / "not")])
     assert "trained with flow.objective meanflow" in capsys.readouterr().err
     assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_split_weights_are_refused(kind: DistributedType) -> None:
+    with pytest.raises(InputError, match=r"does not go with .*configs/accelerate/ddp.yaml"):
+        require_mean_flow(tiny_config(MEAN_FLOW), SimpleNamespace(distributed_type=kind))
+    require_mean_flow(tiny_config(), SimpleNamespace(distributed_type=kind))
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,10 @@ def require_mean_flow(config: Config, accelerator: Accelerator) -> None:
         "training.compile: torch crashes where forward derivatives are compiled. Set it to false": training.compile,
         f"training.gradient_checkpointing {training.gradient_checkpointing}: what is recomputed has no forward-mode "
         "derivative. Set it to none": training.gradient_checkpointing != "none",
-        "weights that are split among processes: their hooks have no forward-mode derivative. Take "
+        "FSDP, which does not gather weights again for the backward pass of a forward-mode derivative. Take "
         "configs/accelerate/ddp.yaml": accelerator.distributed_type == DistributedType.FSDP,
+        "DeepSpeed, under which it was never tried. Take configs/accelerate/ddp.yaml": accelerator.distributed_type
+        == DistributedType.DEEPSPEED,
     }
     for what, asked in refused.items():
         if asked:
