@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from msgspec import Meta
 
+from sit_atconv.config.meanflow import MeanFlowConfig
 from sit_atconv.errors import InputError
 from sit_atconv.randomness import MAX_SEED
 from sit_atconv.runtime.reading import Text
@@ -91,21 +92,6 @@ class DataConfig:
     workers: Annotated[int, Meta(ge=0, le=1_024)] = 2
     verify: bool = True
     heldout: OpenUnitInterval | Text | None = None
-
-
-@dataclass(frozen=True)
-class MeanFlowConfig:
-    """Decoupled MeanFlow (arXiv 2510.24474), where flow.objective is meanflow: docs/techniques.md.
-
-    Args:
-        blocks: so many first blocks see the time t, the others and the final layer the time r; null for 20 of 28.
-        guidance: scale of the guidance that the network learns to contain; 1 is none, as in unconditional models.
-        interval: times t within which guidance acts.
-    """
-
-    blocks: Few | None = None
-    guidance: Annotated[float, Meta(ge=1, le=1e6)] = 2.5
-    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 0.7)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,6 @@ def _fault_of_derivative(mixer: nn.Module, dim: int, grid: tuple[int, int]) -> s
             found = torch.func.jvp(lambda x: wide(x, grid), (x,), (direction,))[1]
             expected = (wide(x + step * direction, grid) - wide(x - step * direction, grid)) / (2 * step)
     except Exception as error:  # mixers of others may raise anything
-        return f"fails ({type(error).__name__}: {str(error).strip().splitlines()[0][:160]})"
+        return f"fails ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
     scale = expected.abs().max()
     return None if (found - expected).abs().max() <= 1e-3 * scale else "is wrong: it differs from differences"
