@@ -33,6 +33,8 @@ class Stream(IntEnum):
     HELD_OUT_NOISE = 13
     DIRECTION = 14  # on which features are projected
     SUBSET = 15  # which features of the larger side are compared
+    MEAN_FLOW_TIMES = 16  # the two times of an average velocity
+    MEAN_FLOW_NOISE = 17
 
 
 def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:

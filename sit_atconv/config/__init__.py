@@ -1,6 +1,7 @@
 """Training configurations: the typed schema, and the parser of files and command lines."""
 
 from sit_atconv.config.command_line import config_differences, load_config, parse_command_line
+from sit_atconv.config.meanflow import MeanFlowConfig
 from sit_atconv.config.schema import (
     AlignmentConfig,
     Config,
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluationConfig",
     "FlowConfig",
     "LogConfig",
+    "MeanFlowConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PreviewConfig",

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,6 +57,9 @@ def _parse(argv: Sequence[str], source: str) -> tuple[Config, Path | None, str |
         if isinstance(section, list | str | int | float) or (section is None and f.name not in OPTIONAL_SECTIONS):
             found = "nothing" if section is None else repr(section)
             parser.error(f"'{f.name}' is a section of keys and cannot be {found}.")
+        for inner in fields(f.type) if is_dataclass(f.type) else ():
+            if is_dataclass(inner.type) and section[inner.name] is None:
+                parser.error(f"'{f.name}.{inner.name}' is a section of keys and cannot be nothing.")
     try:
         namespace = parser.instantiate(parsed)
         # jsonargparse accepts null for any key and does not check ranges.

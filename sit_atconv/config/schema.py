@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from msgspec import Meta
 
+from sit_atconv.config.meanflow import MeanFlowConfig
 from sit_atconv.errors import InputError
 from sit_atconv.randomness import MAX_SEED
 from sit_atconv.runtime.reading import Text
@@ -26,7 +27,7 @@ ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Solver = Literal["euler", "heun", "midpoint", "adams2", "adams4", "dopri5", "sde", "sde-heun"]
+Solver = Literal["euler", "heun", "midpoint", "adams2", "adams4", "dopri5", "sde", "sde-heun", "meanflow"]
 
 
 def if_set(default: Any) -> Any:
@@ -126,6 +127,8 @@ class FlowConfig:
         dispersion_tau: its temperature.
         dispersion_group: samples that are compared with one another, successive ones in the order of the data; it
             divides every process's micro-batch.
+        objective: "flow-matching", or "meanflow": average velocities, for sampling in one to four steps.
+        meanflow: settings of that objective.
     """
 
     interpolant: Literal["linear", "cosine", "vp"] = "linear"
@@ -142,6 +145,8 @@ class FlowConfig:
     dispersion_block: Few | None = if_set(None)
     dispersion_tau: PositiveFloat = if_set(0.5)
     dispersion_group: Number = if_set(32)
+    objective: Literal["flow-matching", "meanflow"] = if_set("flow-matching")
+    meanflow: MeanFlowConfig = if_set(MeanFlowConfig())
 
 
 @dataclass(frozen=True)
@@ -386,7 +391,7 @@ def config_keys(schema: type = Config, prefix: str = "", every: bool = True) -> 
     for f in fields(schema):
         section = OPTIONAL_SECTIONS.get(f.name, f.type)
         if is_dataclass(section):
-            keys += config_keys(section, f"{f.name}.", every)
+            keys += config_keys(section, f"{prefix}{f.name}.", every) if every or not f.metadata.get("if_set") else []
         elif every or not f.metadata.get("if_set"):
             keys.append(prefix + f.name)
     return keys

@@ -61,6 +61,7 @@ class ModelFile(ClassName):
     norm: str = "layer"
     mlp: str = "gelu"
     internal_block: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    meanflow_blocks: Annotated[int, Meta(ge=1, le=1_000)] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,12 @@ RECOMPUTED = ("none", "mixers", "blocks")
 INTERNAL = "internal"  # the key of the second head's velocity among the intermediates
 _PROGRAMS_OF_A_KIND = 8  # torch's default limit
 _ONCE_BESIDE_THE_PATTERN = ("kernel_size", "pool", "activation")  # options of ATConv
-_JOINED_LATER: dict[str, Any] = {"norm": "layer", "mlp": "gelu", "internal_block": None}  # option of SiT -> default
+_JOINED_LATER: dict[str, Any] = {  # option of SiT -> default
+    "norm": "layer",
+    "mlp": "gelu",
+    "internal_block": None,
+    "meanflow_blocks": None,
+}
 _FOR_AUTO_MODEL = "sit_atconv.py"  # diffusers also looks here for a component of the library sit_atconv
 _OPENS_A_SIT = '''"""Lets diffusers open this directory by AutoModel.from_pretrained(…, trust_remote_code=True)."""
 
@@ -69,6 +74,9 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mlp: "gelu", or "swiglu" (see `SwiGLU`), of the blocks.
         internal_block: a second final layer predicts from the tokens after this block, for Internal Guidance (arXiv
             2512.24176); counted from 1, before the last. None for none.
+        meanflow_blocks: makes the model a flow map (Decoupled MeanFlow, arXiv 2510.24474), which predicts the average
+            velocity u(x, t, r) between the times t and r <= t: so many first blocks see t, the other blocks and the
+            final layer see r. None for a model of one time.
     """
 
     _supports_gradient_checkpointing = True
@@ -100,6 +108,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         norm: str = "layer",
         mlp: str = "gelu",
         internal_block: int | None = None,
+        meanflow_blocks: int | None = None,
     ) -> None:
         super().__init__()
         if hidden_size % 4:
@@ -111,6 +120,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise InputError(
                 f"num_classes must be >= 0, depth and patch_size >= 1, not {num_classes}, {depth}, {patch_size}."
             )
+        if meanflow_blocks is not None and not 1 <= meanflow_blocks <= depth:
+            raise InputError(f"meanflow_blocks must be from 1 to the depth, {depth}, not {meanflow_blocks}.")
         self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
         size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         self.grid = self._grid(*size)  # tokens along height and width at the training size
@@ -248,6 +259,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         rows: Tensor | None = None,
         return_dict: bool | None = None,
         internal: bool = False,
+        r: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...] | Transformer2DModelOutput:
         """The velocity at x (B, C, H, W), times t (B,) or one scalar, labels y (B,) int64: a tensor of x's shape.
 
@@ -257,9 +269,13 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         `return_dict` is for diffusers' clients: True wraps the velocity as `.sample`, False puts it into a tuple.
         `internal`: return a pair, the velocity and that of the head after `internal_block`.
 
-        Raises `InputError` when the patch does not divide H and W, or when labels are missing or not accepted.
+        With times r of t's shape, a flow map gives the average velocity between t and r; without them r = t, and that
+        is the velocity at t.
+
+        Raises `InputError` when the patch does not divide H and W, when labels are missing or not accepted, or for r
+        where the model is no flow map.
         """
-        velocity, found = self.forward_intermediates(x, t, y, blocks=(), rows=rows, internal=internal)
+        velocity, found = self.forward_intermediates(x, t, y, blocks=(), rows=rows, internal=internal, r=r)
         if internal:
             return velocity, found[INTERNAL]
         if return_dict is None:
@@ -275,6 +291,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         rows: Tensor | None = None,
         read: Callable[[int, Tensor], Any] | None = None,
         internal: bool = False,
+        r: Tensor | None = None,
     ) -> tuple[Tensor, dict[int | str, Any]]:
         """`forward`, and the tokens (B, N, C) after each of `blocks`, which are counted from 1.
 
@@ -289,19 +306,30 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise InputError("This model has no second head (internal_block), which Internal Guidance needs.")
         grid = self._grid(*x.shape[-2:])
         c = nn.functional.silu(self.condition(t.to(x.device, non_blocking=True), y, x.dtype))
+        seen_first, c_end = (len(self.blocks), c) if r is None else self._end(r.to(x.device, non_blocking=True), y, x)
         tokens = self.embed_patches(x, grid)
 
         intermediates = {}
         for number, block in enumerate(self.blocks, start=1):
+            seen = c if number <= seen_first else c_end
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens, c, grid, rows)
+                tokens = self._gradient_checkpointing_func(block, tokens, seen, grid, rows)
             else:
-                tokens = block(tokens, c, grid, rows)
+                tokens = block(tokens, seen, grid, rows)
             if number in wanted:
                 intermediates[number] = tokens if read is None else read(number, tokens)
             if internal and number == self.config.internal_block:
                 intermediates[INTERNAL] = self.unpatchify(self.internal(tokens, c, rows), grid)
-        return self.unpatchify(self.final(tokens, c, rows), grid), intermediates
+        return self.unpatchify(self.final(tokens, c_end, rows), grid), intermediates
+
+    def _end(self, r: Tensor, y: Tensor | None, x: Tensor) -> tuple[int, Tensor]:
+        """How many first blocks see t, and the condition of the others: the same embedding, of the times r."""
+        if self.config.meanflow_blocks is None:
+            raise InputError(
+                "This model gives the velocity at a time t and takes no r: it is no flow map, which training with "
+                "flow.objective meanflow makes of it."
+            )
+        return self.config.meanflow_blocks, nn.functional.silu(self.condition(r, y, x.dtype))
 
     def condition(self, t: Tensor, y: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Embedding of times t, (U,) or a scalar, and labels y (U,): (U, C), or (1, C) for a scalar without labels.

@@ -17,10 +17,11 @@ from sit_atconv.flow import (
     velocity_from_prediction,
 )
 from sit_atconv.flow.field import OnStep, Velocity
+from sit_atconv.flow.meanflow import AverageVelocity, integrate_average
 from sit_atconv.models import SiT
 from sit_atconv.randomness import Stream, keyed_normal
 from sit_atconv.sampling.network import LabelTable, StepNetwork
-from sit_atconv.sampling.settings import SDE_SOLVERS, SamplerSettings
+from sit_atconv.sampling.settings import MEAN_FLOW, SDE_SOLVERS, SamplerSettings
 
 
 class Drawing:
@@ -32,6 +33,8 @@ class Drawing:
     def __init__(self, model: SiT, settings: SamplerSettings, weak: SiT | None = None) -> None:
         self.model, self.settings = model, settings
         self.interpolant = create_interpolant(model.config.interpolant)
+        if settings.solver == MEAN_FLOW:
+            require_flow_map(model)
         if weak is not None:
             require_same_space(model, weak)
             if settings.guidance == 1:
@@ -75,6 +78,9 @@ class Drawing:
         to the solver.
         """
         settings = self.settings
+        if settings.solver == MEAN_FLOW:
+            network, rest = self.average_velocity(labels, noise.device), {"samples": samples, "on_step": on_step}
+            return integrate_average(network, noise, settings.steps, shift=settings.shift, **rest)
         low, high = self.interpolant.time_range(self.model.config.prediction)
         velocity = self.velocity(labels, noise.device)
         if settings.stochastic:
@@ -122,6 +128,12 @@ class Drawing:
         )
         return velocity_from_prediction(guided, config.prediction, self.interpolant)
 
+    def average_velocity(self, labels: Tensor | None, device: torch.device) -> AverageVelocity:
+        """The average velocity of (x, t, r), of a flow map, for labels (b,) on the CPU."""
+        table = None if labels is None else LabelTable.of(labels, self.model.config.num_classes, device)
+        network, rows = self._network.bind(table), () if table is None else (table.rows,)
+        return lambda x, t, r: network(x, t, *rows, r=r)
+
 
 def latent_shape(model: SiT) -> tuple[int, int, int]:
     """(channels, height, width) of one latent at the model's training size."""
@@ -150,6 +162,15 @@ def require_internal(model: SiT, guidance: float, what: str = "Internal Guidance
         raise InputError(
             f"{what} {guidance} needs a second head, which this model was not trained with (model.internal_block, as "
             "in configs/overlays/internal_guidance.yaml). Give 1."
+        )
+
+
+def require_flow_map(model: SiT) -> None:
+    """Raise `InputError` unless the model predicts average velocities."""
+    if model.config.meanflow_blocks is None:
+        raise InputError(
+            "The solver meanflow needs a model that was trained with flow.objective meanflow, and this one was not: "
+            "take heun, or train it on with that objective (model.init_from; docs/techniques.md)."
         )
 
 

@@ -54,7 +54,7 @@ def invert_latents(
     Raises:
         InputError: for an SDE, which cannot be inverted.
     """
-    if settings.stochastic:
+    if settings.solver not in ODE_METHODS:
         raise InputError(f"Inversion follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
     drawing = Drawing(model, settings)
     low, high = drawing.interpolant.time_range(model.config.prediction)

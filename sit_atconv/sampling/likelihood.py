@@ -64,7 +64,7 @@ def score_likelihood(
     """
     if settings.guidance != 1 or settings.internal_guidance != 1:
         raise InputError("A guided field does not describe a learnt density: compute the likelihood without guidance.")
-    if settings.stochastic:
+    if settings.solver not in ODE_METHODS:
         raise InputError(f"The likelihood follows the ODE: choose {', '.join(ODE_METHODS)}, not {settings.solver}.")
     require_same_data(model, dataset, "the data set")
     drawing = Drawing(model, settings)

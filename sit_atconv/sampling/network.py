@@ -52,17 +52,24 @@ class StepNetwork:
     def bind(self, table: LabelTable | None, internal: bool = False) -> Callable[..., Any]:
         """The network as a callable of (x, t, rows), where `rows` index the table; of (x, t) without labels.
 
-        With `internal` it returns a pair: the prediction, and that of the model's own head for Internal Guidance.
+        With `internal` it returns a pair: the prediction, and that of the model's own head for Internal Guidance. Of a
+        flow map it also takes `r`, the time to which the average velocity leads: a scalar, like t.
         """
         call = partial(self._call, internal)
-        return call if table is None else lambda x, t, rows: call(x, t, table.labels, rows)
+        return call if table is None else lambda x, t, rows, **end: call(x, t, table.labels, rows, **end)
 
     def _call(
-        self, internal: bool, x: Tensor, t: Tensor, labels: Tensor | None = None, rows: Tensor | None = None
+        self,
+        internal: bool,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        rows: Tensor | None = None,
+        **end: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         x = x.to(self.model.dtype)
         with torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
             if t.ndim == 0:
-                return self.model(x, t, labels, rows, internal=internal)
+                return self.model(x, t, labels, rows, internal=internal, **end)
             # Samples with separate times (dopri5) do not share conditions.
             return self.model(x, t, None if labels is None else labels[rows], internal=internal)

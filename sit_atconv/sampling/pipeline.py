@@ -176,8 +176,9 @@ class SiTPipeline(DiffusionPipeline):
 
         Args:
             class_labels: one label or several, as numbers or class names that the model knows; None if unconditional.
-            guidance_scale: 1 for none; by default 4, as in DiT's pipeline, or 1 for a model that guidance cannot use.
-            num_inference_steps: N intervals of the solver; dopri5 chooses its own.
+            guidance_scale: 1 for none; by default 4, as in DiT's pipeline, or 1 for a model that guidance cannot use
+                and for a flow map, whose weights contain guidance.
+            num_inference_steps: N intervals of the solver; dopri5 chooses its own, meanflow needs 1 to 4.
             num_images: number of images per label, or in total for an unconditional model.
             height, width: in pixels, if not the training size.
             generator: one for all images, or a list with one for each image.
@@ -281,8 +282,9 @@ class SiTPipeline(DiffusionPipeline):
         return self._interrupt
 
     def _usual_guidance(self, labels: Tensor | None) -> float:
-        """As in DiT's pipeline where the model can be guided, else none."""
-        return 4.0 if labels is not None and self.transformer.config.label_dropout else 1.0
+        """As in DiT's pipeline where the model can be guided; none for flow maps, whose weights contain guidance."""
+        config = self.transformer.config
+        return 4.0 if labels is not None and config.label_dropout and config.meanflow_blocks is None else 1.0
 
     def _require_output(self, output_type: str) -> None:
         """Raise `InputError` unless the pipeline can give this type of output."""

@@ -10,7 +10,8 @@ from sit_atconv.flow.guidance import require_guidance_ranges
 from sit_atconv.flow.ode import FIXED_STEP_METHODS, require_steps
 
 SDE_SOLVERS = {"sde": "euler-maruyama", "sde-heun": "heun"}
-SOLVERS = (*ODE_METHODS, *SDE_SOLVERS)
+MEAN_FLOW = "meanflow"  # of flow maps
+SOLVERS = (*ODE_METHODS, *SDE_SOLVERS, MEAN_FLOW)
 PRECISIONS = ("no", "bf16")
 OF_GUIDANCE = ("guidance", "interval", "guidance_channels", "internal_guidance", "internal_interval")
 _JOINED_LATER = ("internal_guidance", "internal_interval")
@@ -30,14 +31,15 @@ class SamplerSettings:
     """Settings of the sampler.
 
     Args:
-        solver: "euler", "heun", "midpoint", "adams2", "adams4", "dopri5" (ODE), "sde" (Euler-Maruyama) or "sde-heun".
+        solver: "euler", "heun", "midpoint", "adams2", "adams4", "dopri5" (ODE), "sde" (Euler-Maruyama), "sde-heun", or
+            "meanflow", of models that were trained with that objective, which takes 1, 2 or 4 steps.
         steps: N intervals; dopri5 chooses its own.
         guidance: guidance scale, 1 for none.
         interval: times (low, high) within which guidance acts.
         internal_guidance: scale of Internal Guidance by the model's own head (arXiv 2512.24176), 1 for none.
         internal_interval: times (low, high) within which Internal Guidance acts.
         guidance_channels: guide only this many leading latent channels; None guides all.
-        shift: timestep shift of the ODE solvers with fixed steps, all but dopri5.
+        shift: timestep shift of the ODE solvers with fixed steps and of meanflow.
         atol, rtol: tolerances of dopri5.
         diffusion, diffusion_scale, last_step, last_step_size: of the SDE, see `integrate_sde`.
         precision: "no", or "bf16" to run the network in autocast.
@@ -73,6 +75,11 @@ class SamplerSettings:
         require_one_of(self.diffusion, DIFFUSIONS, "diffusion")
         require_one_of(self.last_step, LAST_STEPS, "last step")
         self._require_ranges()
+        if self.solver == MEAN_FLOW and not self.guidance == self.internal_guidance == 1:
+            raise InputError(
+                f"The solver meanflow takes no guidance, which is in the model's weights since training: guidance is "
+                f"{self.guidance}, internal guidance {self.internal_guidance}. Leave both at 1."
+            )
         if self.guidance == 1:
             self._refuse(("interval", "guidance_channels"), "without guidance: give a guidance scale other than 1")
         if self.internal_guidance == 1:

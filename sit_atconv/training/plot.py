@@ -38,14 +38,16 @@ def draw(runs: Sequence[Path], out: Path) -> None:
     """Draw the panels side by side with one colour a run, and write a PNG."""
     pyplot = pyplot_without_screen()
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 4), layout="constrained")
-    for run, drawn in zip(runs, [curves(run) for run in runs], strict=True):
+    found = [curves(run) for run in runs]
+    for run, drawn in zip(runs, found, strict=True):
         for axis, (steps, values) in zip(axes, drawn.values(), strict=True):
             axis.plot(steps, values, label=run.name, marker="." if len(steps) < 30 else None)
     for axis, title in zip(axes, PANELS.values(), strict=True):
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-    for axis in axes[:2]:
-        axis.set_yscale("log")
+    for axis, name in list(zip(axes, PANELS, strict=True))[:2]:
+        values = [value for drawn in found for value in drawn[name][1]]
+        axis.set_yscale("log" if min(values, default=1) > 0 else "linear")  # the loss of meanflow is a logarithm
     axes[0].legend()
     with whole_file(out) as file:
         figure.savefig(file, dpi=120, format="png")

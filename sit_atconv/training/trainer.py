@@ -309,7 +309,8 @@ def prepare_inputs(session: Session, batch: dict[str, Tensor]) -> tuple[Tensor, 
     The tokens are None when the alignment has stopped.
     """
     dataset, device = session.dataset, session.accelerator.device
-    draws = Draws(**{field.name: batch[field.name].to(device, non_blocking=True) for field in fields(Draws)})
+    drawn = [field.name for field in fields(Draws) if field.name in batch]
+    draws = Draws(**{name: batch[name].to(device, non_blocking=True) for name in drawn})
     moments = batch["moments"].to(device, non_blocking=True)
     latents = sample_posterior(moments, draws.posterior_noise, dataset.latents)
     labels = batch["label"].to(device, non_blocking=True)

@@ -148,6 +148,9 @@ def test_mistakes_on_the_command_line_end_with_code_2(argv: list[str], message: 
         ("alignment: {teachers: " + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 30 deep"),
         (BOMB, "aliases expand this to more than 100,000 values"),
         ("training:\nlog: {every: 3}", "'training' is a section of keys and cannot be nothing"),
+        ("flow: {meanflow: null}", "'flow.meanflow' is a section of keys and cannot be nothing"),
+        ("flow: {meanflow: {block: 1}}", "Unknown key 'flow.meanflow.block': did you mean 'flow.meanflow.blocks'?"),
+        ("flow: {meanflow: {guidance: 0.5}}", "flow.meanflow.guidance: Expected `float` >= 1"),
     ],
 )
 def test_mistakes_in_a_file_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -116,11 +116,14 @@ def _description(model: SiT) -> str:
         if config.internal_block
         else ""
     )
+    few = ""
+    if config.meanflow_blocks is not None:
+        few = " It is a flow map (Decoupled MeanFlow, arXiv 2510.24474), which draws in one to four steps."
     return (
         f"A diffusion transformer (SiT, arXiv 2401.08740): {config.depth} blocks of width {config.hidden_size}, mixers "
         f"{mixers}{source}{blocks}, patch {config.patch_size}, {task}. It predicts the "
         f"{config.prediction} of the {config.interpolant} interpolant on {config.in_channels}-channel latents of size "
-        f"{config.input_size}. Autoencoder: {latents}.{internal}"
+        f"{config.input_size}.{few} Autoencoder: {latents}.{internal}"
     )
 
 
@@ -131,11 +134,12 @@ def _classes(classes: Classes) -> str:
 
 
 def _use(name: str, model: SiT) -> str:
-    arguments = "num_images=4"
+    arguments, few = "num_images=4", model.config.meanflow_blocks is not None
     if model.config.num_classes:
-        guidance = 4.0 if model.config.label_dropout else 1.0
+        guidance = 4.0 if model.config.label_dropout and not few else 1.0
         arguments = f"class_labels={model.classes.learned[:1]}, guidance_scale={guidance}"
-    return _USE.format(name=name, arguments=f"{arguments}, num_inference_steps=50")
+    steps = 'num_inference_steps=4, solver="meanflow"' if few else "num_inference_steps=50"
+    return _USE.format(name=name, arguments=f"{arguments}, {steps}")
 
 
 def _metrics(report: Scores) -> str:

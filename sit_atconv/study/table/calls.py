@@ -56,7 +56,9 @@ class _Counter:
         self.config, self.classes = model.config, model.classes
         self.calls = self.samples = 0
 
-    def __call__(self, x: Tensor, *conditions: Tensor | None, internal: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, *conditions: Tensor | None, internal: bool = False, **end: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         self.calls += 1
         self.samples += len(x)
         zeros = torch.zeros_like(x)

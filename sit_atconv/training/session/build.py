@@ -14,6 +14,7 @@ from sit_atconv.data.latents import LatentDataset, refuse_damaged
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT, create_model
 from sit_atconv.models.mixers import import_plugins
+from sit_atconv.training.session.meanflow import make_flow_map, require_trainable
 
 
 def require_trackers(names: list[str]) -> None:
@@ -51,6 +52,9 @@ def build_model(config: Config, dataset: LatentDataset) -> SiT:
         empty_classes=[*dataset.empty_classes, *range(dataset.num_classes, num_classes)] if num_classes else None,
         **options,
     )
+    if config.flow.objective == "meanflow":
+        make_flow_map(model, config.flow.meanflow)
+        require_trainable(model, config.flow)
     if config.alignment and config.alignment.block > len(model.blocks):
         raise InputError(
             f"alignment.block is {config.alignment.block}, but {name} has {len(model.blocks)} blocks: "

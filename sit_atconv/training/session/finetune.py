@@ -59,6 +59,8 @@ def _differences(source: SiT, model: SiT) -> list[str]:
     if [theirs.position, ours.position].count("none") == 1:
         differing.append("position")
     phrases = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in differing]
+    if None not in (theirs.meanflow_blocks, ours.meanflow_blocks) and theirs.meanflow_blocks != ours.meanflow_blocks:
+        phrases.append(f"flow.meanflow.blocks: {theirs.meanflow_blocks} there, {ours.meanflow_blocks} here")
     if _mixers(source) != _mixers(model):
         patterns = [describe_pattern(config.mixer_pattern) for config in (theirs, ours)]
         phrases.append("mixer_pattern: {} there, {} here".format(*patterns))

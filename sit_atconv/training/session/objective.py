@@ -30,6 +30,7 @@ from sit_atconv.flow import (
 from sit_atconv.models import SiT
 from sit_atconv.models.sit import INTERNAL
 from sit_atconv.randomness import Stream, keyed_normal, keyed_uniform
+from sit_atconv.training.session.meanflow import MeanFlowLoss
 
 PREDICTED = "predicted"  # the key of the network's prediction among what a forward pass gives
 
@@ -42,6 +43,9 @@ class Draws:
     noise: Tensor  # (B, C, H, W)
     posterior_noise: Tensor  # (B, C, H, W)
     dropout: Tensor  # (B,) uniform in [0, 1)
+    # Of the objective meanflow alone: for the times t and r, (B, 2) standard normal, and its noise (B, C, H, W)
+    mean_flow_times: Tensor | None = None
+    mean_flow_noise: Tensor | None = None
 
 
 def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: int) -> Draws:
@@ -49,6 +53,10 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
     rows = positions.tolist()
     u = keyed_uniform(seed, Stream.TIME, rows)
     interpolant = create_interpolant(config.interpolant)
+    more = {}
+    if config.objective == "meanflow":
+        more["mean_flow_times"] = keyed_normal(seed, Stream.MEAN_FLOW_TIMES, rows, (2,))
+        more["mean_flow_noise"] = keyed_normal(seed, Stream.MEAN_FLOW_NOISE, rows, shape)
     return Draws(
         times_from_uniform(
             u, config.times, interpolant, config.shift, config.prediction, config.times_mean, config.times_std
@@ -56,12 +64,14 @@ def draw(positions: Tensor, shape: tuple[int, ...], config: FlowConfig, seed: in
         keyed_normal(seed, Stream.NOISE, rows, shape),
         keyed_normal(seed, Stream.POSTERIOR, rows, shape),
         keyed_uniform(seed, Stream.LABEL_DROPOUT, rows),
+        **more,
     )
 
 
 def draw_fields(positions: list[int], shape: tuple[int, ...], config: FlowConfig, seed: int) -> dict[str, Tensor]:
     """`draw` as a dictionary, for data loader workers: a large batch's noise takes longer than reading the batch."""
-    return vars(draw(torch.tensor(positions), shape, config, seed))
+    draws = vars(draw(torch.tensor(positions), shape, config, seed))
+    return {name: tensor for name, tensor in draws.items() if tensor is not None}
 
 
 class Objective(nn.Module):
@@ -91,6 +101,7 @@ class Objective(nn.Module):
         kinds = zip(teacher_widths, self._by_latents, strict=True)
         self.projectors = nn.ModuleList(self._projector(width, by_latents) for width, by_latents in kinds)
         self._dispersed = None if flow.dispersion is None else flow.dispersion_block or max(1, len(model.blocks) // 4)
+        self.mean_flow = MeanFlowLoss(flow) if flow.objective == "meanflow" else None
 
     def forward(
         self, latents: Tensor, labels: Tensor, draws: Draws, teachers: list[Tensor] | None
@@ -119,8 +130,12 @@ class Objective(nn.Module):
             found[PREDICTED] = prediction
             return prediction
 
-        flow = self._error(network, latents, draws)
-        loss, terms = flow, {"flow": flow.detach()}
+        if self.mean_flow is not None:
+            times, noises = (draws.times, draws.mean_flow_times), (draws.noise, draws.mean_flow_noise)
+            loss, terms = self.mean_flow(self.model, network, latents, y, times, noises)
+        else:
+            loss = self._error(network, latents, draws)
+            terms = {"flow": loss.detach()}
         if self.flow.cosine:
             cosine = direction_loss(found[PREDICTED], latents, draws.noise, draws.times, self.interpolant).mean()
             loss, terms["cosine"] = loss + self.flow.cosine * cosine, cosine.detach()

@@ -34,6 +34,7 @@ from sit_atconv.training.session.build import (
 from sit_atconv.training.session.finetune import begin_with
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.session.launcher import require_launcher_of
+from sit_atconv.training.session.meanflow import require_mean_flow
 from sit_atconv.training.session.objective import Objective, draw_fields
 from sit_atconv.training.session.optimizer import Muon, build_optimizer
 from sit_atconv.training.session.projectors import begin_projectors
@@ -114,6 +115,7 @@ def build_session(config: Config, run: Path) -> Session:
     require_measure(config)
     accelerator = _accelerator(config, run)
     require_groups(config, accelerator.num_processes)
+    require_mean_flow(config, accelerator)
     device = accelerator.device
     live = config.alignment is not None and any(teacher.live for teacher in config.alignment.teachers)
     dataset, heldout = split_data(config, open_dataset(config.data.path, images=live))
