@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-Time = Annotated[float, Meta(ge=0, le=1)]
+from sit_atconv.config.ranges import ClosedUnitInterval, Few
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,6 @@ class MeanFlowConfig:
         interval: times t within which guidance acts.
     """
 
-    blocks: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    blocks: Few | None = None
     guidance: Annotated[float, Meta(ge=1, le=1e6)] = 2.5
-    interval: tuple[Time, Time] = (0.0, 0.7)
+    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 0.7)

@@ -10,29 +10,25 @@ import yaml
 from msgspec import Meta
 
 from sit_atconv.config.meanflow import MeanFlowConfig
+from sit_atconv.config.outputs import EvaluationConfig, LogConfig, PreviewConfig
+from sit_atconv.config.ranges import (
+    Classes,
+    ClosedUnitInterval,
+    Decay,
+    Few,
+    NonNegativeFloat,
+    Number,
+    OpenUnitInterval,
+    PositiveFloat,
+    Ratio,
+    Seconds,
+    Steps,
+    Width,
+    if_set,
+)
 from sit_atconv.errors import InputError
 from sit_atconv.randomness import MAX_SEED
 from sit_atconv.runtime.reading import Text
-
-# Upper limits are far above any real training run: a typing error is refused before memory is allocated.
-Steps = Annotated[int, Meta(ge=1, le=10**12)]
-Number = Annotated[int, Meta(ge=1, le=10_000_000)]
-Width = Annotated[int, Meta(ge=1, le=16_384)]
-Few = Annotated[int, Meta(ge=1, le=1_000)]
-Classes = Annotated[int, Meta(ge=0, le=1_000_000)]
-Ratio = Annotated[float, Meta(gt=0, le=64)]
-PositiveFloat = Annotated[float, Meta(gt=0, le=1e6)]
-NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e6)]
-ClosedUnitInterval = Annotated[float, Meta(ge=0, le=1)]
-OpenUnitInterval = Annotated[float, Meta(gt=0, lt=1)]
-Decay = Annotated[float, Meta(ge=0, lt=1)]
-Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Solver = Literal["euler", "heun", "midpoint", "adams2", "adams4", "dopri5", "sde", "sde-heun", "meanflow"]
-
-
-def if_set(default: Any) -> Any:
-    """A key that joined later: written files name it only where it is set, and so stay those of earlier versions."""
-    return field(default=default, metadata={"if_set": True})
 
 
 @dataclass(frozen=True)
@@ -267,96 +263,6 @@ class TrainingConfig:
             raise InputError(f"training.seed: Expected `int` <= {MAX_SEED}.")
         if isinstance(self.gradient_checkpointing, bool):
             object.__setattr__(self, "gradient_checkpointing", "blocks" if self.gradient_checkpointing else "none")
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What a run writes, and how often.
-
-    Args:
-        every: steps between lines of log.jsonl.
-        checkpoint_every: steps between checkpoints; the last step always writes one.
-        keep: number of newest checkpoints to keep; null keeps all.
-        keep_every: checkpoints at multiples of this many steps are kept as well.
-        trackers: Accelerate's trackers to use beside log.jsonl, such as tensorboard or wandb.
-    """
-
-    every: Steps = 100
-    checkpoint_every: Steps = 10_000
-    keep: Steps | None = 3
-    keep_every: Steps | None = None
-    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PreviewConfig:
-    """Grids of samples drawn during training, from the averaged weights, with the same noise and labels every time.
-
-    Args:
-        every: steps between grids; null for none.
-        classes: rows of the grid, one for each of the first classes; an unconditional model draws one row.
-        per_class: columns of the grid.
-        solver: see sample.py.
-        steps: solver steps.
-        guidance: guidance scale; 1 is none.
-        interval: times within which guidance acts.
-        internal_guidance: scale of Internal Guidance by the head after model.internal_block; 1 is none.
-        internal_interval: times within which it acts.
-    """
-
-    every: Steps | None = 10_000
-    classes: Few = 8
-    per_class: Few = 8
-    solver: Solver = "heun"
-    steps: Few = 25
-    guidance: NonNegativeFloat = 1.0
-    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
-    internal_guidance: NonNegativeFloat = if_set(1.0)
-    internal_interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = if_set((0.0, 1.0))
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Scores of the averaged weights during training: of samples, as evaluate_fid.py does, the held-out loss, or both.
-
-    All processes take part. The checkpoint with the lowest score so far is marked as checkpoints/best and kept: of the
-    first metric for which lower is better, or without such a metric of the held-out loss.
-
-    Args:
-        reference: what samples are compared with, as for evaluate_fid.py: ADM's npz, pictures, or "digits:heldout@8";
-            null for no samples.
-        loss: measure the loss of data.heldout.
-        every: steps between evaluations.
-        samples: number of samples to draw.
-        features: "inception", "pixels" or "timm:MODEL".
-        weights: local file of the features' weights; null to download them.
-        metrics: what to compute of the samples, as --metrics of evaluate_fid.py; null for all of the features.
-        goals: score -> value that is to be reached, such as {fid: 2.0}, of the metrics or of heldout_loss: the first
-            evaluation that is as good logs epochs_to_fid_2, the epochs so far. Null for none.
-        batch_size: for each process; does not change the scores.
-        solver: see sample.py.
-        steps: solver steps.
-        guidance: guidance scale; 1 is none.
-        interval: times within which guidance acts.
-        internal_guidance: scale of Internal Guidance by the head after model.internal_block; 1 is none.
-        internal_interval: times within which it acts.
-    """
-
-    reference: Text | None = None
-    loss: bool = False
-    every: Steps = 50_000
-    samples: Number = 5_000
-    features: Text = "inception"
-    weights: Text | None = None
-    metrics: Annotated[list[Text], Meta(min_length=1)] | None = None
-    goals: dict[Text, PositiveFloat] | None = None
-    batch_size: Number = 64
-    solver: Solver = "heun"
-    steps: Few = 25
-    guidance: NonNegativeFloat = 1.0
-    interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.0, 1.0)
-    internal_guidance: NonNegativeFloat = if_set(1.0)
-    internal_interval: tuple[ClosedUnitInterval, ClosedUnitInterval] = if_set((0.0, 1.0))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from msgspec import Meta
 
-from sit_atconv.config.schema import PositiveFloat, Steps
+from sit_atconv.config.ranges import PositiveFloat, Steps
 from sit_atconv.config.strict_yaml import load_strict_yaml
 from sit_atconv.data.digits import is_digits
 from sit_atconv.errors import InputError
