@@ -7,7 +7,6 @@ And by a head of the model itself after one of its earlier blocks (Internal Guid
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -108,14 +107,15 @@ class GuidedVelocity:
         """See `field.at_step`."""
         low, high = self.interval
         alone = self.alone.at_step(t)  # the model's own guidance has an interval of its own
-        return partial(self._guided, alone.model) if low <= t <= high else alone
+        return _Guided(self, alone.model) if low <= t <= high else alone
 
     @property
     def switch_times(self) -> tuple[float, ...]:
         """See `field.switch_times`."""
         return (*self.interval, *self.alone.switch_times)
 
-    def _guided(self, network: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor:
+    def guide(self, network: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor:
+        """The guided velocity, where `network` is the model in the form that its own guidance has at this step."""
         # In the state's precision: s times the difference of two half-precision numbers would be coarse.
         model, base = (prediction.to(x.dtype) for prediction in self.both(network, x, t))
         if base.shape != model.shape:
@@ -126,6 +126,17 @@ class GuidedVelocity:
             raise InputError(f"Guidance of {self.channels} channels was asked for; there are {x.shape[1]}.")
         guided = base[:, : self.channels] + self.scale * (model - base)[:, : self.channels]
         return torch.cat([guided, model[:, self.channels :]], dim=1)
+
+
+@dataclass(frozen=True)
+class _Guided:
+    """A guided field within its interval; equal at all steps at which its model has the same form."""
+
+    field: GuidedVelocity
+    model: Callable[..., Tensor]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.field.guide(self.model, x, t)
 
 
 def guided_velocity(

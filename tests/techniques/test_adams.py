@@ -18,8 +18,10 @@ from sit_atconv.flow.field import at_step
 from sit_atconv.flow.likelihood import VelocityAndTrace
 from sit_atconv.flow.ode import ode_times
 from sit_atconv.flow.predictions import velocity_from_prediction
+from sit_atconv.models import create_model
 from sit_atconv.sampling import SamplerSettings
 from sit_atconv.sampling.draw import Drawing
+from sit_atconv.study.table.calls import Calls, count_calls
 
 NOISE = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1)
 
@@ -236,3 +238,13 @@ def test_the_sampler_counts_its_calls() -> None:
     seen.clear()
     Drawing(model, replace(chosen, guidance=1.0, interval=(0.0, 1.0))).latents([0], torch.zeros(1).long(), 0)
     assert len(seen) == 11
+
+
+def test_adams_keeps_its_history_under_both_kinds_of_guidance() -> None:
+    model = create_model(
+        "SiT-S/4", input_size=8, in_channels=1, num_classes=3, hidden_size=32, depth=3, num_heads=2, internal_block=1
+    )
+    both = {"guidance": 1.5, "internal_guidance": 1.4}
+    assert count_calls(model, SamplerSettings("adams2", 10, **both)) == Calls(11, 11)
+    limited = {"interval": (0.0, 0.65), "internal_interval": (0.35, 1.0)}  # each switch costs one call
+    assert count_calls(model, SamplerSettings("adams2", 10, **both, **limited)).evaluations == 13
