@@ -135,4 +135,4 @@ def test_a_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_shipped_studies_name_configurations_and_keys_that_there_are(path: Path) -> None:
     plan = read_plan(path)
     for row in plan.rows:
-        assert checks._config(plan, row).model.name == plan.rows[row]["model.name"]
+        assert checks._config(plan, row).model.name == {**plan.set, **plan.rows[row]}["model.name"]
