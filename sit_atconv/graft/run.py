@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import parse_flag_from_env
 
+from sit_atconv.config import load_config
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
@@ -19,7 +20,7 @@ from sit_atconv.graft.network import Graft, changed_blocks, with_new_mixers
 from sit_atconv.graft.settings import GraftSettings
 from sit_atconv.models import SiT
 from sit_atconv.models.checkpoint import find_weights, load_model, model_directory
-from sit_atconv.models.mixers.pattern import Pattern, expand_pattern
+from sit_atconv.models.mixers.pattern import QUERY_OPTIONS, Pattern, expand_pattern
 from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.files import sha256_of_file
 from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
@@ -129,9 +130,13 @@ def _report(teacher: SiT, model: SiT, errors: dict[int, float], velocity: float)
 def _next_command(checkpoint: Path, out: Path, data: str, pattern: Any) -> str:
     """What to do next, with the configuration of the run that the checkpoint is from, if it is from one."""
     config = model_directory(checkpoint).parent.parent.parent / "config.yaml"
-    known = str(config) if config.is_file() else "CONFIG"
+    known, off = "CONFIG", ""
+    if config.is_file():
+        known, model = str(config), load_config(config).model
+        # The pattern holds them in its entries; the keys would be refused where no new mixer has them.
+        off = "".join(f" --model.{key} false" for key in QUERY_OPTIONS if getattr(model, key))
     word = pattern if isinstance(pattern, str) else json.dumps(list(pattern))
     return (
-        f"Train it on: python train.py --config {known} --run RUN --data.path {data} --model.mixer_pattern '{word}' "
-        f"--model.init_from {out}"
+        f"Train it on: python train.py --config {known} --run RUN --data.path {data} --model.mixer_pattern '{word}'"
+        f"{off} --model.init_from {out}"
     )
