@@ -81,7 +81,7 @@ def graft_to_directory(
         if accelerator.is_main_process:
             directory.finish(model.cpu(), checkpoint)
             _report(teacher, model, dict(zip(blocks, errors, strict=True)), velocity)
-            log.info("%s", _next_command(checkpoint, out, data, model.config.mixer_pattern))
+            log.info("%s", next_command(checkpoint, out, data, model.config.mixer_pattern))
 
 
 def _require_data_of(model: SiT, dataset: LatentDataset, data: str) -> None:
@@ -127,7 +127,7 @@ def _report(teacher: SiT, model: SiT, errors: dict[int, float], velocity: float)
     log.info("All together: the relative error of the network's output is %.4g.", velocity)
 
 
-def _next_command(checkpoint: Path, out: Path, data: str, pattern: Any) -> str:
+def next_command(checkpoint: Path, out: Path, data: str, pattern: Any) -> str:
     """What to do next, with the configuration of the run that the checkpoint is from, if it is from one."""
     config = model_directory(checkpoint).parent.parent.parent / "config.yaml"
     known, off = "CONFIG", ""

@@ -7,6 +7,7 @@ import pytest
 from test_graft import graft, stopped, trained
 
 from sit_atconv.graft.fitting import Fitting
+from sit_atconv.graft.run import next_command
 
 
 @pytest.fixture
@@ -101,3 +102,11 @@ def test_losses_that_are_not_finite_end_the_fit(teacher: Path, tmp_path: Path, c
         graft(teacher, tmp_path / "out", "--mixer-pattern hybrid --lr 1e30 --loss mse")
     assert "was not finite" in str(end.value.code) or "was not finite" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_the_next_command_turns_off_keys_that_no_new_mixer_has(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-0000001"
+    checkpoint.joinpath("model").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("model: {name: SiT-S/4, qk_norm: true}\n")
+    command = next_command(checkpoint, tmp_path / "new", "digits", "atconv")
+    assert "--model.mixer_pattern 'atconv' --model.qk_norm false --model.init_from" in command
