@@ -107,6 +107,7 @@ def test_losses_that_are_not_finite_end_the_fit(teacher: Path, tmp_path: Path, c
 def test_the_next_command_turns_off_keys_that_no_new_mixer_has(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "step-0000001"
     checkpoint.joinpath("model").mkdir(parents=True)
+    (checkpoint / "model" / "config.json").write_text("{}")
     (tmp_path / "run" / "config.yaml").write_text("model: {name: SiT-S/4, qk_norm: true}\n")
     command = next_command(checkpoint, tmp_path / "new", "digits", "atconv")
     assert "--model.mixer_pattern 'atconv' --model.qk_norm false --model.init_from" in command
