@@ -1,0 +1,106 @@
+"""Layers of the image networks. Maps are (B, H, W, C) within blocks, so that 1×1 convolutions are matrix products."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Divide x (..., C) by its size over channels, times a learnt weight, eps 1e-6.
+
+    Args:
+        dim: width C.
+        by: "rms", the root mean square; or "std", the (unbiased) standard deviation, which timm's RmsNorm2d computed
+            from 1.0.10 to 1.0.12: weights that were trained so need it.
+    """
+
+    def __init__(self, dim: int, by: str = "rms") -> None:
+        super().__init__()
+        self.dim, self.by, self.eps = dim, by, 1e-6
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.by == "std":
+            return x * torch.rsqrt(x.var(-1, keepdim=True) + self.eps) * self.weight
+        return F.rms_norm(x, (self.dim,), self.weight, self.eps)
+
+
+class ConvGLU(nn.Module):
+    """Gated linear unit with a depthwise 3×3 convolution in the gate (TransNeXt, arXiv 2311.17132).
+
+    (B, H, W, C) -> (B, H, W, C): with a, v = Linear(x), of m channels each, Linear(norm(GELU(conv(a)) · v)).
+
+    Args:
+        dim, hidden: widths C and m.
+        norm: "rms" or "std" for a `ChannelNorm` of the product, None for none.
+        drop: dropout of the product and of the result.
+    """
+
+    def __init__(self, dim: int, hidden: int, norm: str | None = None, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.norm = ChannelNorm(hidden, norm) if norm else nn.Identity()
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        gate = self.dwconv(gate.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(self.norm(F.gelu(gate) * value))))
+
+
+class PatchEmbed(nn.Module):
+    """Patches of p×p to vectors, and LayerNorm: (B, C_in, H, W) -> (B, C, H/p, W/p).
+
+    Where p does not divide H or W, the last rows or columns are left out, or the map is padded by zeros with `pad`.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch: int, pad: bool = False) -> None:
+        super().__init__()
+        self.patch, self.pad = patch, pad
+        self.proj, self.norm = nn.Conv2d(in_channels, dim, patch, patch), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pad:
+            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PatchMerging(nn.Module):
+    """Four neighbours to one position of twice the width (Swin, arXiv 2103.14030).
+
+    (B, C, H, W) -> (B, 2C, ⌈H/2⌉, ⌈W/2⌉); odd maps are padded by zeros.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.reduction = nn.LayerNorm(4 * dim), nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)).permute(0, 2, 3, 1)
+        top, bottom = x[:, 0::2], x[:, 1::2]
+        x = torch.cat([top[:, :, 0::2], bottom[:, :, 0::2], top[:, :, 1::2], bottom[:, :, 1::2]], -1)
+        return self.reduction(self.norm(x)).permute(0, 3, 1, 2)
+
+
+def conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
+    """3×3 convolution of stride 2 without bias, and BatchNorm: (B, C_in, H, W) -> (B, C_out, ⌈H/2⌉, ⌈W/2⌉)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights of convolutions and Linears: normal with std 0.02, cut at ±2; their biases 0. For `nn.Module.apply`."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """As `initialise`, for Linears only: convolutions keep torch's default, as in Swin and PVT."""
+    if isinstance(module, nn.Linear):
+        initialise(module)
