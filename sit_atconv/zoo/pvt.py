@@ -175,10 +175,11 @@ class PVT(Pyramid):
         return self.normalise(self.stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of a map, or with `pre_logits` what the last layer sees. A map has no class token: "avg" or ""."""
-        if self.global_pool == "token":
-            raise ValueError('A map has no class token: reset_classifier(…, global_pool="avg"), or call the network.')
-        if self.global_pool == "avg":
+        """Logits of a map (B, C, H, W), or with `pre_logits` what the last layer sees.
+
+        A map has no class token, so that its mean is taken; only calling the network reads the token.
+        """
+        if self.global_pool != "":
             x = x.mean((2, 3))
         return self._classify(x, pre_logits)
 

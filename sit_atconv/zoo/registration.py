@@ -35,6 +35,7 @@ def build(
     defaults: Mapping[str, Any],
     options: Mapping[str, Any],
     filter_fn: Callable[[dict, nn.Module], dict] | None = None,
+    stages: int = 4,
 ) -> Network:
     """The network of an entry point, as timm builds its own.
 
@@ -44,6 +45,7 @@ def build(
         pretrained: load the weights of the default configuration.
         defaults, options: arguments of the class; those of the caller, `options`, override the variant's.
         filter_fn: converts the names of released weights.
+        stages: how many maps there are for `features_only`.
     """
     options = dict(options)
     device, dtype = options.pop("device", None), options.pop("dtype", None)
@@ -53,7 +55,7 @@ def build(
             variant,
             pretrained,
             pretrained_filter_fn=filter_fn,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+            feature_cfg={"out_indices": tuple(range(stages)), "flatten_sequential": True},
             **{**defaults, **options},
         )
     return model.to(dtype) if dtype else model

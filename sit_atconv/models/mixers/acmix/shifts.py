@@ -46,7 +46,7 @@ class ShiftedSum(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         # (B, H, W, d, 9) is an image of 9d channels in channels-last format.
-        maps = self.fc(qkv.unflatten(-1, (3 * self.num_heads, self.head_dim)).mT)
+        maps = self.fc(qkv.unflatten(-1, (self.fc.in_features, self.head_dim)).mT)
         if self.shift_module == "tensor":
             return shifted_sum(maps).repeat_interleave(self.num_heads, dim=-1)
         image = rearrange(maps, "b i j c t -> b (c t) i j")
