@@ -159,6 +159,7 @@ class PVT(Pyramid):
             self.global_pool = global_pool
         weight = self.stages[0].patch_embed.proj.weight
         self.head = nn.Linear(self.num_features, num_classes).to(weight) if num_classes else nn.Identity()
+        self.head.train(self.training)
 
     def remove_head(self) -> None:
         """Leave the last map."""

@@ -79,6 +79,8 @@ class Pyramid(nn.Module):
         """A new last layer for `num_classes` (0: none); `global_pool` "" leaves the maps as they are."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        like = next(self.parameters())
+        self.head.to(like.device, like.dtype).train(self.training)
 
     def remove_head(self) -> None:
         """Leave the last map."""
