@@ -19,6 +19,7 @@ _SHARE = 8  # channels of the values that share a weight
 _PIECES = 4  # of the values, each as wide as q and k
 
 
+@register_notrace_module
 class PatchwiseAttention(nn.Module):
     """Weights for all k² neighbours are computed from q here and all their k together: (B, C, H, W) -> (B, M, H, W).
 
@@ -29,7 +30,7 @@ class PatchwiseAttention(nn.Module):
     def __init__(self, dim: int, mid: int, size: int) -> None:
         super().__init__()
         keys, weights = dim // 16, mid // _SHARE
-        self.size = size
+        self.size, self.share = size, _SHARE
         self.q, self.k, self.v = nn.Conv2d(dim, keys, 1), nn.Conv2d(dim, keys, 1), nn.Conv2d(dim, mid, 1)
         self.weights = nn.Sequential(
             nn.BatchNorm2d(keys * (size**2 + 1)),
@@ -47,18 +48,20 @@ class PatchwiseAttention(nn.Module):
         """The weighted sums of v (B, M, H, W)."""
         batch, mid, height, width = v.shape
         weights = self.weights(torch.cat([q, self._neighbours(k)], 1))
-        weights = weights.reshape(batch, 1, mid // _SHARE, self.size**2, height, width)
-        values = self._neighbours(v).reshape(batch, _SHARE, mid // _SHARE, self.size**2, height, width)
+        weights = weights.reshape(batch, 1, mid // self.share, self.size**2, height, width)
+        values = self._neighbours(v).reshape(batch, self.share, mid // self.share, self.size**2, height, width)
         return (weights * values).sum(3).reshape(v.shape)
 
     def _neighbours(self, x: Tensor) -> Tensor:
         """The k² neighbours of each position of x (B, C, H, W), channel by channel: (B, C·k², H, W)."""
-        reach, (height, width) = self.size // 2, x.shape[-2:]
-        rows, columns = (mirrored(torch.arange(-reach, n + reach, device=x.device), n) for n in (height, width))
+        reach, height, width = self.size // 2, x.shape[2], x.shape[3]
+        rows = mirrored(torch.arange(-reach, height + reach, device=x.device), height)
+        columns = mirrored(torch.arange(-reach, width + reach, device=x.device), width)
         padded = x.index_select(2, rows).index_select(3, columns)
-        return F.unfold(padded, self.size).reshape(len(x), -1, height, width)
+        return F.unfold(padded, (self.size, self.size)).reshape(x.shape[0], -1, height, width)
 
 
+@register_notrace_module
 class ACmixPatchwise(nn.Module):
     """α · patchwise attention + β · the convolution path on the same q, k, v (arXiv 2111.14556, App. C).
 
@@ -79,21 +82,6 @@ class ACmixPatchwise(nn.Module):
         return self.alpha * self.attention.attend(q, k, v) + self.beta * convolution
 
 
-@register_notrace_module
-class OpaqueMap(nn.Module):
-    """Self-attention of a map that FX keeps whole and that TorchScript leaves to Python."""
-
-    __jit_ignored_attributes__ = ("layer",)
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    @torch.jit.ignore
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
 class Bottleneck(nn.Module):
     """BN, ReLU, self-attention, BN, ReLU, 1×1, and a residual: (B, C, H, W) -> (B, C, H, W)."""
 
@@ -101,7 +89,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         mid = dim // 4
         self.bn1, self.bn2 = nn.BatchNorm2d(dim), nn.BatchNorm2d(mid)
-        self.sa = OpaqueMap((ACmixPatchwise if acmix else PatchwiseAttention)(dim, mid, size))
+        self.sa = (ACmixPatchwise if acmix else PatchwiseAttention)(dim, mid, size)
         self.conv = nn.Conv2d(mid, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
