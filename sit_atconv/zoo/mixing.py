@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sit_atconv.models.mixers import ATConv, create_mixer
 from sit_atconv.models.mixers.registry import check_options
+from sit_atconv.zoo.acmix import ImageACmix
 
 
 @register_notrace_module
@@ -72,6 +73,12 @@ def create_image_mixer(entry: str | dict[str, Any], dim: int, num_heads: int = 1
     """
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = options.pop("name")
+    if (
+        name == "acmix"
+        and not {"rates", "shift_module"} & options.keys()
+        and ("window" in options or "neighbourhood" in options)
+    ):
+        return ImageACmix(dim, num_heads, **check_options(name, options))
     if name != "atconv":
         return Opaque(create_mixer(name, dim, num_heads, **options))
     options = check_options(name, {**defaults, **options})

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from sit_atconv.zoo.atconv_pvt import DEPTHS, DIMS, HEADS, PATCHES, RATIOS
 from sit_atconv.zoo.layers import PatchEmbed, initialise_linear
-from sit_atconv.zoo.mixing import Opaque
 from sit_atconv.zoo.pyramid import Pyramid, require_size
 from sit_atconv.zoo.reduced import ReducedACmix, ReducedAttention
 from sit_atconv.zoo.registration import build, image_cfg
@@ -122,7 +121,7 @@ class PVT(Pyramid):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
 
         def attention(*sizes: int) -> nn.Module:
-            return Opaque(ReducedACmix(*sizes)) if acmix else ReducedAttention(*sizes)
+            return ReducedACmix(*sizes) if acmix else ReducedAttention(*sizes)
 
         def stage(number: int) -> TokenStage:
             dim, heads, last = DIMS[number], HEADS[number], number == len(DIMS) - 1

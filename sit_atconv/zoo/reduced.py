@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from sit_atconv.models.mixers.acmix.shifts import ShiftedSum
+from sit_atconv.zoo.acmix import ImageShiftedSum
 
 
 class ReducedAttention(nn.Module):
@@ -39,6 +40,7 @@ class ReducedAttention(nn.Module):
         return F.scaled_dot_product_attention(q, parts[0], parts[1]).transpose(1, 2).reshape(batch, tokens, dim)
 
 
+@register_notrace_module
 class ReducedACmix(nn.Module):
     """α·attention + β·convolution on the same q, k, v: (B, N, C), grid (H, W) -> (B, N, C), N >= H·W.
 
@@ -49,7 +51,7 @@ class ReducedACmix(nn.Module):
     def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
         super().__init__()
         self.attention = ReducedAttention(dim, num_heads, reduction)
-        self.convolution = ShiftedSum(dim, num_heads, bias=False, shift_module="learned")
+        self.convolution = ImageShiftedSum(dim, num_heads, bias=False)
         self.alpha, self.beta = nn.Parameter(torch.full((1,), 0.5)), nn.Parameter(torch.full((1,), 0.5))
 
     def initialise(self) -> None:

@@ -10,8 +10,9 @@ from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from sit_atconv.models.mixers import ACmix
 from sit_atconv.models.mixers.acmix.released import convert_acmix
-from sit_atconv.zoo.mixing import Opaque, create_image_mixer
+from sit_atconv.zoo.mixing import create_image_mixer
 from sit_atconv.zoo.pyramid import Pyramid
 from sit_atconv.zoo.registration import build, image_cfg
 
@@ -29,7 +30,8 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.stride, out = stride, _EXPANSION * planes
         self.conv1, self.bn1 = nn.Conv2d(in_channels, planes, 1, bias=False), nn.BatchNorm2d(planes)
-        acmix = {"name": "acmix", "neighbourhood": _NEIGHBOURHOOD, "shift_module": shift_module}
+        acmix = {"name": "acmix", "neighbourhood": _NEIGHBOURHOOD}
+        acmix |= {"shift_module": shift_module} if shift_module != "learned" else {}
         self.conv2, self.bn2 = create_image_mixer(acmix, planes, _HEADS), nn.BatchNorm2d(planes)
         self.conv3, self.bn3 = nn.Conv2d(planes, out, 1, bias=False), nn.BatchNorm2d(out)
         self.downsample = nn.Identity()
@@ -101,10 +103,11 @@ class ACmixResNet(Pyramid):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.groups == 1:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, Opaque):
+            elif isinstance(module, ACmix):
                 module.initialise()
 
 
+_OURS = ("attention.", "convolution.", "alpha", "beta", "mixer.")  # what ACmix's names begin with here
 # Names of the release, but for those within ACmix -> ours
 _RENAMED = [
     (r"^module\.", ""),
@@ -130,8 +133,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         block, within, part = name.partition(".conv2.")
-        if within and not part.startswith("mixer."):
-            modules.setdefault(f"{block}.conv2.mixer.", {})[part] = tensor
+        if within and not part.startswith(_OURS):
+            modules.setdefault(f"{block}.conv2.", {})[part] = tensor
         else:
             renamed[name] = tensor
     for prefix, module in modules.items():

@@ -10,7 +10,7 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from sit_atconv.models.mixers.acmix.neighbourhood import mirrored
-from sit_atconv.models.mixers.acmix.shifts import ShiftedSum
+from sit_atconv.zoo.acmix import ImageShiftedSum
 from sit_atconv.zoo.pyramid import Pyramid
 from sit_atconv.zoo.registration import build, image_cfg
 
@@ -48,8 +48,8 @@ class PatchwiseAttention(nn.Module):
         """The weighted sums of v (B, M, H, W)."""
         batch, mid, height, width = v.shape
         weights = self.weights(torch.cat([q, self._neighbours(k)], 1))
-        weights = weights.reshape(batch, 1, mid // self.share, self.size**2, height, width)
-        values = self._neighbours(v).reshape(batch, self.share, mid // self.share, self.size**2, height, width)
+        weights = weights.reshape(batch, 1, mid // self.share, self.size * self.size, height, width)
+        values = self._neighbours(v).reshape(batch, self.share, mid // self.share, self.size * self.size, height, width)
         return (weights * values).sum(3).reshape(v.shape)
 
     def _neighbours(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class ACmixPatchwise(nn.Module):
     def __init__(self, dim: int, mid: int, size: int) -> None:
         super().__init__()
         self.attention = PatchwiseAttention(dim, mid, size)
-        self.convolution = ShiftedSum(mid, _PIECES, bias=False, shift_module="learned")
+        self.convolution = ImageShiftedSum(mid, _PIECES, bias=False)
         self.convolution.fc = nn.Linear(_PIECES + 2, 9, bias=False)
         self.alpha, self.beta = nn.Parameter(torch.full((1,), 0.5)), nn.Parameter(torch.full((1,), 0.5))
 
