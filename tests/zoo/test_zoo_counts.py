@@ -80,8 +80,8 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def test_every_network_of_the_package_is_here() -> None:
-    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(sit_atconv.zoo.__name__)]
-    assert set(ours) == set(PARAMETERS)
+    rooms = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert {name for name, room in rooms.items() if room.startswith(sit_atconv.zoo.__name__)} == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

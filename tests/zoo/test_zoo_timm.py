@@ -1,4 +1,4 @@
-"""What timm's own test_models.py asks of a network, asked of every kind of ours: forward, features, heads, FX, scripts."""
+"""What timm's own test_models.py asks of a network, asked of every kind of ours."""
 
 import copy
 
