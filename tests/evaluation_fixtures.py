@@ -18,7 +18,7 @@ class StandIn:
 
     name, title, suffix, identity = "inception", "stand-in", "", "stand-in 1"
     neighbours, neighbour_limit, fast, remarks = 3, 50_000, False, ()
-    dimensions = {"pool": 6, "spatial": 5, "probabilities": 4}  # noqa: RUF012
+    dimensions = {"pool": 6, "spatial": 5, "probabilities": 4}
     weights_path, weights_sha256 = "nowhere", "6726825d" + "0" * 56
     device = torch.device("cpu")
     remarks = ()

@@ -1,7 +1,5 @@
 """The gated MLP of LightningDiT's blocks: SwiGLU (Shazeer 2020, arXiv 2002.05202, Eq. 6)."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ class SwiGLU(nn.Module):
         InputError: when nothing is left of the width.
     """
 
-    matrices: ClassVar = {"w12": 2}
+    matrices = {"w12": 2}
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

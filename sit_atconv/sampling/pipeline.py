@@ -57,8 +57,8 @@ class SiTPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]  # noqa: RUF012, the names are diffusers'
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+    _optional_components = ["vae"]
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(self, transformer: SiT, vae: Optional[ModelMixin] = None) -> None:  # older diffusers read no "| None"
         super().__init__()

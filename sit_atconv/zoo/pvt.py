@@ -197,7 +197,7 @@ class PVT(Pyramid):
         x = self.drop(x)
         if pre_logits:
             return x
-        if x.ndim == 4:
+        if self.global_pool == "":
             return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.head(x)
 

@@ -50,7 +50,7 @@ class InceptionFeatures:
     name, title, suffix = "inception", "Inception-v3 2015-12-05", ""
     neighbours, neighbour_limit = 3, 50_000
     remarks = ()
-    dimensions = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS, "probabilities": 1008}  # noqa: RUF012
+    dimensions = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS, "probabilities": 1008}
 
     def __init__(
         self, weights: str | Path | None = None, device: str | torch.device = "cpu", fast: bool = False

@@ -1,7 +1,6 @@
 """Attentive Convolution (ATConv): a depthwise convolution with kernels generated from the image (arXiv 2510.20092)."""
 
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,7 @@ class ATConv(nn.Module):
         InputError: for an even kernel size or an unknown value of another option.
     """
 
-    matrices: ClassVar = {"kernel_gen": 0}
+    matrices = {"kernel_gen": 0}
 
     def __init__(
         self,

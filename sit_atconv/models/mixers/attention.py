@@ -1,7 +1,5 @@
 """Multi-head self-attention over all tokens, DiT's and SiT's mixer (Vaswani et al. 2017, arXiv 1706.03762, Eq. 1)."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from sit_atconv.models.mixers.attend import Attend, merge_heads, require_heads, split_heads
@@ -24,7 +22,7 @@ class Attention(nn.Module):
         InputError: when `num_heads` does not divide `dim`, or when rope is on and d is no multiple of 4.
     """
 
-    matrices: ClassVar = {"qkv": 3}
+    matrices = {"qkv": 3}
 
     def __init__(
         self, dim: int, num_heads: int, qk_norm: bool = False, rope: bool = False, block_norm: str = "layer"

@@ -1,7 +1,5 @@
 """Attention of every position to the k×k positions around it, computed in tiles."""
 
-from typing import ClassVar
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ class NeighbourhoodAttention(nn.Module):
     Raises `InputError` when `num_heads` does not divide `dim`, or for an even k.
     """
 
-    matrices: ClassVar = {"qkv": 3, "position": 0}
+    matrices = {"qkv": 3, "position": 0}
 
     def __init__(self, dim: int, num_heads: int, size: int) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """The convolution path of ACmix: nine mixtures of queries, keys and values are shifted and summed."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,7 +25,7 @@ class ShiftedSum(nn.Module):
     The last two repeat the one sum of each channel h times.
     """
 
-    matrices: ClassVar = {"fc": 0}
+    matrices = {"fc": 0}
 
     def __init__(self, dim: int, num_heads: int, bias: bool, shift_module: str) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """Hydra attention: linear attention with as many heads as channels (Bolya et al. 2022, arXiv 2209.07484)."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +15,7 @@ class Hydra(nn.Module):
     not matter, and the grid is not used. Lengths and sums are in fp32. 4C² + 4C parameters.
     """
 
-    matrices: ClassVar = {"qkv": 3}
+    matrices = {"qkv": 3}
 
     def __init__(self, dim: int) -> None:
         super().__init__()

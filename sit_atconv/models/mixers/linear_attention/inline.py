@@ -1,7 +1,5 @@
 """InLine attention: injective linear attention (Han et al. 2024, arXiv 2412.06590)."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +31,7 @@ class InLine(nn.Module):
         InputError: when `num_heads` does not divide `dim`.
     """
 
-    matrices: ClassVar = {"qkv": 3}
+    matrices = {"qkv": 3}
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = False, lepe: bool = True) -> None:
         super().__init__()

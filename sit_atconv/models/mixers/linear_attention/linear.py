@@ -1,7 +1,5 @@
 """Linear attention with a ReLU kernel, as in SANA (arXiv 2410.10629) and LiT (arXiv 2501.12976)."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
@@ -30,7 +28,7 @@ class LinearAttention(nn.Module):
         InputError: when `num_heads` does not divide `dim`, or for an even kernel.
     """
 
-    matrices: ClassVar = {"qkv": 3}
+    matrices = {"qkv": 3}
 
     def __init__(
         self, dim: int, num_heads: int, kernel_size: int = 5, qk_norm: bool = False, qkv_bias: bool = True

@@ -1,7 +1,5 @@
 """Rank-augmented linear attention, RALA (Fan et al. 2025, arXiv 2411.07635)."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +26,7 @@ class RankAugmented(nn.Module):
         InputError: when `num_heads` does not divide `dim`, or when C/h is not a multiple of 4.
     """
 
-    matrices: ClassVar = {"qkvo": 4}
+    matrices = {"qkvo": 4}
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

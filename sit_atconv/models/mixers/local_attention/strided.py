@@ -1,7 +1,6 @@
 """Attention on interleaved coarse grids (U-DiT, Tian et al. 2024, arXiv 2405.02730)."""
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +40,7 @@ class Strided(nn.Module):
         InputError: for a width that does not split into heads of a multiple of 4 channels, or an option out of range.
     """
 
-    matrices: ClassVar = {"qkv": 3}
+    matrices = {"qkv": 3}
 
     def __init__(self, dim: int, num_heads: int, stride: int = 2, kernel_size: int = 5, logits: str = "cosine") -> None:
         super().__init__()

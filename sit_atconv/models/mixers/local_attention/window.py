@@ -1,7 +1,5 @@
 """Attention within windows that may be shifted (Swin Transformer, Liu et al. 2021, arXiv 2103.14030)."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
@@ -38,7 +36,7 @@ class Window(nn.Module):
             heads have no multiple of 4 channels.
     """
 
-    matrices: ClassVar = {"qkv": 3}
+    matrices = {"qkv": 3}
 
     def __init__(
         self,
