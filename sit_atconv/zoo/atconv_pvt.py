@@ -7,11 +7,11 @@ parameter counts come out.
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import ClassifierHead, LayerNorm2d, Mlp, calculate_drop_path_rates
+from timm.layers import ClassifierHead, LayerNorm2d, Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from sit_atconv.zoo.layers import PatchEmbed, initialise_linear
+from sit_atconv.zoo.layers import PatchEmbed, drop_path_rates, initialise_linear
 from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
 from sit_atconv.zoo.pyramid import Pyramid, Stage
 from sit_atconv.zoo.registration import build, image_cfg
@@ -50,7 +50,7 @@ class ATConvPVT(Pyramid):
     ) -> None:
         super().__init__()
         self.dims, self.num_classes, self.in_chans, self.drop_rate = DIMS, num_classes, in_chans, drop_rate
-        rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
 
         def block(stage: int, drop_path: float) -> MixingBlock:
             dim = DIMS[stage]

@@ -9,11 +9,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, to_ntuple
+from timm.layers import LayerNorm2d, NormMlpClassifierHead, to_ntuple
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from sit_atconv.zoo.layers import ConvGLU, conv_norm, initialise
+from sit_atconv.zoo.layers import ConvGLU, conv_norm, drop_path_rates, initialise
 from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
 from sit_atconv.zoo.pyramid import Pyramid, Stage
 from sit_atconv.zoo.registration import build, image_cfg
@@ -59,7 +59,7 @@ class AttNet(Pyramid):
         super().__init__()
         self.dims, self.num_classes, self.in_chans, self.drop_rate = tuple(dims), num_classes, in_chans, drop_rate
         sizes, heads = to_ntuple(len(dims))(kernel_sizes), to_ntuple(len(dims))(num_heads)
-        rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
 
         def block(stage: int, drop_path: float) -> MixingBlock:
             dim = dims[stage]

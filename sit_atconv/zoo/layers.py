@@ -1,5 +1,7 @@
 """Layers of the image networks. Maps are (B, H, W, C) within blocks, so that 1×1 convolutions are matrix products."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
@@ -90,6 +92,12 @@ def conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out_channels)
     )
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """For each stage the rates of its blocks, which rise linearly from 0 in the first block to `rate` in the last."""
+    count, blocks = sum(depths), iter(range(sum(depths)))
+    return [[rate * next(blocks) / max(count - 1, 1) for _ in range(depth)] for depth in depths]
 
 
 def initialise(module: nn.Module) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, register_notrace_function, trunc_normal_
+from timm.layers import DropPath, Mlp, register_notrace_function, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sit_atconv.zoo.atconv_pvt import DEPTHS, DIMS, HEADS, PATCHES, RATIOS
-from sit_atconv.zoo.layers import PatchEmbed, initialise_linear
+from sit_atconv.zoo.layers import PatchEmbed, drop_path_rates, initialise_linear
 from sit_atconv.zoo.pyramid import Pyramid, require_size
 from sit_atconv.zoo.reduced import ReducedACmix, ReducedAttention
 from sit_atconv.zoo.registration import build, image_cfg
@@ -117,7 +117,7 @@ class PVT(Pyramid):
     ) -> None:
         super().__init__()
         self.dims, self.num_classes, self.in_chans, self.global_pool = DIMS, num_classes, in_chans, global_pool
-        rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
 
         def attention(*sizes: int) -> nn.Module:

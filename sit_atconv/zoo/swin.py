@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import ClassifierHead, LayerNorm2d, Mlp, calculate_drop_path_rates
+from timm.layers import ClassifierHead, LayerNorm2d, Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from sit_atconv.errors import require_one_of
-from sit_atconv.zoo.layers import PatchEmbed, PatchMerging, conv_norm, initialise_linear
+from sit_atconv.zoo.layers import PatchEmbed, PatchMerging, conv_norm, drop_path_rates, initialise_linear
 from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
 from sit_atconv.zoo.pyramid import Pyramid, Stage
 from sit_atconv.zoo.registration import build, image_cfg
@@ -55,7 +55,7 @@ class SwinPyramid(Pyramid):
         require_one_of(downsample, DOWNSAMPLES, "downsample")
         self.dims = tuple(dim * 2**stage for stage in range(len(depths)))
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
 
         def block(stage: int, number: int) -> MixingBlock:
             width = self.dims[stage]
