@@ -48,6 +48,7 @@ def draw_curves(curves: Mapping[str, Sequence[float]], layers: Sequence[str], wh
     for title, values in curves.items():
         axis.plot(range(1, len(values) + 1), values, marker=".", label=title)
     axis.set(xlabel=f"layer ({layers[0]} … {layers[-1]})", ylabel=what)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     if len(curves) > 1:
         axis.legend(fontsize=8)

@@ -77,7 +77,7 @@ def layers(model: nn.Module, run: Callable[[], Any]) -> list[Layer]:
     named = operators(model)
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, inputs: given.setdefault(name, inputs) and None
+        return lambda _, inputs: given.update({name: inputs})
 
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in named.items()]
     try:

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from sit_atconv.analysis.layers import operators
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.data.sources import open_source
@@ -70,6 +71,7 @@ def open_model(model: str, weights: Path | None, seed: int) -> nn.Module:
         raise InputError(f"There is no checkpoint {model}, and no network: {nearest(model, timm.list_models())}")
     torch.manual_seed(seed)
     network = timm.create_model(model).eval()
+    operators(network)  # raises for those of others
     if weights is not None:
         _load(network, weights)
     return network
