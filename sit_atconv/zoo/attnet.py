@@ -13,6 +13,7 @@ from timm.layers import LayerNorm2d, NormMlpClassifierHead, to_ntuple
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from sit_atconv.errors import InputError
 from sit_atconv.zoo.layers import ConvGLU, conv_norm, drop_path_rates, initialise
 from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
 from sit_atconv.zoo.pyramid import Pyramid, Stage
@@ -29,15 +30,15 @@ class AttNet(Pyramid):
         depths, dims: blocks and width of each of the four stages.
         mixer: a registered token mixer, by name or as {"name": …, option: …}.
         num_heads: heads of mixers that have heads: one number, or one for each stage.
-        kernel_sizes: K of ATConv, or of other mixers with an option kernel_size if it is not 3: one number, or one for
-            each stage.
+        kernel_sizes: K of ATConv: one number, or one for each stage. Other mixers have their options in `mixer`.
         pool: ATConv's pooling: "raster" (the release, whose weights need it) or "grid" (the paper).
         glu_norm: norm within the channel mixers: "rms", "std" (see `ChannelNorm`) or None.
         layer_scale: initial value of γ; None for none.
         num_classes, in_chans, global_pool, drop_rate, drop_path_rate: as in timm.
 
     Raises:
-        InputError: for an unknown mixer or option, or heads that do not divide the width.
+        InputError: for an unknown mixer or option, kernel sizes or pooling of another mixer, or heads that do not
+            divide the width.
     """
 
     def __init__(
@@ -60,6 +61,9 @@ class AttNet(Pyramid):
         self.dims, self.num_classes, self.in_chans, self.drop_rate = tuple(dims), num_classes, in_chans, drop_rate
         sizes, heads = to_ntuple(len(dims))(kernel_sizes), to_ntuple(len(dims))(num_heads)
         rates = drop_path_rates(drop_path_rate, depths)
+        name = mixer if isinstance(mixer, str) else mixer.get("name")
+        if name != "atconv" and (set(sizes) != {3} or pool != "raster"):
+            raise InputError(f"kernel_sizes and pool are ATConv's: give the options of '{name}' in mixer.")
 
         def block(stage: int, drop_path: float) -> MixingBlock:
             dim = dims[stage]

@@ -80,6 +80,8 @@ def test_training_starts_near_the_identity_and_drops_paths() -> None:
         ({"mixer": "inline", "num_heads": 5}, "not a multiple of the 5"),
         ({"kernel_sizes": 4}, "odd"),
         ({"pool": "max"}, "pool"),
+        ({"mixer": "dwconv", "kernel_sizes": 5}, "give the options of 'dwconv' in mixer"),
+        ({"mixer": {"name": "hydra"}, "pool": "grid"}, "give the options of 'hydra' in mixer"),
     ],
 )
 def test_mistakes_are_named(options: dict, message: str) -> None:
