@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sit_atconv"
 
 # A module imports from its own floor and from those before it.
 FLOORS = [
-    "ops config runtime errors randomness images classes",
+    "ops config runtime errors randomness images classes figures",
     "models",
     "flow",
     "data alignment autoencoder",

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sit_atconv.errors import InputError
-from sit_atconv.runtime.whole_files import make_folder_of, whole_file
+from sit_atconv.figures import pyplot_without_screen, save_figure
 
 _PANEL = 1.7  # inches
 
@@ -23,7 +22,7 @@ def draw_maps(pictures: Tensor, rows: Sequence[Mapping[str, Any]], titles: Seque
         titles: of the layers.
         out: PNG file.
     """
-    pyplot = _pyplot()
+    pyplot = pyplot_without_screen()
     shape = len(rows), len(titles) + 1
     size = (_PANEL * shape[1], _PANEL * shape[0] + 0.3)
     figure, axes = pyplot.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
@@ -38,12 +37,12 @@ def draw_maps(pictures: Tensor, rows: Sequence[Mapping[str, Any]], titles: Seque
         axis.set_axis_off()
     for axis, title in zip(axes[0, 1:], titles, strict=True):
         axis.set_title(title, fontsize=7)
-    _save(pyplot, figure, out)
+    save_figure(figure, out, dpi=150)
 
 
 def draw_curves(curves: Mapping[str, Sequence[float]], layers: Sequence[str], what: str, out: Path) -> None:
     """A line for each of `curves`, over the layers; `what` names the quantity."""
-    pyplot = _pyplot()
+    pyplot = pyplot_without_screen()
     figure, axis = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for title, values in curves.items():
         axis.plot(range(1, len(values) + 1), values, marker=".", label=title)
@@ -52,22 +51,4 @@ def draw_curves(curves: Mapping[str, Sequence[float]], layers: Sequence[str], wh
     axis.grid(alpha=0.3)
     if len(curves) > 1:
         axis.legend(fontsize=8)
-    _save(pyplot, figure, out)
-
-
-def _save(pyplot: Any, figure: Any, out: Path) -> None:
-    make_folder_of(out)
-    with whole_file(out) as file:
-        figure.savefig(file, dpi=150, format="png")
-    pyplot.close(figure)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("Figures need matplotlib: pip install 'sit-atconv[plot]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    save_figure(figure, out, dpi=150)

@@ -104,3 +104,12 @@ def internal_head(block: int, depth: int, dim: int, patch_channels: int, norm: s
     for parameter in (*head.modulation.parameters(), *head.proj.parameters()):
         nn.init.zeros_(parameter)
     return head
+
+
+def initialise_linears(model: nn.Module) -> None:
+    """Weights of all linear layers by Xavier's uniform distribution, biases 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

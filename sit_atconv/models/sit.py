@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sit_atconv.classes import Classes
 from sit_atconv.errors import InputError, require_one_of
-from sit_atconv.models.block import Block, FinalLayer, internal_head
+from sit_atconv.models.block import Block, FinalLayer, initialise_linears, internal_head
 from sit_atconv.models.embeddings import TIME_FEATURES, sincos_position, time_features
 from sit_atconv.models.mixers.attend import choose_attention
 from sit_atconv.models.mixers.pattern import Pattern, expand_pattern, mixer_names, with_atconv_options
@@ -148,13 +148,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.register_load_state_dict_post_hook(SiT._make_position_table)
         self.gradient_checkpointing = False
         self._initialise()
-        if mlp == "swiglu":  # drawn last: all other weights are those of the model with a GELU
-            for block in self.blocks:
-                block.mlp = SwiGLU(hidden_size, int(hidden_size * mlp_ratio))
-                _initialise_linears(block.mlp)
-        self.internal = None  # or made last, so that all other weights are those of the model without it
-        if internal_block is not None:
-            self.internal = internal_head(internal_block, depth, hidden_size, patch_channels, norm)
+        self._draw_last(patch_channels)
 
     @property
     def classes(self) -> Classes:
@@ -163,7 +157,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _initialise(self) -> None:
         """DiT's initialisation (blocks start as the identity, the velocity as zero), then that of each mixer."""
-        _initialise_linears(self)
+        initialise_linears(self)
         for module in (self.label_embed, self.time_embed[0], self.time_embed[2]):
             if module is not None:
                 nn.init.normal_(module.weight, std=0.02)
@@ -172,6 +166,17 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for block in self.blocks:
             if hasattr(block.mixer, "initialise"):
                 block.mixer.initialise()
+
+    def _draw_last(self, patch_channels: int) -> None:
+        """Parts that joined later, made after all others, whose weights are then those of the model without them."""
+        config = self.config
+        if config.mlp == "swiglu":
+            for block in self.blocks:
+                block.mlp = SwiGLU(config.hidden_size, int(config.hidden_size * config.mlp_ratio))
+                initialise_linears(block.mlp)
+        self.internal = None
+        if (block := config.internal_block) is not None:
+            self.internal = internal_head(block, config.depth, config.hidden_size, patch_channels, config.norm)
 
     def to_json_string(self) -> str:
         """diffusers' text of config.json; options that joined later only where they are set, as earlier versions do."""
@@ -376,14 +381,6 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"choose a resolution whose latent is a multiple of {p}, or a model with a smaller patch."
             )
         return height // p, width // p
-
-
-def _initialise_linears(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _require_registered(names: set[str], origins: Mapping[str, str]) -> None:

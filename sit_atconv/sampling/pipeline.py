@@ -193,8 +193,7 @@ class SiTPipeline(DiffusionPipeline):
             InputError: for labels that the model does not have, and for settings that contradict one another.
         """
         self._require_output(output_type)
-        if set(callback_on_step_end_tensor_inputs) != {"latents"}:
-            raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")
+        _require_latents(callback_on_step_end_tensor_inputs)
         labels = self._labels(class_labels, num_images)
         guidance_scale = self._usual_guidance(labels) if guidance_scale is None else guidance_scale
         chosen = SamplerSettings(steps=num_inference_steps, guidance=guidance_scale, **settings)
@@ -324,3 +323,9 @@ def _require_noise(shape: tuple[int, ...], latents: Tensor | None, generator: Ge
         raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {shape}.")
     if isinstance(generator, list | tuple) and len(generator) != shape[0]:
         raise InputError(f"{len(generator)} generators were given for {shape[0]} images: give one for each, or one.")
+
+
+def _require_latents(names: Sequence[str]) -> None:
+    """Raise `InputError` unless a callback asks for the latents and nothing else."""
+    if set(names) != {"latents"}:
+        raise InputError("Callbacks get only the latents: give ('latents',) as callback_on_step_end_tensor_inputs.")

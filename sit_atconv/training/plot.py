@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sit_atconv.errors import InputError, exit_on_input_error
+from sit_atconv.figures import pyplot_without_screen, save_figure
 from sit_atconv.runtime.arguments import Parser
-from sit_atconv.runtime.whole_files import make_folder_of, whole_file
+from sit_atconv.runtime.whole_files import make_folder_of
 from sit_atconv.training.run.log import read_log
 
 log = logging.getLogger(__name__)
@@ -49,21 +49,7 @@ def draw(runs: Sequence[Path], out: Path) -> None:
         values = [value for drawn in found for value in drawn[name][1]]
         axis.set_yscale("log" if min(values, default=1) > 0 else "linear")  # the loss of meanflow is a logarithm
     axes[0].legend()
-    with whole_file(out) as file:
-        figure.savefig(file, dpi=120, format="png")
-    pyplot.close(figure)
-
-
-def pyplot_without_screen() -> Any:
-    """matplotlib.pyplot, drawing without a screen. Raises `InputError` when matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("Curves need matplotlib: pip install 'sit-atconv[plot]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    save_figure(figure, out, dpi=120)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

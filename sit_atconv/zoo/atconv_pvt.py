@@ -12,7 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from sit_atconv.zoo.layers import PatchEmbed, drop_path_rates, initialise_linear
-from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
+from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer, initialise_mixers
 from sit_atconv.zoo.pyramid import Pyramid, Stage
 from sit_atconv.zoo.registration import build, image_cfg
 
@@ -65,6 +65,7 @@ class ATConvPVT(Pyramid):
         self.assemble(PatchEmbed(in_chans, DIMS[0], PATCHES[0]), stages, norm, reductions=(4, 8, 16, 32))
         self.head = ClassifierHead(DIMS[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.apply(initialise_linear)
+        initialise_mixers(self)
 
 
 _CFG = image_cfg("stem.proj", crop_pct=0.9, paper_ids="arXiv:2510.20092")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
 from sit_atconv.zoo.layers import ConvGLU, conv_norm, drop_path_rates, initialise
-from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
+from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer, initialise_mixers
 from sit_atconv.zoo.pyramid import Pyramid, Stage
 from sit_atconv.zoo.registration import build, image_cfg
 
@@ -83,6 +83,7 @@ class AttNet(Pyramid):
             dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, norm_layer=norm
         )
         self.apply(initialise)
+        initialise_mixers(self)
 
 
 # Names of the release -> ours, tried in order

@@ -117,3 +117,10 @@ class MixingBlock(nn.Module):
         mixed = self.mixer(self.norm1(x).flatten(1, 2), (x.shape[1], x.shape[2])).reshape(x.shape)
         x = x + self.drop_path(self.scale1(mixed))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+def initialise_mixers(model: nn.Module) -> None:
+    """The mixers' own initialisation, where they have one: after that of the network, which draws everything anew."""
+    for module in model.modules():
+        if isinstance(module, MixingBlock) and hasattr(module.mixer, "initialise"):
+            module.mixer.initialise()

@@ -9,7 +9,7 @@ from torch import nn
 
 from sit_atconv.errors import require_one_of
 from sit_atconv.zoo.layers import PatchEmbed, PatchMerging, conv_norm, drop_path_rates, initialise_linear
-from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer
+from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer, initialise_mixers
 from sit_atconv.zoo.pyramid import Pyramid, Stage
 from sit_atconv.zoo.registration import build, image_cfg
 
@@ -76,10 +76,7 @@ class SwinPyramid(Pyramid):
         self.assemble(PatchEmbed(in_chans, dim, 4, pad=True), stages, norm, reductions=(4, 8, 16, 32))
         self.head = ClassifierHead(self.dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.apply(initialise_linear)
-        for stage in self.stages:
-            for each in stage.blocks:
-                if hasattr(each.mixer, "initialise"):
-                    each.mixer.initialise()
+        initialise_mixers(self)
 
 
 _CFG = image_cfg("stem.proj", crop_pct=0.9)

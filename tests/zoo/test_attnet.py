@@ -6,6 +6,7 @@ import torch
 from zoo_transcriptions import ReleasedAttNet
 
 from sit_atconv.errors import InputError
+from sit_atconv.models.mixers.acmix.shifts import shift_kernels
 from sit_atconv.zoo.attnet import AttNet, checkpoint_filter_fn
 
 TINY = {"depths": (1, 2, 1, 1), "dims": (16, 24, 32, 40)}
@@ -95,3 +96,11 @@ def test_the_entry_points_take_classes_and_weights(tmp_path) -> None:
     model = timm.create_model("attnet_xxs", checkpoint_path=tmp_path / "weights.pth")
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.eval()(x), reference.eval()(x))
+
+
+def test_mixers_keep_their_own_initialisation() -> None:
+    model = AttNet(**TINY, mixer={"name": "acmix", "window": 3}, num_heads=2)
+    for stage in model.stages:
+        for block in stage.blocks:
+            kernels = block.mixer.convolution.shift.weight
+            torch.testing.assert_close(kernels, shift_kernels(kernels), atol=0, rtol=0)

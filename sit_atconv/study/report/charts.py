@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sit_atconv.errors import InputError
+from sit_atconv.figures import pyplot_without_screen
 from sit_atconv.runtime.whole_files import whole_file
 from sit_atconv.study.report.curves import Curve, Panel, panels
 from sit_atconv.study.report.tables import EQUAL, HELDOUT, UNITS
 from sit_atconv.study.report.texts import shortened
 from sit_atconv.study.results import Study
-from sit_atconv.training.plot import pyplot_without_screen
 
 # Colours that colour-blind people tell apart (Okabe and Ito). The first row has the ink of the text; yellow comes last.
 _INK = "#101418"
