@@ -23,9 +23,14 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale(x) * self.weight
+
+    def scale(self, x: Tensor) -> Tensor:
+        """One over the size of each position, (..., 1); in float32 at least."""
         if self.by == "std":
-            return x * torch.rsqrt(x.var(-1, keepdim=True) + self.eps) * self.weight
-        return F.rms_norm(x, (self.dim,), self.weight, self.eps)
+            return torch.rsqrt(x.var(-1, keepdim=True) + self.eps)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.rsqrt(size.square() / self.dim + self.eps)
 
 
 class ConvGLU(nn.Module):
@@ -41,16 +46,23 @@ class ConvGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, norm: str | None = None, drop: float = 0.0) -> None:
         super().__init__()
+        self.hidden = hidden
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.norm = ChannelNorm(hidden, norm) if norm else nn.Identity()
+        self.norm = ChannelNorm(hidden, norm) if norm else None
         self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        gate = self.dwconv(gate.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.drop(self.fc2(self.drop(self.norm(F.gelu(gate) * value))))
+        m = self.hidden  # a product for each half: the convolution would copy a part of a joint result
+        gate = F.linear(x, self.fc1.weight[:m], self.fc1.bias[:m])
+        value = F.linear(x, self.fc1.weight[m:], self.fc1.bias[m:])
+        product = F.gelu(self.dwconv(gate.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).mul_(value)
+        if self.norm is None:
+            return self.drop(self.fc2(self.drop(product)))
+        # The norm's weight goes into the matrix, and its scale, one number a position, onto the narrower result.
+        y = F.linear(self.drop(product), self.fc2.weight * self.norm.weight)
+        return self.drop(y * self.norm.scale(product) + self.fc2.bias)
 
 
 class PatchEmbed(nn.Module):

@@ -108,15 +108,17 @@ class MixingBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        scale = partial(LayerScale, dim, layer_scale) if layer_scale else nn.Identity
+        scale = partial(LayerScale, dim, layer_scale) if layer_scale else lambda: None
         self.norm1, self.mixer, self.scale1 = nn.LayerNorm(dim, eps=eps), mixer, scale()
         self.norm2, self.mlp, self.scale2 = nn.LayerNorm(dim, eps=eps), mlp, scale()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.mixer(self.norm1(x).flatten(1, 2), (x.shape[1], x.shape[2])).reshape(x.shape)
-        x = x + self.drop_path(self.scale1(mixed))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        mixed = self.drop_path(mixed)
+        x = x + mixed if self.scale1 is None else torch.addcmul(x, mixed, self.scale1.gamma)
+        mixed = self.drop_path(self.mlp(self.norm2(x)))
+        return x + mixed if self.scale2 is None else torch.addcmul(x, mixed, self.scale2.gamma)
 
 
 def initialise_mixers(model: nn.Module) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from zoo_transcriptions import ReleasedAttNet
 
+from benchmarks.released_attnet import ReleasedAttNet
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers.acmix.shifts import shift_kernels
 from sit_atconv.zoo.attnet import AttNet, checkpoint_filter_fn

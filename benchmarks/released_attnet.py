@@ -1,4 +1,4 @@
-"""AttNet as the text of its release says it (spec/zoo.md, 1.1), under the release's names: slow, channels first."""
+"""AttNet as the release of arXiv 2510.20092 computes it, under the release's names and channels first."""
 
 import torch
 import torch.nn.functional as F
