@@ -78,7 +78,11 @@ def lock_folder(directory: Path, doing: str, choose: str, wait: bool = False) ->
     if _ADDRESS.match(str(directory)):
         raise InputError(f"{choose} {directory} is an address, not a folder: choose a folder of this machine.")
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (directory, *directory.parents) if path.exists())
+        raise InputError(f"{choose} {directory} cannot be a folder, since {file} is a file.") from error
     path = directory / LOCK
     descriptor = _acquire(path, doing, choose, wait)
     try:
