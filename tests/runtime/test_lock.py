@@ -11,7 +11,7 @@ from sit_atconv.runtime.lock import lock_folder
 @pytest.mark.parametrize("name", ["file", "file/below/it"])
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("somebody's")
-    with pytest.raises(InputError, match=r"--out .* cannot be a folder, since .*/file is a file"):
-        with lock_folder(tmp_path / name, "written", "--out"):
-            pass
+    refused = pytest.raises(InputError, match=r"--out .* cannot be a folder, since .*/file is a file")
+    with refused, lock_folder(tmp_path / name, "written", "--out"):
+        pass
     assert (tmp_path / "file").read_text() == "somebody's"
