@@ -1,7 +1,8 @@
-"""What the examples share: their options, a network of timm's as a feature pyramid, and a training loop."""
+"""What the examples share: their options, a network of timm's, and a training loop."""
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from torchvision.transforms import v2
 
 import sit_atconv.zoo  # noqa: F401 (registers the networks)
@@ -25,20 +24,18 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def options_of(description: str, arguments: list[str] | None, data: str, **defaults: Any) -> argparse.Namespace:
-    """The options of an example; `defaults` are steps, batch_size, size and learning_rate."""
+    """The options that all examples have, and those in `defaults`: steps, batch_size, learning_rate and others."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model", default="attnet_xxs", help="a network of timm's (%(default)s)")
+    parser.add_argument("--model", default="attnet_xxs", help="a network of timm's (attnet_xxs)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of the network to start from")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=f"{data}; without it, shapes are drawn")
-    parser.add_argument("--width", type=int, default=64, help="channels of the feature pyramid (%(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of results")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="%(default)s")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"({value})")
     options = parser.parse_args(arguments)
     for path in filter(None, (options.data, options.weights)):
-        if not path.exists():
-            raise InputError(f"There is no {path}.")
+        os.stat(path)  # its error names what is not there
     torch.manual_seed(0)
     return options
 
@@ -51,28 +48,15 @@ def network(options: argparse.Namespace, **changes: Any) -> nn.Module:
     return timm.create_model(options.model, pretrained=bool(overlay), pretrained_cfg_overlay=overlay, **changes)
 
 
-class FeaturePyramid(nn.Module):
-    """Images to the maps of a feature pyramid network (arXiv 1612.03144), one for each of the stages `taken`."""
-
-    def __init__(self, options: argparse.Namespace, taken: tuple[int, ...], extra: ExtraFPNBlock | None = None) -> None:
-        super().__init__()
-        self.body = network(options, features_only=True, out_indices=taken)
-        self.out_channels = options.width  # torchvision's detectors ask for it
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), options.width, extra)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return self.fpn({str(number): each for number, each in enumerate(self.body(x))})
-
-
 def train(model: nn.Module, batches: DataLoader, loss_of: Callable[[Any], Tensor], options: argparse.Namespace) -> None:
-    """`--steps` of AdamW on `batches`, repeated; the learning rate rises, then falls to zero."""
+    """`--steps` of AdamW on `batches`, repeated; the learning rate rises, then falls."""
     if not len(batches):
         raise InputError(
             f"There are fewer pictures than a batch takes: give a --batch-size below {options.batch_size}."
         )
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.05)
-    schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
-    start, epochs = time.perf_counter(), itertools.chain.from_iterable(itertools.repeat(batches))
+    schedule, start = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1), time.perf_counter()
+    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
     model.train()
     for step, batch in enumerate(itertools.islice(epochs, options.steps), 1):
         loss = loss_of(batch)

@@ -12,9 +12,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from examples.common import DEVICE, FeaturePyramid, options_of
+from examples.common import DEVICE, options_of
 from examples.detection import datasets, run
 from examples.measures import Objects
+from examples.pyramid import FeaturePyramid
 from sit_atconv.errors import exit_on_input_error
 
 SIDES = (32, 64, 128, 256, 512)  # of the anchors at strides 4 to 64
@@ -30,7 +31,8 @@ def mask_iou(found: Objects, true: Objects) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and print the masks' AP@0.5 before and after."""
-    options = options_of(__doc__, arguments, "COCO", steps=100, batch_size=4, size=96, learning_rate=5e-4)
+    defaults = {"width": 64, "steps": 100, "batch_size": 4, "size": 96, "learning_rate": 5e-4}
+    options = options_of(__doc__, arguments, "COCO", **defaults)
     training, held_out, classes = datasets(options, ("boxes", "labels", "masks"))
     detector = MaskRCNN(
         FeaturePyramid(options, (0, 1, 2, 3), LastLevelMaxPool()),

@@ -11,8 +11,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from examples.common import DEVICE, FeaturePyramid, options_of
+from examples.common import DEVICE, options_of
 from examples.detection import datasets, run
+from examples.pyramid import FeaturePyramid
 from sit_atconv.errors import exit_on_input_error
 
 SIDES = (32, 64, 128, 256, 512)  # of the anchors at strides 8 to 128: four times the stride
@@ -21,7 +22,8 @@ OCTAVES = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and print AP@0.5 before and after."""
-    options = options_of(__doc__, arguments, "COCO", steps=120, batch_size=8, size=96, learning_rate=5e-4)
+    defaults = {"width": 64, "steps": 120, "batch_size": 8, "size": 96, "learning_rate": 5e-4}
+    options = options_of(__doc__, arguments, "COCO", **defaults)
     training, held_out, classes = datasets(options, ("boxes", "labels"))
     pyramid = FeaturePyramid(options, (1, 2, 3), LastLevelP6P7(options.width, options.width))
     sizes = tuple(tuple(int(side * octave) for octave in OCTAVES) for side in SIDES)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from examples.common import DEVICE, NORMALISE, FeaturePyramid, options_of, train
+from examples.common import DEVICE, NORMALISE, options_of, train
 from examples.measures import mean_iou
+from examples.pyramid import FeaturePyramid
 from examples.semantic import IGNORED, datasets, save_picture
 from sit_atconv.errors import exit_on_input_error
 
@@ -27,16 +28,14 @@ class SemanticFPN(nn.Module):
 
     def __init__(self, pyramid: FeaturePyramid, classes: int, width: int) -> None:
         super().__init__()
-        self.pyramid = pyramid
-        self.branches = nn.ModuleList(self._branch(doublings, pyramid.out_channels, width) for doublings in range(4))
-        self.classify = nn.Conv2d(width, classes, 1)
+        self.pyramid, self.branches, self.classify = pyramid, nn.ModuleList(), nn.Conv2d(width, classes, 1)
+        for convolutions in (1, 1, 2, 3):  # at strides 4, 8, 16, 32
+            widths = pairwise([pyramid.out_channels, *[width] * convolutions])
+            self.branches.append(nn.Sequential(*(self._layer(before, after) for before, after in widths)))
 
-    def _branch(self, doublings: int, channels: int, width: int) -> nn.Sequential:
-        layers = pairwise([channels, *[width] * max(doublings, 1)])
-        convolutions = [nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in layers]
-        return nn.Sequential(
-            *(nn.Sequential(each, nn.GroupNorm(width // 4, width), nn.ReLU()) for each in convolutions)
-        )
+    def _layer(self, before: int, after: int) -> nn.Module:
+        convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.GroupNorm(after // 4, after), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         maps, y = list(self.pyramid(NORMALISE(x)).values()), 0
@@ -51,7 +50,8 @@ class SemanticFPN(nn.Module):
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and print the mean IoU before and after."""
-    options = options_of(__doc__, arguments, "ADE20K", steps=100, batch_size=8, size=64, learning_rate=1e-3)
+    defaults = {"width": 64, "steps": 100, "batch_size": 8, "size": 64, "learning_rate": 1e-3}
+    options = options_of(__doc__, arguments, "ADE20K", **defaults)
     training, held_out, classes = datasets(options)
     model = SemanticFPN(FeaturePyramid(options, (0, 1, 2, 3)), classes, options.width).to(DEVICE)
 
