@@ -57,8 +57,8 @@ def run(detector: nn.Module, data: tuple[Dataset, Dataset], options: argparse.Na
     train(detector, training, lambda batch: sum(detector(*_moved(batch)).values()), options)
     print(f"AP@0.5 after training: {score():.3f}")
     if options.picture:
-        drawn = [_drawn(detector, data[1][number][0]) for number in range(min(8, len(data[1])))]
-        save_image([resize(each, drawn[0].shape[-2:]) for each in drawn], options.picture)
+        drawn = [resize(_drawn(detector, data[1][n][0]), (256, 256)) for n in range(min(8, len(data[1])))]
+        save_image(drawn, options.picture)
 
 
 def _as_lists(samples: list[tuple[Tensor, Objects]]) -> tuple[list[Tensor], list[Objects]]:
@@ -72,9 +72,9 @@ def _moved(batch: tuple[list[Tensor], list[Objects]]) -> tuple[list[Tensor], lis
 
 @torch.inference_mode()
 def _drawn(detector: nn.Module, picture: Tensor) -> Tensor:
-    """The picture with the objects found there."""
     (found,) = detector([picture.to(DEVICE)])
-    sure = found["scores"] > 0.5
+    sure = found["scores"] > 0.3
     if "masks" in found:
         picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5)
-    return draw_bounding_boxes(picture, found["boxes"][sure], [str(each.item()) for each in found["labels"][sure]])
+    labels = [str(each.item()) for each in found["labels"][sure]]
+    return draw_bounding_boxes(picture, found["boxes"][sure], labels, colors="white") if labels else picture

@@ -9,6 +9,7 @@ COCO is a folder with train2017/, val2017/ and annotations/instances_{train,val}
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -19,6 +20,12 @@ from examples.pyramid import FeaturePyramid
 from sit_atconv.errors import exit_on_input_error
 
 SIDES = (32, 64, 128, 256, 512)  # of the anchors at strides 4 to 64
+FEW = {  # numbers for pictures of one to three shapes
+    "rpn_post_nms_top_n_train": 100,
+    "rpn_post_nms_top_n_test": 50,
+    "box_batch_size_per_image": 64,
+    "box_detections_per_img": 10,
+}
 LEVELS = ["0", "1", "2", "3"]  # that regions are read from
 
 
@@ -31,7 +38,7 @@ def mask_iou(found: Objects, true: Objects) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and print the masks' AP@0.5 before and after."""
-    defaults = {"width": 64, "steps": 100, "batch_size": 4, "size": 96, "learning_rate": 5e-4}
+    defaults = {"width": 64, "steps": 120, "batch_size": 4, "size": 96, "learning_rate": 5e-4}
     options = options_of(__doc__, arguments, "COCO", **defaults)
     training, held_out, classes = datasets(options, ("boxes", "labels", "masks"))
     detector = MaskRCNN(
@@ -42,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in SIDES), ((0.5, 1.0, 2.0),) * len(SIDES)),
         box_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2),
         mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(options.width, [options.width] * 4, dilation=1),
+        mask_predictor=MaskRCNNPredictor(options.width, options.width, classes),
+        **({} if options.data else FEW),
     )
     run(detector.to(DEVICE), (training, held_out), options, mask_iou)
 
