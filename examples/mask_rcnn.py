@@ -49,10 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in SIDES), ((0.5, 1.0, 2.0),) * len(SIDES)),
         box_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2),
         mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2),
-        mask_head=MaskRCNNHeads(options.width, [options.width] * 4, dilation=1),
-        mask_predictor=MaskRCNNPredictor(options.width, options.width, classes),
         **({} if options.data else FEW),
     )
+    detector.roi_heads.mask_head = MaskRCNNHeads(options.width, [options.width] * 4, dilation=1)  # it would have 256
+    detector.roi_heads.mask_predictor = MaskRCNNPredictor(options.width, options.width, classes)
     run(detector.to(DEVICE), (training, held_out), options, mask_iou)
 
 
