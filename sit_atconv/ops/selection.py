@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sit_atconv.ops.registration import is_transformed
+from sit_atconv.ops.registration import is_exported, is_transformed
 
 FORCED = os.environ.get("SIT_ATCONV_DEPTHWISE", "auto")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -80,7 +80,7 @@ def choose_backend(x: Tensor, kernels: Tensor) -> str:
     """The backend for x (B, H, W, C). It does not depend on B, since one compiled program serves every batch size."""
     if FORCED != "auto":
         return FORCED
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if is_exported():
         return "shifted"
     compiled = torch.compiler.is_compiling()
     gradients = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)

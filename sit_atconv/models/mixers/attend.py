@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
+from sit_atconv.ops.registration import is_exported
 
 
 def require_heads(dim: int, num_heads: int) -> None:
@@ -42,7 +43,7 @@ class Attend(nn.Module):
         """`mask`, broadcast to (B, h, N, N), is added to the scores: −∞ hides a key. `scale` is d^-½ by default."""
         if self.backend is None:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-            if torch.compiler.is_exporting():  # exporters give it another memory layout, which later views must not see
+            if is_exported():  # exporters give it another memory layout, which later views must not see
                 return y.clone(memory_format=torch.contiguous_format)
             return y
         heads = (part.transpose(1, 2) for part in (q, k, v))
