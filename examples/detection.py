@@ -75,6 +75,6 @@ def _drawn(detector: nn.Module, picture: Tensor) -> Tensor:
     (found,) = detector([picture.to(DEVICE)])
     sure = found["scores"] > 0.3
     if "masks" in found:
-        picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5)
+        picture = draw_segmentation_masks(picture, found["masks"][sure, 0].cpu() > 0.5, 0.5, "lime")
     labels = [str(each.item()) for each in found["labels"][sure]]
     return draw_bounding_boxes(picture, found["boxes"][sure], labels, colors="white") if labels else picture
