@@ -22,7 +22,7 @@ FLOORS = [
     "data alignment autoencoder",
     "training sampling evaluation convert zoo analysis",
     "study graft",
-    "train sample evaluate_fid benchmarks",
+    "train sample evaluate_fid benchmarks examples",
 ]
 
 # Within a floor or a room, in the same way, with "|" between the rows. A room's own name stands for the files beside
@@ -46,7 +46,8 @@ MODULES_SIDE_BY_SIDE, LINES = 12, 400
 @cache
 def modules() -> dict[str, Path]:
     """Every module by its name, without "sit_atconv."; the package itself is ""."""
-    files = [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *ROOT.glob("*.py")]
+    folders = (PACKAGE, ROOT / "benchmarks", ROOT / "examples")
+    files = [*(path for folder in folders for path in folder.rglob("*.py")), *ROOT.glob("*.py")]
     found = {}
     for path in files:
         parts = path.relative_to(ROOT).with_suffix("").parts

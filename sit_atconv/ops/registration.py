@@ -25,6 +25,15 @@ def closed_to_compiler() -> bool:
     return torch.compiler.is_compiling() and not is_transformed()
 
 
+def is_exported() -> bool:
+    """Whether torch.export or an ONNX exporter is tracing.
+
+    While torch.compile traces, torch says so of itself, too (2.11), and also that it compiles.
+    """
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return exporting or torch.onnx.is_in_onnx_export()
+
+
 def register_operator(name: str, forward: Forward, backward: Backward) -> Forward:
     """Register `sit_atconv::<name>` and `sit_atconv::<name>_backward`; returns the first, differentiable twice.
 

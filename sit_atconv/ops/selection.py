@@ -1,8 +1,9 @@
 """Chooses the backend for "auto": the fastest one according to measurements.json.
 
 `python -m benchmarks.backends --write` writes that file again for this machine's device. On a GPU without measurements,
-"auto" is Triton where that works, and "shifted" under a compiler. The environment variable SIT_ATCONV_DEPTHWISE, read
-at import, forces one backend instead.
+"auto" is Triton where that works, and "shifted" under a compiler. Programs exported by torch.export or to ONNX hold the
+shifted form, which needs no operator of ours and, unlike a convolution with a group for every sample, works in ONNX for
+any batch size. The environment variable SIT_ATCONV_DEPTHWISE, read at import, forces one backend instead.
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sit_atconv.ops.registration import is_transformed
+from sit_atconv.ops.registration import is_exported, is_transformed
 
 FORCED = os.environ.get("SIT_ATCONV_DEPTHWISE", "auto")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -79,6 +80,8 @@ def choose_backend(x: Tensor, kernels: Tensor) -> str:
     """The backend for x (B, H, W, C). It does not depend on B, since one compiled program serves every batch size."""
     if FORCED != "auto":
         return FORCED
+    if is_exported():
+        return "shifted"
     compiled = torch.compiler.is_compiling()
     gradients = torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad)
     rules = RULES.get((x.device.type, x.dtype, compiled, gradients))

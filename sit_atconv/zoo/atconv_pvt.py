@@ -34,8 +34,6 @@ class ATConvPVT(Pyramid):
         InputError: for an unknown mixer or option, and for smaller images.
     """
 
-    smallest = 32
-
     def __init__(
         self,
         depths: Sequence[int] = DEPTHS["tiny"],
@@ -62,7 +60,8 @@ class ATConvPVT(Pyramid):
 
         stages = [Stage(between(stage), [block(stage, rate) for rate in rates[stage]]) for stage in range(len(DIMS))]
         norm = LayerNorm2d(DIMS[-1], eps=1e-6)
-        self.assemble(PatchEmbed(in_chans, DIMS[0], PATCHES[0]), stages, norm, reductions=(4, 8, 16, 32))
+        stem = PatchEmbed(in_chans, DIMS[0], PATCHES[0], smallest=32)
+        self.assemble(stem, stages, norm, reductions=(4, 8, 16, 32))
         self.head = ClassifierHead(DIMS[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.apply(initialise_linear)
         initialise_mixers(self)

@@ -4,11 +4,12 @@ The structure is that of the authors' release, which says more than the paper (d
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, to_ntuple
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.zoo.layers import ConvGLU, conv_norm, drop_path_rates, initialise
 from sit_atconv.zoo.mixing import MixingBlock, create_image_mixer, initialise_mixers
 from sit_atconv.zoo.pyramid import Pyramid, Stage
-from sit_atconv.zoo.registration import build, image_cfg
+from sit_atconv.zoo.registration import build, image_cfg, weights_in
 
 _EXPANSIONS = (8, 8, 4, 4)  # of the channel mixers, by stage
 _LAYER_SCALE = 1e-6  # at the start
@@ -85,6 +86,11 @@ class AttNet(Pyramid):
         self.apply(initialise)
         initialise_mixers(self)
 
+    @torch.jit.ignore
+    def convert(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights under our names, from a checkpoint with our names or with those of the release."""
+        return checkpoint_filter_fn(checkpoint, self)
+
 
 # Names of the release -> ours, tried in order
 _RENAMED = [
@@ -104,20 +110,16 @@ _RENAMED = [
 ]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Weights of the authors' release under our names; ours are returned as they are.
 
     Args:
-        state_dict: weights by name, or a checkpoint with them as "model" (or "state_dict", or "model_ema").
+        state_dict: weights by name, or a checkpoint that `weights_in` takes.
         model: the AttNet they are for.
     """
-    for key in ("model", "state_dict", "model_ema"):
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-            break
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     renamed = {}
-    for name, tensor in state_dict.items():
+    for name, tensor in weights_in(state_dict).items():
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         if tensor.ndim == 4 and len(shapes.get(name, ())) == 2:  # a 1×1 convolution is a Linear here
@@ -133,7 +135,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> AttNet:
-    return build(AttNet, variant, pretrained, defaults, options, checkpoint_filter_fn)
+    return build(AttNet, variant, pretrained, defaults, options)
 
 
 @register_model

@@ -4,8 +4,19 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
+
+from sit_atconv.errors import InputError
+
+
+@register_notrace_function
+def require_size(x: Tensor, smallest: int) -> None:
+    """Raise `InputError` unless images x (B, C, H, W) have `smallest` pixels along both sides."""
+    if x.shape[-2] < smallest or x.shape[-1] < smallest:
+        raise InputError(
+            f"This network takes images of {smallest}×{smallest} pixels or more, not {x.shape[-2]}×{x.shape[-1]}."
+        )
 
 
 class ChannelNorm(nn.Module):
@@ -69,14 +80,17 @@ class PatchEmbed(nn.Module):
     """Patches of p×p to vectors, and LayerNorm: (B, C_in, H, W) -> (B, C, H/p, W/p).
 
     Where p does not divide H or W, the last rows or columns are left out, or the map is padded by zeros with `pad`.
+    Raises `InputError` for images with fewer than `smallest` pixels along a side.
     """
 
-    def __init__(self, in_channels: int, dim: int, patch: int, pad: bool = False) -> None:
+    def __init__(self, in_channels: int, dim: int, patch: int, pad: bool = False, smallest: int = 1) -> None:
         super().__init__()
-        self.patch, self.pad = patch, pad
+        self.patch, self.pad, self.smallest = patch, pad, smallest
         self.proj, self.norm = nn.Conv2d(in_channels, dim, patch, patch), nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            require_size(x, self.smallest)
         if self.pad:
             x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
         return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

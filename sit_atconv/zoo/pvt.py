@@ -1,7 +1,7 @@
 """PVT (Wang et al. 2021, arXiv 2102.12122), also with ACmix's convolution path beside attention (arXiv 2111.14556)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sit_atconv.zoo.atconv_pvt import DEPTHS, DIMS, HEADS, PATCHES, RATIOS
 from sit_atconv.zoo.layers import PatchEmbed, drop_path_rates, initialise_linear
-from sit_atconv.zoo.pyramid import Pyramid, require_size
+from sit_atconv.zoo.pyramid import Pyramid
 from sit_atconv.zoo.reduced import ReducedACmix, ReducedAttention
-from sit_atconv.zoo.registration import build, image_cfg
+from sit_atconv.zoo.registration import build, image_cfg, weights_in
 
 _REDUCTIONS = (8, 4, 2, 1)
 _STRIDES = (4, 8, 16, 32)
@@ -102,8 +102,6 @@ class PVT(Pyramid):
         InputError: for smaller images.
     """
 
-    smallest = 32
-
     def __init__(
         self,
         depths: Sequence[int] = DEPTHS["tiny"],
@@ -128,7 +126,8 @@ class PVT(Pyramid):
             blocks = [
                 TokenBlock(dim, attention(dim, heads, _REDUCTIONS[number]), RATIOS[number], p) for p in rates[number]
             ]
-            embed = PatchEmbed(DIMS[number - 1] if number else in_chans, dim, PATCHES[number])
+            before, smallest = (DIMS[number - 1], 1) if number else (in_chans, 32)
+            embed = PatchEmbed(before, dim, PATCHES[number], smallest=smallest)
             side = height // _STRIDES[number], width // _STRIDES[number]
             return TokenStage(embed, blocks, dim, side, class_token=last)
 
@@ -140,6 +139,11 @@ class PVT(Pyramid):
         for name, parameter in self.named_parameters():
             if name.endswith(("pos_embed", "cls_token")):
                 trunc_normal_(parameter, std=0.02)
+
+    @torch.jit.ignore
+    def convert(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights under our names, from a checkpoint with our names or with those of PVT's release."""
+        return checkpoint_filter_fn(checkpoint, self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -170,8 +174,6 @@ class PVT(Pyramid):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's map, normalised: (B, C, H/32, W/32)."""
-        if not torch.jit.is_scripting():
-            require_size(x, self.smallest)
         return self.normalise(self.stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -184,8 +186,6 @@ class PVT(Pyramid):
         return self._classify(x, pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            require_size(x, self.smallest)
         token = x
         for stage in self.stages:
             x, token = stage.both(x)
@@ -210,16 +210,15 @@ _RENAMED = [
 ]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Weights of PVT's release under our names; ours are returned as they are.
 
     Args:
-        state_dict: weights by name, or a checkpoint with them as "model".
+        state_dict: weights by name, or a checkpoint that `weights_in` takes.
         model: the PVT they are for.
     """
-    state_dict = state_dict.get("model", state_dict)
     renamed = {}
-    for name, tensor in state_dict.items():
+    for name, tensor in weights_in(state_dict).items():
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
@@ -234,7 +233,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> PVT:
-    return build(PVT, variant, pretrained, defaults, options, checkpoint_filter_fn)
+    return build(PVT, variant, pretrained, defaults, options)
 
 
 @register_model

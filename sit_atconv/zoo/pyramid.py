@@ -1,23 +1,14 @@
 """What timm's users expect of a network of stages: features of each stage, a replaceable head, parameter groups."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers import register_notrace_function
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from sit_atconv.errors import InputError
-
-
-@register_notrace_function
-def require_size(x: Tensor, smallest: int) -> None:
-    """Raise `InputError` unless images x (B, C, H, W) have `smallest` pixels along both sides."""
-    if x.shape[-2] < smallest or x.shape[-1] < smallest:
-        raise InputError(
-            f"This network takes images of {smallest}×{smallest} pixels or more, not {x.shape[-2]}×{x.shape[-1]}."
-        )
+from sit_atconv.zoo.registration import require_fitting, weights_in
 
 
 class Stage(nn.Module):
@@ -41,11 +32,8 @@ class Stage(nn.Module):
 class Pyramid(nn.Module):
     """Images (B, 3, H, W) -> logits (B, classes): a stem, stages, a norm of the last map, and a head.
 
-    Subclasses call `assemble`, and set `smallest`, the least number of pixels along each side, if it is not 1. Maps are
-    (B, C, H, W), those of the stages are not normalised.
+    Subclasses call `assemble`. Maps are (B, C, H, W), those of the stages are not normalised.
     """
-
-    smallest = 1
 
     def assemble(self, stem: nn.Module, stages: Sequence[Stage], norm: nn.Module, reductions: Sequence[int]) -> None:
         """Set the parts, and describe the stages for timm: widths are those of the last block."""
@@ -57,6 +45,19 @@ class Pyramid(nn.Module):
         ]
         self.num_features = self.dims[-1]
         self.head_hidden_size = self.num_features
+
+    @torch.jit.ignore
+    def convert(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights under our names, from a checkpoint with our names or with those of a release."""
+        return weights_in(checkpoint)
+
+    @torch.jit.ignore
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> NamedTuple:
+        """As torch's, for all that `convert` takes. With `strict`, other weights raise `InputError`."""
+        weights = self.convert(state_dict)
+        if strict:
+            require_fitting(self, weights)
+        return super().load_state_dict(weights, strict, assign)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -94,8 +95,6 @@ class Pyramid(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's map (B, C, H', W'), normalised where the network has a norm before its head."""
-        if not torch.jit.is_scripting():
-            require_size(x, self.smallest)
         return self.normalise(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """ResNet with ACmix in place of the 3×3 convolutions (Pan et al. 2022, arXiv 2111.14556): depths of 26, 38 and 50."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sit_atconv.models.mixers import ACmix
 from sit_atconv.models.mixers.acmix.released import convert_acmix
 from sit_atconv.zoo.mixing import create_image_mixer
 from sit_atconv.zoo.pyramid import Pyramid
-from sit_atconv.zoo.registration import build, image_cfg
+from sit_atconv.zoo.registration import build, image_cfg, weights_in
 
 _EXPANSION, _HEADS, _NEIGHBOURHOOD = 4, 4, 7
 _PLANES = (64, 128, 256, 512)
@@ -106,6 +106,11 @@ class ACmixResNet(Pyramid):
             elif isinstance(module, ACmix):
                 module.initialise()
 
+    @torch.jit.ignore
+    def convert(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights under our names, from a checkpoint with our names or with those of the release."""
+        return checkpoint_filter_fn(checkpoint, self)
+
 
 _OURS = ("attention.", "convolution.", "alpha", "beta", "mixer.")  # what ACmix's names begin with here
 # Names of the release, but for those within ACmix -> ours
@@ -118,18 +123,16 @@ _RENAMED = [
 ]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Weights of ACmix's released ResNets under our names; ours are returned as they are.
 
     Args:
-        state_dict: weights by name, or a checkpoint with them as "state_dict" or "model".
+        state_dict: weights by name, or a checkpoint that `weights_in` takes.
         model: the network they are for.
     """
-    for key in ("state_dict", "model"):
-        state_dict = state_dict.get(key, state_dict)
     renamed: dict[str, Tensor] = {}
     modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state_dict.items():
+    for name, tensor in weights_in(state_dict).items():
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         block, within, part = name.partition(".conv2.")
@@ -147,7 +150,7 @@ default_cfgs = generate_default_cfgs({f"acmix_resnet{depth}.untrained": _CFG for
 
 
 def _create(variant: str, pretrained: bool, depths: Sequence[int], options: dict[str, Any]) -> ACmixResNet:
-    return build(ACmixResNet, variant, pretrained, {"depths": depths}, options, checkpoint_filter_fn)
+    return build(ACmixResNet, variant, pretrained, {"depths": depths}, options)
 
 
 @register_model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sit_atconv.models.mixers.acmix.neighbourhood import mirrored
 from sit_atconv.zoo.acmix import ImageShiftedSum
+from sit_atconv.zoo.layers import require_size
 from sit_atconv.zoo.pyramid import Pyramid
 from sit_atconv.zoo.registration import build, image_cfg
 
@@ -115,6 +116,19 @@ class SANStage(nn.Module):
         return F.relu(self.bn(x))
 
 
+class Stem(nn.Module):
+    """1×1 convolution to 64 channels, BN and ReLU. Images of fewer than 32 pixels along a side raise `InputError`."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(in_channels, 64, 1, bias=False), nn.BatchNorm2d(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            require_size(x, 32)
+        return F.relu(self.bn(self.conv(x)))
+
+
 class SAN(Pyramid):
     """Images (B, in_chans, H, W), H, W >= 32 -> logits (B, num_classes). Sizes that 32 does not divide lose a border.
 
@@ -127,8 +141,6 @@ class SAN(Pyramid):
         InputError: for smaller images.
     """
 
-    smallest = 32
-
     def __init__(
         self,
         depths: Sequence[int] = (2, 1, 2, 4, 1),
@@ -140,14 +152,13 @@ class SAN(Pyramid):
     ) -> None:
         super().__init__()
         self.dims, self.num_classes, self.in_chans, self.drop_rate = _WIDTHS, num_classes, in_chans, drop_rate
-        stem = nn.Sequential(nn.Conv2d(in_chans, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         sizes = zip((64, *_WIDTHS), _WIDTHS, _KERNELS, depths, strict=False)
         stages = [SANStage(before, dim, size, depth, acmix) for before, dim, size, depth in sizes]
-        self.assemble(stem, stages, nn.Identity(), reductions=(2, 4, 8, 16, 32))
+        self.assemble(Stem(in_chans), stages, nn.Identity(), reductions=(2, 4, 8, 16, 32))
         self.head = ClassifierHead(_WIDTHS[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
 
 
-_CFG = image_cfg("stem.0", interpolation="bilinear")
+_CFG = image_cfg("stem.conv", interpolation="bilinear")
 _DEPTHS = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 default_cfgs = generate_default_cfgs(
     {f"san{depth}.untrained": {**_CFG, "paper_ids": "arXiv:2004.13621"} for depth in _DEPTHS}

@@ -1,11 +1,13 @@
 """softmax(q·kᵀ) v by the implementation that the user has chosen, and heads, for every mixer that attends."""
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from einops import rearrange
 from torch import Tensor, nn
 
 from sit_atconv.errors import InputError
+from sit_atconv.ops.registration import is_exported
 
 
 def require_heads(dim: int, num_heads: int) -> None:
@@ -40,7 +42,10 @@ class Attend(nn.Module):
     ) -> Tensor:
         """`mask`, broadcast to (B, h, N, N), is added to the scores: −∞ hides a key. `scale` is d^-½ by default."""
         if self.backend is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            if is_exported():  # exporters give it another memory layout, which later views must not see
+                return y.clone(memory_format=torch.contiguous_format)
+            return y
         heads = (part.transpose(1, 2) for part in (q, k, v))
         return dispatch_attention_fn(*heads, attn_mask=mask, scale=scale, backend=self.backend).transpose(1, 2)
 
