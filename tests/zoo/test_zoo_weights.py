@@ -9,9 +9,9 @@ import torch
 from test_zoo_timm import KINDS, build, images
 from timm.models import save_for_hf
 from torch import nn
-from zoo_transcriptions import ReleasedAttNet
 
 import sit_atconv.zoo  # noqa: F401 (registers the networks)
+from benchmarks.released_attnet import ReleasedAttNet
 from sit_atconv.errors import InputError
 from sit_atconv.zoo.attnet import AttNet
 
