@@ -161,7 +161,7 @@ class ImageTrainingConfig:
         seed: of initial weights, data order, augmentation and dropped paths.
     """
 
-    steps: Steps = 93_838
+    steps: Steps = 93_600
     max_seconds: Seconds | None = None
     batch_size: Number = 4096
     accumulation: Number = 1
@@ -186,7 +186,7 @@ class ValidationConfig:
         batch_size: for each process; does not change the scores.
     """
 
-    every: Steps = 3_128
+    every: Steps = 3_120
     batch_size: Number = 256
 
 

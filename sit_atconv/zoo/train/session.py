@@ -117,7 +117,7 @@ def build_session(config: ImageConfig, run: Path) -> ImageSession:
             "Image networks fit onto one GPU and are not split among several: launch without FSDP and DeepSpeed, as "
             "with configs/accelerate/ddp.yaml."
         )
-    pictures, heldout = _open(config)
+    pictures, heldout = open_data(config)
     torch.manual_seed(config.training.seed % 2**63)  # weights are drawn on the CPU, the same on all devices
     model = _network(config, pictures, begun=any((run / "checkpoints").glob("step-*")))
     view = _view(model, config)
@@ -141,7 +141,7 @@ def options_of(settings: NetworkConfig) -> dict[str, Any]:
     return {**settings.options, **drop_path}
 
 
-def _open(config: ImageConfig) -> tuple[Pictures, Pictures | None]:
+def open_data(config: ImageConfig) -> tuple[Pictures, Pictures | None]:
     """The pictures to train on, and those to measure on. Raises `InputError` where their classes differ."""
     pictures, heldout = open_pictures(config.data.path), config.data.heldout
     if isinstance(heldout, float):

@@ -11,6 +11,7 @@ from sit_atconv.randomness import Stream, keyed_generator
 from sit_atconv.training.loop import Loop, take_step, train_run
 from sit_atconv.training.position import Position
 from sit_atconv.training.run.checkpoint import Checkpoints
+from sit_atconv.training.run.measures import HELDOUT
 from sit_atconv.zoo.train.session import ImageSession, build_session
 from sit_atconv.zoo.validate.scoring import Validation
 
@@ -50,11 +51,12 @@ class ImageTrainer(Loop):
         return False  # the run's last weights count: the best of many validations would be chosen by the held-out data
 
     def accuracies(self) -> dict[str, float]:
-        """{"top1", "top5", "heldout_loss", "ema_top1", …} of the weights in training and of their average."""
+        """{"top1", "top5", "heldout_loss"} of the average, and with "_raw" at their ends of the weights in training."""
         session, scores = self.session, {}
-        for prefix, model in (("", session.model.eval()), ("ema_", session.averages.model())):
+        for ending, model in (("", session.averages.model()), ("_raw", session.model.eval())):
             found = self.validation.scores(model, session.accelerator.autocast)
-            scores |= {f"{prefix}{'heldout_loss' if key == 'loss' else key}": value for key, value in found.items()}
+            found[HELDOUT] = found.pop("loss")
+            scores |= {f"{name}{ending}": value for name, value in found.items()}
         session.model.train()
         return scores
 

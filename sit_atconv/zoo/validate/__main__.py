@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("model", help="a run's checkpoints/latest/model, or a name of timm or ours (docs/zoo.md) with --checkpoint")
     add("--data", required=True, help="pictures with classes: class folders, a zip of them, hf:NAME:SPLIT, ...")
+    add("--share", type=share, help="measure on the share that a run with this data.heldout holds out (default: all)")
     add("--checkpoint", type=Path, help="file of weights for a network by name: ours, or a release's .pth")
     add("--weights", metavar="NAME", help="raw: those in training of a run; or the key of a release's file: model_ema")
     add("--plugins", nargs="+", default=(), metavar="MODULE", help="modules that register mixers of your own")
@@ -68,6 +69,8 @@ def measure(options: argparse.Namespace) -> None:
     state = process_state()
     import_plugins(options.plugins)
     pictures = open_pictures(options.data)
+    if options.share is not None:
+        _, pictures = pictures.split(options.share)
     model = load_network(options.model, options.checkpoint, options.weights, pictures.num_classes)
     names = ("image_size", "crop_pct", "interpolation", "mean", "std")
     view = view_of(model, **{name: getattr(options, name) for name in names})
@@ -82,7 +85,7 @@ def measure(options: argparse.Namespace) -> None:
         options.model, scores["top1"], scores["top5"], scores["loss"], len(pictures),
     )  # fmt: skip
     if options.json is not None:
-        origin = {name: getattr(options, name) for name in ("model", "checkpoint", "weights", "data")}
+        origin = {name: getattr(options, name) for name in ("model", "checkpoint", "weights", "data", "share")}
         write_json(options.json, {**scores, "images": len(pictures), **vars(view), **origin})
 
 
