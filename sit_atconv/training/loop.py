@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from torch import Tensor
@@ -262,6 +263,16 @@ def take_step(session: Trained, fetch_inputs: Callable[[], tuple]) -> dict[str, 
             session.optimizer.zero_grad()
         for name, value in losses.items():
             terms[name] = terms.get(name, 0) + value.detach().float() / micro_batches
-    for buffer, before in statistics:  # a skipped step leaves them alone as well
-        buffer.copy_(torch.where(norm.isfinite(), buffer, before))
+    _settle(accelerator, statistics, norm.isfinite())
     return {**terms, "grad_norm": norm}
+
+
+def _settle(accelerator: Accelerator, statistics: list[tuple[Tensor, Tensor]], finite: Tensor) -> None:
+    """Give all processes the mean of their statistics, or after a skipped step those from before it."""
+    numbers = [buffer for buffer, _ in statistics if buffer.is_floating_point()]
+    if numbers and accelerator.num_processes > 1:
+        means = accelerator.reduce(torch.cat([buffer.flatten() for buffer in numbers]), "mean")
+        for buffer, mean in zip(numbers, means.split([buffer.numel() for buffer in numbers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+    for buffer, before in statistics:
+        buffer.copy_(torch.where(finite, buffer, before))

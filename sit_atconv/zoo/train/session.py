@@ -168,8 +168,11 @@ def open_data(config: ImageConfig) -> tuple[Pictures, Pictures | None]:
 def _network(config: ImageConfig, pictures: Pictures, begun: bool) -> nn.Module:
     """The network; a run that has `begun` has its weights in its checkpoints, and init_from need not exist."""
     import_plugins(config.model.plugins)
-    if "num_classes" in config.model.options:
-        raise InputError("model.options has num_classes, which is the number of classes of the data: leave it out.")
+    if given := {"num_classes", "pretrained", "checkpoint_path"} & config.model.options.keys():
+        raise InputError(
+            f"model.options has {min(given)}: leave it out. Classes are those of the data, and weights to begin with "
+            "are given as a file, by model.init_from."
+        )
     model = create_network(config.model.name, pictures.num_classes, options_of(config.model))
     if config.model.init_from is not None and not begun:
         path = Path(config.model.init_from)

@@ -12,6 +12,7 @@ from sit_atconv.training.loop import Loop, take_step, train_run
 from sit_atconv.training.position import Position
 from sit_atconv.training.run.checkpoint import Checkpoints
 from sit_atconv.training.run.measures import HELDOUT
+from sit_atconv.training.run.stop import follow_trainer
 from sit_atconv.zoo.train.session import ImageSession, build_session
 from sit_atconv.zoo.validate.scoring import Validation
 
@@ -32,7 +33,9 @@ class ImageTrainer(Loop):
         self.validation = None
         if session.heldout is not None:
             size, workers = session.config.validation.batch_size, session.config.data.workers
-            self.validation = Validation(session.heldout, session.view, size, workers, session.accelerator)
+            self.validation = Validation(
+                session.heldout, session.view, size, workers, session.accelerator, follow_trainer
+            )
 
     def learning_rate(self) -> float:
         return self.session.learning_rate(self.position.step)

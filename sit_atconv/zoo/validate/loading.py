@@ -93,7 +93,10 @@ def read_state(model: nn.Module, path: Path, key: str | None = None) -> dict[str
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} holds no weights by name: expected a state dict, alone or as {', '.join(_WRAPPED)}.")
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # where timm has them, too
-    return translate(state, model) if translate else state
+    try:
+        return translate(state, model) if translate else state
+    except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError) as error:  # weights of another network
+        raise InputError(f"{path} has weights of another network than {type(model).__name__}: {error}.") from None
 
 
 def load_weights(

@@ -61,14 +61,22 @@ class Validation:
         batch_size: for each process.
         workers: loader processes.
         state: of the processes, with the device.
+        begin_worker: called in each loader process when it starts.
     """
 
     def __init__(
-        self, pictures: Pictures, view: View, batch_size: int, workers: int, state: PartialState | Accelerator
+        self,
+        pictures: Pictures,
+        view: View,
+        batch_size: int,
+        workers: int,
+        state: PartialState | Accelerator,
+        begin_worker: Callable[[int], None] = end_when_unable_to_send,
     ) -> None:
         mine = range(state.process_index, len(pictures), state.num_processes)
         self._batches = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
         self._shown, self._workers, self._state = Shown(pictures, view.transform()), workers, state
+        self._begin_worker = begin_worker
 
     @torch.no_grad()
     def scores(self, model: nn.Module, cast: Callable[[], AbstractContextManager] = nullcontext) -> dict[str, float]:
@@ -89,5 +97,5 @@ class Validation:
 
     def _loader(self) -> Iterator[dict[str, Tensor]]:
         loader: DataLoader = picture_loader(self._shown, self._batches, self._workers)
-        loader.worker_init_fn = end_when_unable_to_send
+        loader.worker_init_fn = self._begin_worker
         return iter(loader)
