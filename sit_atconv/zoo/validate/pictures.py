@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Pictures:
         """An RGB picture. Raises `InputError` when it cannot be decoded."""
         return Image.fromarray(self._source[int(self.rows[index])].image)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of names, labels and rows; what is in the pictures is not read."""
         digest = hashlib.sha256(repr((self._source.names, self.class_names)).encode())
