@@ -124,7 +124,7 @@ def build_session(config: ImageConfig, run: Path) -> ImageSession:
     bare = Classification(model).to(accelerator.device)
     twin = copy.deepcopy(model)
     if config.training.gradient_checkpointing:
-        model.set_grad_checkpointing()
+        _recompute(model, config.model.name)
     if config.training.compile:
         model.compile()
     adam = _optimizer(config.optimizer, model)
@@ -179,6 +179,13 @@ def _network(config: ImageConfig, pictures: Pictures, begun: bool) -> nn.Module:
         load_weights(model, read_state(model, path), path, config.model.name, classifier_may_differ=True)
     require_size(model.eval(), config.data.image_size, config.model.name)
     return model.train()
+
+
+def _recompute(model: nn.Module, name: str) -> None:
+    try:
+        model.set_grad_checkpointing()
+    except (AssertionError, AttributeError):  # as timm's networks say that they cannot
+        raise InputError(f"{name} cannot recompute blocks: set training.gradient_checkpointing to false.") from None
 
 
 def _view(model: nn.Module, config: ImageConfig) -> View:
