@@ -35,6 +35,9 @@ class Stream(IntEnum):
     SUBSET = 15  # which features of the larger side are compared
     MEAN_FLOW_TIMES = 16  # the two times of an average velocity
     MEAN_FLOW_NOISE = 17
+    AUGMENTATION = 18  # of a picture for an image network
+    MIXING = 19  # mixup and cutmix of a micro-batch
+    DROPPED_PATHS = 20
 
 
 def keyed_generator(seed: int, stream: Stream, *index: int) -> np.random.Generator:

@@ -30,7 +30,7 @@ FLOORS = [
 ORDERS = {
     "data": "alignment autoencoder | data.pictures data.remote | data.latents data.digits | data.foreign_latents |"
     " data.repa | data.shards | data.sources | data.foreign | data.dataset | data.prepare data.sampler",
-    "programs": "sampling evaluation convert zoo analysis | training",
+    "programs": "sampling evaluation convert zoo analysis | training | zoo.train",
     "training": "training.run | training.averages | training.session | training.watch | training",
     "evaluation": "evaluation.features | evaluation.metrics | evaluation.reading | evaluation.scoring | evaluation",
     "sampling": "sampling | sampling.writing | sampling.run sampling.pipeline sampling.inversion",

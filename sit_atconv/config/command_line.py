@@ -1,4 +1,4 @@
-"""Parses a configuration file and command-line overrides into a `Config`."""
+"""Parses a configuration file and command-line overrides into a `Config`, or into another kind of settings."""
 
 import re
 import sys
@@ -6,44 +6,48 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 
-from sit_atconv.config.schema import OPTIONAL_SECTIONS, Config, config_keys
+from sit_atconv.config.schema import OPTIONAL_SECTIONS, Config, Settings, config_keys
 from sit_atconv.config.strict_yaml import TooLarge, load_strict_yaml
 from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.reading import understand
 
+Kind = TypeVar("Kind", bound=Settings)
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[Kind] = Config) -> Kind:
     """Read a configuration file; `overrides` are command-line words such as ``["--training.steps", "10"]``.
 
     Raises `InputError` that names the file and the nearest key for a misspelt key, a wrong type, or no such file.
     """
-    return parse_command_line(["--config", str(path), *overrides], f"{path}: ")[0]
+    return parse_command_line(["--config", str(path), *overrides], f"{path}: ", kind)[0]
 
 
-def parse_command_line(argv: Sequence[str] | None = None, source: str = "") -> tuple[Config, Path | None, str | None]:
-    """The configuration, the run directory and the checkpoint given on train.py's command line (or in `argv`).
+def parse_command_line(
+    argv: Sequence[str] | None = None, source: str = "", kind: type[Kind] = Config, program: str = "train.py"
+) -> tuple[Kind, Path | None, str | None]:
+    """The configuration, the run directory and the checkpoint given on the command line of `program` (or in `argv`).
 
-    `source` goes before the text of an error. Raises `InputError` as `load_config` does.
+    `source` goes before the text of an error; `kind` is the schema. Raises `InputError` as `load_config` does.
     """
     try:
-        return _parse(sys.argv[1:] if argv is None else argv, source)
+        return _parse(sys.argv[1:] if argv is None else argv, source, kind, program)
     except _Mistake as mistake:
         raise InputError(mistake.paragraph) from None
 
 
-def _parse(argv: Sequence[str], source: str) -> tuple[Config, Path | None, str | None]:
+def _parse(argv: Sequence[str], source: str, kind: type[Kind], program: str) -> tuple[Kind, Path | None, str | None]:
     set_loader("strict yaml", load_strict_yaml, exceptions=(yaml.YAMLError,))
-    parser = _Parser(prog="train.py", description="Train a SiT.", allow_abbrev=False, parser_mode="strict yaml")
-    parser.source = source
+    parser = _Parser(prog=program, description=kind.__doc__, allow_abbrev=False, parser_mode="strict yaml")
+    parser.source, parser.kind = source, kind
     parser.add_argument("--config", action=ActionConfigFile, help="a file of configs/; other options override its keys")
     parser.add_argument("--run", type=str, help="run directory, created or continued")
     parser.add_argument("--resume", type=str, help="go back to an older checkpoint of the run: its step, name or path")
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(kind)
     words = _files_first(argv)
     _refuse_too_large(words, parser)
     try:
@@ -52,7 +56,7 @@ def _parse(argv: Sequence[str], source: str) -> tuple[Config, Path | None, str |
         parser.error(f"the configuration is not a text file: {error}.")
     except ValueError as error:  # a null character, where jsonargparse looks for a file of that name
         parser.error(f"the configuration cannot be used: {error}.")
-    for f in fields(Config):
+    for f in fields(kind):
         section = parsed[f.name]
         if isinstance(section, list | str | int | float) or (section is None and f.name not in OPTIONAL_SECTIONS):
             found = "nothing" if section is None else repr(section)
@@ -63,8 +67,8 @@ def _parse(argv: Sequence[str], source: str) -> tuple[Config, Path | None, str |
     try:
         namespace = parser.instantiate(parsed)
         # jsonargparse accepts null for any key and does not check ranges.
-        values = asdict(Config(**{f.name: namespace[f.name] for f in fields(Config)}))
-        config = understand(values, Config, "")
+        values = asdict(kind(**{f.name: namespace[f.name] for f in fields(kind)}))
+        config = understand(values, kind, "")
     except InputError as error:
         parser.error(str(error))
     return config, Path(namespace.run) if namespace.run else None, namespace.resume
@@ -121,6 +125,7 @@ class _Parser(ArgumentParser):
     """Reports errors as one paragraph that names the nearest key, without the usage of seventy options."""
 
     source = ""  # the beginning of that paragraph: what was read
+    kind: type[Settings] = Config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.startswith("Unexpected config"):
@@ -129,5 +134,5 @@ class _Parser(ArgumentParser):
         option = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
         key = ".".join(group.groups()) if group else next(filter(None, option.groups())) if option else None
         plain = _SUBTYPES.sub("", " ".join(message.split()))
-        paragraph = f"Unknown key '{key}': {nearest(key, config_keys())}" if key else plain
+        paragraph = f"Unknown key '{key}': {nearest(key, config_keys(self.kind))}" if key else plain
         raise _Mistake(f"{self.source}{paragraph}")

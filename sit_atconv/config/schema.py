@@ -265,8 +265,20 @@ class TrainingConfig:
             object.__setattr__(self, "gradient_checkpointing", "blocks" if self.gradient_checkpointing else "none")
 
 
+class Settings:
+    """A whole configuration, as a file can hold it."""
+
+    def to_yaml(self) -> str:
+        """The configuration as a file that `--config` accepts; keys made by `if_set` only where they are set."""
+        return yaml.safe_dump(_plain(_set_keys(self)), sort_keys=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys, as YAML can hold them."""
+        return _plain(asdict(self))
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """A training run; with `alignment: null` without REPA, with `evaluation: null` without scores during training."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -278,14 +290,6 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     evaluation: EvaluationConfig | None = None
-
-    def to_yaml(self) -> str:
-        """The configuration as a file that `--config` accepts; keys made by `if_set` only where they are set."""
-        return yaml.safe_dump(_plain(_set_keys(self)), sort_keys=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All keys, as YAML can hold them."""
-        return _plain(asdict(self))
 
 
 OPTIONAL_SECTIONS = {"alignment": AlignmentConfig, "evaluation": EvaluationConfig}

@@ -64,11 +64,17 @@ def hold_out(dataset: LatentDataset, share: float) -> tuple[Part, Part]:
     The choice depends on n alone; a row's mirrored latents go with it. Those held out for a smaller share are among
     those for a larger one. Raises `InputError` when nothing would be left.
     """
-    count = max(round(share * len(dataset)), 1)
-    if count >= len(dataset):
+    rest, held = held_out_rows(len(dataset), share)
+    return Part(dataset, rest), Part(dataset, held)
+
+
+def held_out_rows(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a data set of `length` that `hold_out` leaves, and those that it holds out, both sorted."""
+    count = max(round(share * length), 1)
+    if count >= length:
         raise InputError(
-            f"Holding out a share of {share:g} takes {count} of {len(dataset)} pictures and leaves none to train on: "
+            f"Holding out a share of {share:g} takes {count} of {length} pictures and leaves none to train on: "
             "choose a smaller share, or other data to hold out."
         )
-    order = keyed_generator(_SEED, Stream.HELD_OUT, len(dataset)).permutation(len(dataset))
-    return Part(dataset, np.sort(order[count:])), Part(dataset, np.sort(order[:count]))
+    order = keyed_generator(_SEED, Stream.HELD_OUT, length).permutation(length)
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -41,9 +41,17 @@ def step_positions(
 
 
 class PositionSampler(Sampler[list[int]]):
-    """An endless series of position lists, one per micro-batch of this process, starting with step `start_step`."""
+    """An endless series of position lists, one per micro-batch of this process, starting with step `start_step`.
+
+    Raises `InputError` when the batch does not divide.
+    """
 
     def __init__(self, start_step: int, batch_size: int, micro_batches: int, rank: int, world_size: int) -> None:
+        if batch_size < 1 or batch_size % (micro_batches * world_size):
+            raise InputError(
+                f"A batch of {batch_size} does not divide into {micro_batches} micro-batches on {world_size} "
+                f"processes: choose a multiple of {micro_batches * world_size}."
+            )
         self._start, self._rank = start_step, rank
         self._split = {"batch_size": batch_size, "micro_batches": micro_batches, "world_size": world_size}
 
@@ -81,14 +89,16 @@ class _PositionDataset(Dataset):
             images, teachers = self._images and taught, self._teachers if taught else ()
             batch = self._dataset.read(indices, flips.tolist(), images, teachers)
         except InputError as error:
-            # Returned, not raised: an error raised in a worker would arrive wrapped in that worker's traceback.
-            return error
+            return error  # see CheckedLoader
         extras = self._extras(positions) if self._extras else {}
         return {"position": torch.tensor(positions), "index": torch.tensor(indices), **batch, **extras}
 
 
-class _TrainingLoader(DataLoader):
-    """A DataLoader that raises the `InputError`s its workers return."""
+class CheckedLoader(DataLoader):
+    """A DataLoader that raises the `InputError`s that its data set returns instead of a batch.
+
+    An error raised in a worker would arrive wrapped in that worker's traceback.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in super().__iter__():
@@ -124,11 +134,7 @@ def training_loader(
 
     Raises `InputError` when the batch does not divide, or the data lack mirrored latents, pictures or tokens.
     """
-    if batch_size < 1 or batch_size % (micro_batches * world_size):
-        raise InputError(
-            f"A batch of {batch_size} does not divide into {micro_batches} micro-batches on {world_size} processes: "
-            f"choose a multiple of {micro_batches * world_size}."
-        )
+    sampler = PositionSampler(start_step, batch_size, micro_batches, rank, world_size)
     if flip and not dataset.has_flip:
         raise InputError("The data set holds no mirrored latents: prepare it with --flip, or train without flips.")
     if images and not dataset.has_images:
@@ -140,10 +146,17 @@ def training_loader(
             "data with --flip, or train without flips."
         )
     taught = float("inf") if taught_steps is None else taught_steps * batch_size
-    return _TrainingLoader(
-        _PositionDataset(dataset, seed, flip, images, teachers, taught, extras),
+    return position_loader(
+        _PositionDataset(dataset, seed, flip, images, teachers, taught, extras), sampler, workers, pin_memory
+    )
+
+
+def position_loader(dataset: Dataset, sampler: PositionSampler, workers: int, pin_memory: bool) -> DataLoader:
+    """The batches that `dataset` makes of the lists of positions of `sampler`, an `InputError` among them raised."""
+    return CheckedLoader(
+        dataset,
         batch_size=None,
-        sampler=PositionSampler(start_step, batch_size, micro_batches, rank, world_size),
+        sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,

@@ -1,32 +1,37 @@
 """What can be found out before anything runs: every configuration, model, option, source and the room on the disk."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from sit_atconv.config import Config, load_config
+from sit_atconv.config import Config, ImageConfig, Settings, load_config
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.errors import InputError
 from sit_atconv.evaluation import create_features
 from sit_atconv.models import SiT
+from sit_atconv.models.mixers import import_plugins
 from sit_atconv.models.mixers.pattern import expand_pattern
 from sit_atconv.runtime.reading import understand
 from sit_atconv.study.commands import ROOT, key_words, length
 from sit_atconv.study.options import check_agreement, check_sampling, check_scores, require_source
 from sit_atconv.study.plan import CellName, Plan, absolute
-from sit_atconv.study.room import Needed, bytes_of_cell
+from sit_atconv.study.room import Needed, bytes_of_cell, kept_checkpoints
 from sit_atconv.training.session.build import build_model, require_trackers
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.watch.evaluation import require_metrics
+from sit_atconv.zoo.train.session import open_data, options_of
+from sit_atconv.zoo.validate.loading import create_network
 
 PROGRAMS = ("train.py", "sample.py", "evaluate_fid.py")
+_COPIES = 4  # in a checkpoint of an image network: weights, Adam's two moments, the average
 
 
-def load_base(plan: Plan) -> Config:
+def load_base(plan: Plan) -> Settings:
     """The base configuration, in which paths that exist are absolute. Raises `InputError` as `load_config` does."""
-    return understand(absolute(asdict(load_config(plan.config))), Config, plan.config)
+    return understand(absolute(asdict(load_config(plan.config, kind=plan.kind))), plan.kind, plan.config)
 
 
 def check_plan(plan: Plan) -> Needed:
@@ -41,6 +46,8 @@ def check_plan(plan: Plan) -> Needed:
             f"There is no {missing[0]} in {ROOT}: a study starts the programs of the checkout, so run it there (cd "
             "CHECKOUT; python -m sit_atconv.study …), or install the package with pip install -e CHECKOUT."
         )
+    if plan.network == "image":
+        return _check_image_rows({row: _config(plan, row) for row in plan.rows})
     needed, seen = {}, {}
     for row in plan.rows:
         config = _config(plan, row)
@@ -60,12 +67,12 @@ def check_plan(plan: Plan) -> Needed:
     return needed
 
 
-def _config(plan: Plan, row: str) -> Config:
+def _config(plan: Plan, row: str) -> Settings:
     keys = dict(plan.keys(row))
     for budget in plan.budgets.given():
         keys |= length(plan, CellName(row, budget, 0))
     try:
-        return load_config(plan.config, key_words({**keys, "training.seed": max(plan.seeds)}))
+        return load_config(plan.config, key_words({**keys, "training.seed": max(plan.seeds)}), plan.kind)
     except InputError as error:
         raise InputError(f"The configuration of the row {row}: {error}") from error
 
@@ -98,3 +105,25 @@ def _effect(config: Config, model: SiT) -> str:
     pattern = [str(entry) for entry in expand_pattern(model.config.mixer_pattern, len(model.blocks))]
     built = {**model.config, "mixer_pattern": pattern, "_use_default_values": None}
     return repr((sorted(built.items()), config.model.init_from, {**vars(config), "model": None}))
+
+
+def _check_image_rows(configs: Mapping[str, ImageConfig]) -> Needed:
+    """Open every row's pictures and build its network; returns the bytes that each cell will need.
+
+    Raises `InputError` naming the row for what would fail, and for two rows that are equal.
+    """
+    needed, seen = {}, {}
+    for row, config in configs.items():
+        same = seen.setdefault(repr(replace(config, log=None, validation=None)), row)
+        if same != row:
+            raise InputError(f"The rows {same} and {row} are equal in effect: change one of them, or leave it out.")
+        try:
+            require_trackers(config.log.trackers)
+            pictures, _ = open_data(config)
+            import_plugins(config.model.plugins)
+            network = create_network(config.model.name, pictures.num_classes, options_of(config.model))
+        except InputError as error:
+            raise InputError(f"The row {row}: {error}") from error
+        weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+        needed[row, "steps"] = kept_checkpoints(config.log, config.training.steps) * _COPIES * weights
+    return needed

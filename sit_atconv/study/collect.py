@@ -1,6 +1,7 @@
 """Collects the results of a study from what its programs have written; nothing is measured here."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from sit_atconv.config import EvaluationConfig
 from sit_atconv.config.strict_yaml import load_strict_yaml
@@ -25,6 +27,7 @@ from sit_atconv.study.work import ERROR, machines
 from sit_atconv.training.run.log import Record, read_log
 from sit_atconv.training.run.measures import HELDOUT
 from sit_atconv.training.watch.goals import goals_of
+from sit_atconv.zoo.validate.loading import Description, create_network
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def collect(plan: Plan, folder: Path, command: str) -> Study:
     ran_on = dict.fromkeys(machine for cell in cells for machine in machines(cell_folder(folder, cell)))
     return Study(
         title=plan.title,
+        network=plan.network,
         rows=list(plan.rows),
         seeds=plan.seeds,
         budgets={budget: float(value) for budget, value in plan.budgets.given().items()},
@@ -77,7 +81,8 @@ def _cell(plan: Plan, folder: Path, cell: CellName) -> Cell:
     trained = [line for line in lines if "seconds_per_step" in line]
     last = trained[-1] if trained else {}
     steps, seconds = last.get("step"), last.get("seconds")
-    parameters, flops = _size(followed(at / "run" / "checkpoints" / "latest") / "model" / "config.json")
+    counted = _counted_network if plan.network == "image" else _counted
+    parameters, flops = _size(followed(at / "run" / "checkpoints" / "latest") / "model" / "config.json", counted)
     grid = at / "samples" / "grid.png"
     return Cell(
         row=cell.row,
@@ -93,7 +98,7 @@ def _cell(plan: Plan, folder: Path, cell: CellName) -> Cell:
         seconds_per_step=seconds / steps if seconds is not None else None,
         memory_gib=max((line["memory_gib"] for line in trained), default=None),
         heldout_loss=next((line["heldout_loss"] for line in reversed(lines) if "heldout_loss" in line), None),
-        scores=_scores([at / f"scores-{number}.json" for number in range(len(plan.scores))]),
+        scores=_accuracies(lines) | _scores([at / f"scores-{number}.json" for number in range(len(plan.scores))]),
         agreement=_agreement(at / "agreement.json"),
         curve=curve(lines),
         grid=str(grid.relative_to(folder)) if grid.exists() else None,
@@ -143,13 +148,19 @@ def _scores(paths: Sequence[Path]) -> dict[str, float]:
     }
 
 
+def _accuracies(lines: Sequence[Record]) -> dict[str, float]:
+    """Top-1 and top-5 of the last validation in a run's log, of the average and ("_raw") of the weights in training."""
+    last = next((line for line in reversed(lines) if "top1" in line), {})
+    return {name: value for name, value in last.items() if name.startswith("top")}
+
+
 def _agreement(path: Path) -> float | None:
     return read_json(path, _Agreement).label_agreement if path.exists() else None
 
 
-def _size(config: Path) -> tuple[int | None, int | None]:
-    """Parameters of the model of a config.json, and operations of one forward pass of one latent."""
-    return _counted(config.read_text(), str(config)) if config.exists() else (None, None)
+def _size(config: Path, counted: Callable[[str, str], tuple[int, int]]) -> tuple[int | None, int | None]:
+    """Parameters of the model of a config.json, and operations of one forward pass of one latent or picture."""
+    return counted(config.read_text(), str(config)) if config.exists() else (None, None)
 
 
 @cache
@@ -160,3 +171,15 @@ def _counted(text: str, path: str) -> tuple[int, int]:
     height, width = (side, side) if isinstance(side, int) else side
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return parameters, forward_flops(model, (model.config.in_channels, height, width))
+
+
+@cache
+def _counted_network(text: str, path: str) -> tuple[int, int]:
+    """Parameters of the network of a config.json, and operations of one forward pass of one picture."""
+    known = parse_json(text, Description, path)
+    model = create_network(known.architecture, known.num_classes, known.model_args).eval()
+    shape: Any = known.pretrained_cfg.get("input_size", (3, 224, 224))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operations that are not counted
+        model(torch.zeros(1, *shape))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()

@@ -58,7 +58,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Training(Command):
-    """train.py: complete when its newest checkpoint is that of the last step, or of the step that used up the time."""
+    """train.py, or sit_atconv.zoo.train for image networks.
+
+    Complete when the newest checkpoint is that of the last step, or of the step that used up the time.
+    """
 
     run: Path = Path()
     steps: int = 0
@@ -81,8 +84,10 @@ def cell_commands(plan: Plan, folder: Path, cell: CellName) -> list[Command]:
     at = cell_folder(folder, cell)
     run, samples = at / "run", at / "samples"
     keys = {**plan.keys(cell.row), **length(plan, cell), "training.seed": cell.seed}
-    train = _program("train.py", "--config", folder / CONFIG, "--run", run, *key_words(keys))
-    commands: list[Command] = [Training("training", train, run=run, steps=keys["training.steps"])]
+    given = ("--config", folder / CONFIG, "--run", run, *key_words(keys))
+    module = plan.network == "image"
+    train = _module("sit_atconv.zoo.train", *given) if module else _program("train.py", *given)
+    commands: list[Command] = [Training("training", train, module=module, run=run, steps=keys["training.steps"])]
     if plan.sampling is not None:
         options = {"seed": cell.seed, **plan.sampling}  # the same noise for all rows, other noise for other seeds
         checkpoint = run / "checkpoints" / "latest" / "model"
@@ -97,8 +102,7 @@ def cell_commands(plan: Plan, folder: Path, cell: CellName) -> list[Command]:
     if plan.agreement is not None:
         out = at / "agreement.json"
         given = (samples / "samples.npz", "--json", out, *option_words(plan.agreement))
-        module = (sys.executable, "-m", "sit_atconv.evaluation.agreement")
-        commands.append(Command(out.stem, (*module, *map(str, given)), (out,), module=True))
+        commands.append(Command(out.stem, _module("sit_atconv.evaluation.agreement", *given), (out,), module=True))
     return commands
 
 
@@ -134,3 +138,7 @@ def _value(value: Any) -> str:
 
 def _program(name: str, *words: object) -> tuple[str, ...]:
     return sys.executable, str(ROOT / name), *map(str, words)
+
+
+def _module(name: str, *words: object) -> tuple[str, ...]:
+    return sys.executable, "-m", name, *map(str, words)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sit_atconv.config import Config, config_differences, load_config
+from sit_atconv.config import Settings, config_differences, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK, lock_folder
 from sit_atconv.runtime.whole_files import leftovers, remove_leftovers, write_text
@@ -17,7 +17,7 @@ from sit_atconv.study.plan import Plan, read_plan
 STUDY = "study.yaml"  # the resolved plan; its base configuration is beside it
 
 
-def require_same_study(plan: Plan, base: Config, folder: Path) -> None:
+def require_same_study(plan: Plan, base: Settings, folder: Path) -> None:
     """Raise `InputError` unless `folder` is new, empty, or holds a study that this plan is or extends."""
     path, holds_none = folder / STUDY, InputError(f"{folder} exists and holds no study: choose another --out.")
     if not path.exists():
@@ -27,7 +27,9 @@ def require_same_study(plan: Plan, base: Config, folder: Path) -> None:
     begun = read_plan(path)
     if Path(begun.config) != folder / CONFIG:  # somebody's own file of that name
         raise holds_none
-    differences = config_differences(*(each.to_dict() for each in (load_config(begun.config), base)))
+    if begun.network != plan.network:
+        raise InputError(f"{folder} holds a study of other networks ({begun.network}): choose another --out.")
+    differences = config_differences(*(each.to_dict() for each in (load_config(begun.config, kind=plan.kind), base)))
     if differences := [*(f"config: {line}" for line in differences), *_differences(begun, plan)]:
         raise InputError(
             f"{folder} holds another study ({'; '.join(differences)}). Nothing was changed: choose another --out, or "
@@ -35,7 +37,7 @@ def require_same_study(plan: Plan, base: Config, folder: Path) -> None:
         )
 
 
-def begin_folder(plan: Plan, base: Config, folder: Path) -> None:
+def begin_folder(plan: Plan, base: Settings, folder: Path) -> None:
     """Write the plan and its base configuration into the study's folder, from which the study can be repeated."""
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "written", "--out", wait=True):

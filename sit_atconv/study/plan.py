@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from msgspec import Meta
 
+from sit_atconv.config import Config, ImageConfig, Settings
 from sit_atconv.config.ranges import PositiveFloat, Steps
 from sit_atconv.config.strict_yaml import load_strict_yaml
 from sit_atconv.data.digits import is_digits
@@ -53,6 +54,7 @@ class Plan:
             the first.
         seeds: of the runs of each row.
         budgets: how long each run trains.
+        network: what is trained: "sit" by train.py, or "image", an image network, by sit_atconv.zoo.train.
         title: of the report.
         set: keys of the configuration for all rows.
         sampling: options of sample.py; null draws no samples.
@@ -64,11 +66,17 @@ class Plan:
     rows: Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
     seeds: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
     budgets: Budgets
+    network: Literal["sit", "image"] = "sit"
     title: Text = "Study"
     set: dict[str, Any] = field(default_factory=dict)
     sampling: Options | None = None
     scores: list[Options] = field(default_factory=list)
     agreement: Options | None = None
+
+    @property
+    def kind(self) -> type[Settings]:
+        """The schema of the configurations."""
+        return ImageConfig if self.network == "image" else Config
 
     def keys(self, row: str) -> dict[str, Any]:
         """The keys of the configuration that the study sets for all cells of a row."""
@@ -146,6 +154,10 @@ def _require_sensible(plan: Plan, path: Path) -> None:
     for where, keys in {"set": plan.set, **{f"rows: {row}": keys for row, keys in plan.rows.items()}}.items():
         if ours := [key for key in keys if key in _OURS]:
             raise InputError(f"{path}: {where} has {ours[0]}, which the study sets itself: it has seeds and budgets.")
+    if plan.network == "image" and (plan.sampling is not None or plan.scores or plan.agreement is not None):
+        raise InputError(f"{path}: an image network has no samples: leave out sampling, scores and agreement.")
+    if plan.network == "image" and plan.budgets.seconds is not None:
+        raise InputError(f"{path}: the schedule of an image network follows its steps: give budgets.steps alone.")
     if plan.sampling is None and (plan.scores or plan.agreement is not None):
         raise InputError(f"{path}: scores and agreement need samples: add sampling, the options of sample.py.")
 

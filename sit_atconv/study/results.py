@@ -59,13 +59,14 @@ class Cell:
         error: why it failed, with the last lines of its log.
         commands: command lines that run it by hand, in order.
         parameters: of the model.
-        flops: operations of one forward pass of one latent, a multiply-add counted as two.
+        flops: operations of one forward pass of one latent or picture, a multiply-add counted as two.
         steps, seconds: of training; without evaluations, previews and checkpoints.
         seconds_per_step: their ratio.
         memory_gib: the most memory that training used.
         heldout_loss: of the averaged weights after the last step.
-        scores: metrics of the samples as evaluate_fid.py names them; where several entries of `scores` in the study's
-            file give the same name, with the number of the entry in front: "1-fid".
+        scores: of an image network its accuracies in percent; else metrics of the samples as evaluate_fid.py names
+            them; where several entries of `scores` in the study's file give the same name, with the number of the
+            entry in front: "1-fid".
         agreement: share of samples that a classifier recognises as their label.
         curve: of training, in the order of steps.
         grid: path of the grid of samples, relative to the study's folder.
@@ -100,6 +101,7 @@ class Study:
         budgets: the number of steps, and of seconds of training.
         machine: processor and system that collected the results.
         command: the command line of the study.
+        network: what was trained, as in the plan.
     """
 
     title: str
@@ -109,6 +111,7 @@ class Study:
     machine: str
     command: str
     cells: list[Cell]
+    network: Literal["sit", "image"] = "sit"
 
 
 def write_results(study: Study, folder: Path) -> None:

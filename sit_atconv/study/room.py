@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from sit_atconv.config import Config
+from sit_atconv.config import Config, LogConfig
 from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.study.plan import Budget, Plan
@@ -19,12 +19,17 @@ def bytes_of_cell(config: Config, model: SiT, steps: int, samples: int) -> int:
     """
     weights, training, keep = 4 * sum(p.numel() for p in model.parameters()), config.training, config.log
     averages = 1 + len(training.more_ema_decays) + len(training.power_ema)
-    written = 1 + steps // keep.checkpoint_every
-    kept = written if keep.keep is None else min(keep.keep, written)
-    kept += steps // keep.keep_every if keep.keep_every else 0
+    kept = kept_checkpoints(keep, steps)
     kept += config.evaluation is not None  # the best one
     snapshots = steps // training.power_ema_every * len(training.power_ema)
     return (kept * (3 + averages) + snapshots) * weights + samples
+
+
+def kept_checkpoints(settings: LogConfig, steps: int) -> int:
+    """How many checkpoints a run of so many steps leaves, without the best one."""
+    written = 1 + steps // settings.checkpoint_every
+    kept = written if settings.keep is None else min(settings.keep, written)
+    return kept + (steps // settings.keep_every if settings.keep_every else 0)
 
 
 def require_room(plan: Plan, folder: Path, needed: Needed) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sit_atconv.training.run.guard import Guard
 from sit_atconv.training.run.log import Averages
-from sit_atconv.training.session.session import Session
+from sit_atconv.training.session.trained import Trained
 
 
 class Position:
@@ -15,7 +15,7 @@ class Position:
     training.max_seconds, so the current step is the last one.
     """
 
-    def __init__(self, session: Session, run: Path) -> None:
+    def __init__(self, session: Trained, run: Path) -> None:
         self._session, accelerator = session, session.accelerator
         self.step, self.seconds, self.out_of_time = 0, 0.0, False
         self.averages = Averages(accelerator)

@@ -5,39 +5,29 @@ Nothing is pickled.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.reading import read_json
 from sit_atconv.training.averages.sharding import copy_whole, gather_whole, local, split_like
+from sit_atconv.training.averages.statistics import statistics_of
 from sit_atconv.training.run.integrity import read_position, write_position
 from sit_atconv.training.session.optimizer import state_keys
-from sit_atconv.training.session.session import Session
+from sit_atconv.training.session.trained import Trained
 from sit_atconv.training.session.zero import set_whole, uses_zero, whole_moments
 
-_WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", SAFETENSORS_WEIGHTS_NAME
+_WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What config.json says of classes and null class, which a fine-tuned model owes to the one it began with."""
-
-    label_dropout: float | None = None
-    empty_classes: list[int] | None = None
-
-
-def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path], None]:
+def gather_state(session: Trained, position: dict[str, Any]) -> Callable[[Path], None]:
     """Collect the state from all processes, and return a function that writes it to a folder. All processes call it."""
     main, parameters = session.accelerator.is_main_process, dict(session.bare.named_parameters())
-    weights = gather_whole(parameters.items(), main)
+    weights = gather_whole((*parameters.items(), *statistics_of(session.bare)), main)
     moments = gather_whole(
         ((f"{name}/{k}", tensor) for name, p in parameters.items() for k, tensor in _moments(session, p).items()), main
     )
@@ -53,7 +43,7 @@ def gather_state(session: Session, position: dict[str, Any]) -> Callable[[Path],
     return write
 
 
-def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
+def restore_state(session: Trained, checkpoint: Path) -> dict[str, Any]:
     """Load weights, optimizer and averages from a checkpoint, and return its position. All processes call it.
 
     Raises `InputError` naming the file when something is missing or damaged, or belongs to another model, and when the
@@ -62,8 +52,10 @@ def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
     position = _read_position(session, checkpoint)
     _require_same_data(session, position, checkpoint)
     weights, moments = load_file(checkpoint / _WEIGHTS), load_file(checkpoint / _OPTIMIZER)
-    parameters = dict(session.bare.named_parameters())
-    _require_shapes(weights, parameters, checkpoint)
+    parameters, statistics = dict(session.bare.named_parameters()), dict(statistics_of(session.bare))
+    _require_shapes(weights, {**parameters, **statistics}, checkpoint)
+    for name, buffer in statistics.items():
+        copy_whole(buffer, weights[name])
     for name, parameter in parameters.items():
         state = {key: moments[f"{name}/{key}"] for key in state_keys(session.adam, parameter)}
         if uses_zero(session.accelerator):
@@ -76,32 +68,31 @@ def restore_state(session: Session, checkpoint: Path) -> dict[str, Any]:
             key: tensor.to(device) if key == "step" else split_like(tensor, parameter) for key, tensor in state.items()
         }
     for name in session.averages.profiles:
-        session.averages.restore(name, load_file(checkpoint / model_folder(session, name) / _AVERAGE))
-    learned = read_json(checkpoint / "model" / "config.json", Learned)
-    for model in (session.model, session.averages.twin):
-        model.register_to_config(**{key: value for key, value in asdict(learned).items() if value is not None})
+        session.averages.restore(name, load_file(checkpoint / model_folder(session, name) / session.weights_name))
+    session.restore_config(checkpoint / "model")
     return position
 
 
-def model_folder(session: Session, name: str) -> str:
+def model_folder(session: Trained, name: str) -> str:
     """The folder of the average called `name` in a checkpoint: "model" for the one used for sampling."""
     return "model" if name == session.averages.main else f"model-{name}"
 
 
-def write_model(session: Session, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write an average as a folder for `SiT.from_pretrained`."""
-    session.model.save_config(folder)
-    save_file(tensors, folder / _AVERAGE, metadata={"format": "pt"})
+def write_model(session: Trained, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write an average as a folder from which the model can be loaded: `SiT.from_pretrained`, timm's `local-dir:`."""
+    folder.mkdir(exist_ok=True)
+    session.save_config(folder)
+    save_file(tensors, folder / session.weights_name, metadata={"format": "pt"})
 
 
-def _moments(session: Session, parameter: Parameter) -> dict[str, Tensor]:
+def _moments(session: Trained, parameter: Parameter) -> dict[str, Tensor]:
     """The optimizer's state of a parameter. All processes call it."""
     if uses_zero(session.accelerator):
         return whole_moments(session.adam, parameter)
     return {key: session.adam.state[parameter][key] for key in state_keys(session.adam, parameter)}
 
 
-def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:
+def _read_position(session: Trained, checkpoint: Path) -> dict[str, Any]:
     """The position; the main process reads and checks it, and sends it to all."""
     found: list[Any] = [None, None]
     if session.accelerator.is_main_process:
@@ -115,7 +106,7 @@ def _read_position(session: Session, checkpoint: Path) -> dict[str, Any]:
     return position
 
 
-def _require_same_data(session: Session, position: dict[str, Any], checkpoint: Path) -> None:
+def _require_same_data(session: Trained, position: dict[str, Any], checkpoint: Path) -> None:
     """Raise `InputError` for other data. Checkpoints of earlier versions do not record the data and are accepted."""
     if position.get("data", session.data) != session.data:
         raise InputError(
@@ -125,9 +116,9 @@ def _require_same_data(session: Session, position: dict[str, Any], checkpoint: P
         )
 
 
-def _require_shapes(weights: dict[str, Tensor], parameters: dict[str, Tensor], checkpoint: Path) -> None:
+def _require_shapes(weights: dict[str, Tensor], tensors: dict[str, Tensor], checkpoint: Path) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != expected:
         name = sorted(shapes.items() ^ expected.items())[0][0]
         raise InputError(

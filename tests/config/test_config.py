@@ -4,10 +4,20 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import timm
 import yaml
 
+import sit_atconv.zoo  # noqa: F401, registers the networks
 import train
-from sit_atconv.config import Config, Solver, config_differences, config_keys, load_config, parse_command_line
+from sit_atconv.config import (
+    Config,
+    ImageConfig,
+    Solver,
+    config_differences,
+    config_keys,
+    load_config,
+    parse_command_line,
+)
 from sit_atconv.errors import InputError
 from sit_atconv.models import create_model
 from sit_atconv.sampling import SOLVERS
@@ -19,7 +29,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+IMAGES = CONFIGS / "attnet_t2.yaml"  # of image networks
+
+
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {IMAGES}), ids=lambda p: p.stem)
 def test_shipped_configurations_load_are_complete_and_round_trip(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     assert create_model(config.model.name, input_size=8, num_classes=0, hidden_size=8, depth=2, num_heads=2)
@@ -31,6 +44,25 @@ def test_shipped_configurations_load_are_complete_and_round_trip(path: Path, tmp
     joined_later = set(config_keys()) - set(config_keys(every=False))
     assert {key for key in config_keys() if not key.startswith(absent)} - joined_later == named - joined_later
     assert path.read_text().count("#") > 5  # a comment says why
+
+
+def test_the_configuration_of_image_networks_is_complete_and_round_trips(tmp_path: Path) -> None:
+    config = load_config(IMAGES, kind=ImageConfig)
+    assert config.model.name in timm.list_models() and IMAGES.read_text().count("#") > 20
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "resolved.yaml", kind=ImageConfig) == config
+    named = {f"{section}.{key}" for section, keys in yaml.safe_load(IMAGES.read_text()).items() for key in keys}
+    assert set(config_keys(ImageConfig)) == named
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("zoo/*.yaml")), ids=lambda p: p.stem)
+def test_overlays_of_image_networks_name_the_network_and_what_differs(path: Path) -> None:
+    config = load_config(IMAGES, ["--config", str(path)], ImageConfig)
+    assert config.model.name == path.stem in timm.list_models()
+    given = yaml.safe_load(path.read_text())
+    base = load_config(IMAGES, kind=ImageConfig).to_dict()
+    others = {section: keys for section, keys in given.items() if section != "model"}
+    assert all(base[section][key] != value for section, keys in others.items() for key, value in keys.items())
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("overlays/*.yaml")), ids=lambda p: p.stem)

@@ -20,7 +20,7 @@ from training_runs import (
 from sit_atconv.config import Config, TrainingConfig
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.sampler import index_at
-from sit_atconv.training import trainer
+from sit_atconv.training import loop, trainer
 from sit_atconv.training.run.guard import Guard, poisoned, step_unless_bad
 from sit_atconv.training.run.integrity import read_position
 from sit_atconv.training.run.stop import TrainingStopped
@@ -29,7 +29,7 @@ from sit_atconv.training.session import session as session_module
 
 def spoil(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> None:
     """Make the latents or, after a finite loss, one gradient of these steps (1, 2, …) infinite or NaN."""
-    prepare, accumulate = trainer.prepare_inputs, trainer.poisoned
+    prepare, accumulate = trainer.prepare_inputs, loop.poisoned
 
     def prepared(session, batch):
         spoilt.now = int(batch["position"].min()) // session.config.training.batch_size + 1 in steps
@@ -44,7 +44,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> None:
     def spoilt() -> None: ...
 
     monkeypatch.setattr(trainer, "prepare_inputs", prepared)
-    monkeypatch.setattr(trainer, "poisoned", loss)
+    monkeypatch.setattr(loop, "poisoned", loss)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -129,7 +129,7 @@ def test_the_fused_optimizer_skips_on_the_device() -> None:
 
 def test_fp16_with_its_loss_scaler_is_continued_exactly(tmp_path: Path, monkeypatch) -> None:
     """Accelerate has fp16 on GPUs only; torch has it on CPUs too. The scale overflows, grows, and overflows again."""
-    original = session_module._accelerator
+    original = session_module.build_accelerator
 
     def half(config: Config, run: Path) -> Accelerator:
         accelerator = original(dataclasses.replace(config, training=TrainingConfig(precision="no")), run)
@@ -137,7 +137,7 @@ def test_fp16_with_its_loss_scaler_is_continued_exactly(tmp_path: Path, monkeypa
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
         return accelerator
 
-    monkeypatch.setattr(session_module, "_accelerator", half)
+    monkeypatch.setattr(session_module, "build_accelerator", half)
     extra = f"--training.precision fp16 {NO_PREVIEW}"
     for steps in (5, 9):
         run_tiny(tmp_path / "parts", f"{extra} --training.steps {steps}")

@@ -17,7 +17,7 @@ import evaluate_fid
 from sit_atconv.models import create_model
 from sit_atconv.models.flops import forward_flops, training_flops
 from sit_atconv.models.mixers import mixer_flops
-from sit_atconv.training import plot, trainer
+from sit_atconv.training import loop, plot, trainer
 from sit_atconv.training.trainer import Trainer
 from sit_atconv.training.watch.throughput import Interval
 
@@ -104,7 +104,7 @@ def test_nothing_waits_for_the_device_between_lines_of_the_log(tmp_path: Path, m
 
 def test_the_parts_of_a_step_add_up_and_what_is_no_step_is_left_out(tmp_path: Path, monkeypatch) -> None:
     """Data come 20 ms late, checkpoints take 300 ms: the log must show the first and not the second."""
-    fetch, save = Interval.fetch, trainer.gather_state
+    fetch, save = Interval.fetch, loop.gather_state
 
     def slowly(batches):
         for batch in batches:
@@ -112,7 +112,7 @@ def test_the_parts_of_a_step_add_up_and_what_is_no_step_is_left_out(tmp_path: Pa
             yield batch
 
     monkeypatch.setattr(Interval, "fetch", lambda self, batches: fetch(self, slowly(batches)))
-    monkeypatch.setattr(trainer, "gather_state", lambda *arguments: (time.sleep(0.3), save(*arguments))[1])
+    monkeypatch.setattr(loop, "gather_state", lambda *arguments: (time.sleep(0.3), save(*arguments))[1])
     run_tiny(tmp_path / "run", f"--log.every 3 --log.checkpoint_every 2 {NO_PREVIEW}")
     for line in number_lines(tmp_path / "run"):
         assert line["data_seconds"] >= 0.02

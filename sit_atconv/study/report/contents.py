@@ -12,15 +12,19 @@ from sit_atconv.training.watch.goals import Goal
 
 _DEFINITIONS = {
     "parameters": "all trained numbers of the model.",
-    "flops": "of one forward pass of one latent; a multiply-add counts as two.",
+    "flops": "of one forward pass of one latent or picture; a multiply-add counts as two.",
     "seconds": "seconds of the training loop; evaluations, previews and checkpoints are excluded.",
     "seconds_per_step": "seconds of training divided by steps.",
     "memory_gib": "the most that training used: of the GPU, or of the process where there is none.",
     HELDOUT: "flow-matching loss of the averaged weights on data that training does not see, after the last step: the "
     "mean over eight fixed times, with the same noise for every row.",
     "agreement": "share of samples that a classifier trained on real images recognises as the label asked for.",
+    "scores": "of the samples, computed by evaluate_fid.py.",
 }
-_SCORES = "of the samples, computed by evaluate_fid.py."
+_OF_IMAGES = {
+    HELDOUT: "cross entropy of the averaged weights on pictures that training does not see, after the last step.",
+    "scores": "accuracy on these pictures in percent, of the averaged weights; raw: of the weights in training.",
+}
 _ERROR_LENGTH = 300  # of an error where it stands in a line
 
 
@@ -145,9 +149,10 @@ def _diverged(study: Study, compared: list[Table]) -> list[Remark]:
 
 def _definitions(study: Study, compared: list[Table]) -> list[tuple[str, str]]:
     quantities = {quantity.key: quantity for table in compared for quantity in table.quantities}
-    found = [(q.title, _DEFINITIONS[q.key]) for q in quantities.values() if q.key in _DEFINITIONS]
+    known = _DEFINITIONS | (_OF_IMAGES if study.network == "image" else {})
+    found = [(q.title, known[q.key]) for q in quantities.values() if q.key in known]
     if scores := [q.title for q in quantities.values() if q.key.startswith("scores.")]:
-        found.append((", ".join(scores), _SCORES))
+        found.append((", ".join(scores), known["scores"]))
     return [
         *found,
         ("±", "standard deviation over seeds (divided by n − 1): how much one run differs from the next."),

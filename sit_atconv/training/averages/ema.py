@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sit_atconv.config import TrainingConfig
 from sit_atconv.errors import InputError
-from sit_atconv.models import SiT
 from sit_atconv.training.averages.sharding import copy_whole, local, whole
+from sit_atconv.training.averages.statistics import statistics_of
 
 
 class Profile(Protocol):
@@ -98,19 +98,23 @@ def profiles(config: TrainingConfig) -> list[Profile]:
 
 
 class WeightAverages:
-    """fp32 averages of a model's weights, each sharded as the weights are.
+    """fp32 averages of a model's weights, each sharded as the weights are, and of its statistics.
+
+    Statistics are the buffers of its state dict, as BatchNorm has; whole numbers among them are copied.
 
     Args:
         model: the model whose weights are averaged, on its device, wrapped for many processes or not.
         twin: a copy of the model for sampling, which will hold an average.
     """
 
-    def __init__(self, model: nn.Module, twin: SiT, profiles: list[Profile]) -> None:
+    def __init__(self, model: nn.Module, twin: nn.Module, profiles: list[Profile]) -> None:
         self.profiles, self._model = {profile.name: profile for profile in profiles}, model
         self.main = profiles[0].name
         self._averages = {
-            name: {key: p.detach().float().clone() for key, p in model.named_parameters()} for name in self.profiles
+            name: {key: tensor.clone() for key, tensor in self._tensors() if tensor.is_floating_point()}
+            for name in self.profiles
         }
+        self._counts = {key: tensor.clone() for key, tensor in self._tensors() if not tensor.is_floating_point()}
         self.twin = twin.eval().requires_grad_(False)
         nothing = {key: tensor.to("meta") for key, tensor in twin.state_dict().items()}
         self.twin.load_state_dict(nothing, assign=True)  # its own weights are not needed: free their memory
@@ -118,13 +122,16 @@ class WeightAverages:
     @torch.no_grad()
     def update(self, step: int, taken: Tensor) -> None:
         """Move every average towards the weights after `step`; leave them alone if `taken`, a bool scalar, is false."""
-        weights = [local(parameter).detach() for parameter in self._model.parameters()]
+        now = dict(self._tensors())
+        weights = [local(now[key]) for key in self._averages[self.main]]
         for name, profile in self.profiles.items():
             averages = [local(average) for average in self._averages[name].values()]
             weight = taken * profile.weight(step)  # stays on the device
             torch._foreach_lerp_(averages, weights, [weight] * len(weights))
+        for key, count in self._counts.items():
+            count.copy_(torch.where(taken, now[key], count))
 
-    def model(self, name: str | None = None) -> SiT:
+    def model(self, name: str | None = None) -> nn.Module:
         """The averaged model in eval mode, by default of the first average: always the same object, with new weights.
 
         All processes call it when weights are sharded. If they are not, the model shares the average's memory.
@@ -139,9 +146,15 @@ class WeightAverages:
 
     def tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
         """An average's tensors by the model's names, sharded if the weights are."""
-        return self._averages[name].items()
+        return (self._averages[name] | self._counts).items()
 
     def restore(self, name: str, state: dict[str, Tensor]) -> None:
         """Set an average from complete tensors by the model's names."""
-        for key, tensor in self._averages[name].items():
+        for key, tensor in self.tensors(name):
             copy_whole(tensor, state[key])
+
+    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
+        """What is averaged of the model now: parameters as fp32, and statistics."""
+        for key, parameter in self._model.named_parameters():
+            yield key, parameter.detach().float()
+        yield from statistics_of(self._model)

@@ -2,15 +2,18 @@
 
 import math
 
-from sit_atconv.config import Config
+from sit_atconv.config import Settings
 from sit_atconv.models.checkpoint import NOTABLE_SHARE, percent
 from sit_atconv.training.averages.ema import WeightAverages
 
 
-def first_weights_note(averages: WeightAverages, step: int, skipped: int, config: Config, steps: int) -> str | None:
+def first_weights_note(
+    averages: WeightAverages, step: int, skipped: int, config: Settings, steps: int, raw: str
+) -> str | None:
     """How much of the averages after `step` are the weights that the run began with, and what to do about it.
 
-    `steps` are those of the whole run. None when it is no more than 1 % of each.
+    `steps` are those of the whole run; `raw` says where the weights in training are to be had. None when it is no more
+    than 1 % of each.
     """
     shares = averages.first_shares(step, skipped)
     over = [name for name, share in shares.items() if share > NOTABLE_SHARE]
@@ -24,11 +27,11 @@ def first_weights_note(averages: WeightAverages, step: int, skipped: int, config
         cure = f"By step {steps} it is 1 % or less."
     return (
         f"After step {step}, {parts} are still {_begun_with(config)} that the run began with, and samples and scores "
-        f"show them. {cure} sample.py --weights raw draws the weights in training."
+        f"show them. {cure} {raw}"
     )
 
 
-def first_weights_caption(averages: WeightAverages, step: int, skipped: int, config: Config) -> str | None:
+def first_weights_caption(averages: WeightAverages, step: int, skipped: int, config: Settings) -> str | None:
     """The same in fewer words of the average that samples are drawn from, for their grid."""
     share = averages.first_shares(step, skipped)[averages.main]
     if share <= NOTABLE_SHARE:
@@ -46,5 +49,5 @@ def longest_decay(steps: int) -> float:
     return round(1 - math.ceil(weight * 10**digits) / 10**digits, digits)
 
 
-def _begun_with(config: Config) -> str:
+def _begun_with(config: Settings) -> str:
     return "the random weights" if config.model.init_from is None else "the weights of model.init_from"

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sit_atconv.config import Config, config_differences, load_config
+from sit_atconv.config import ImageConfig, Settings, config_differences, load_config
 from sit_atconv.errors import InputError
 from sit_atconv.runtime.lock import LOCK
 from sit_atconv.runtime.whole_files import leftovers, whole_file
@@ -23,30 +23,29 @@ _FREE = (
     "training.accumulation",
     "training.power_ema_every",
 )
+# Of image networks also the number of micro-batches counts: BatchNorm and mixup see one of them.
+_FREE_OF_IMAGES = ("log.", "validation.", "model.plugins", "data.workers", "training.max_bad_steps", "training.compile")
 _ENDS = ("training.steps:", "training.max_seconds:")
 
 
-def check_run_directory(run: Path, config: Config) -> list[str]:
+def check_run_directory(run: Path, config: Settings) -> list[str]:
     """The allowed changes since the run was begun, as lines "key: old -> new". Writes nothing.
 
     Raises `InputError` unless `run` is new, empty, or was begun with a configuration that this one continues.
     """
     path = run / "config.yaml"
     if path.exists():
-        begun = load_config(path)
+        begun = load_config(path, kind=type(config))
         changed = config_differences(begun.to_dict(), config.to_dict())
-        free = (*_FREE, *_ENDS) if begun.optimizer.schedule == "constant" else _FREE
+        known = _FREE_OF_IMAGES if isinstance(config, ImageConfig) else _FREE
+        free = (*known, *_ENDS) if begun.optimizer.schedule == "constant" else known
         free = (*free, "data.path") if any((run / "checkpoints").glob("step-*")) else free  # it knows its data
         if not any(isinstance(each.data.heldout, float) for each in (begun, config)):
             free = (*free, "data.heldout")  # other data, which training does not see
         refused = [line for line in changed if not line.startswith(free)]
         if refused:
             ends = any(line.startswith(_ENDS) for line in refused)
-            why = (
-                " A linear schedule's steps depend on where it ends: only a constant one can be lengthened."
-                if ends
-                else ""
-            )
+            why = " A schedule's steps depend on where it ends: only a constant one can be lengthened." if ends else ""
             raise InputError(
                 f"{run} was begun with another configuration ({'; '.join(refused)}).{why} Nothing was changed: "
                 "give the configuration it was begun with to continue it, or choose another --run."
@@ -67,7 +66,7 @@ def require_known_data(changed: list[str], state: dict[str, Any], run: Path) -> 
             )
 
 
-def write_configuration(run: Path, config: Config) -> None:
+def write_configuration(run: Path, config: Settings) -> None:
     """Write or renew config.yaml, whole or not at all."""
     with whole_file(run / "config.yaml") as file:
         file.write(config.to_yaml().encode())

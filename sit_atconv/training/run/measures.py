@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 HELDOUT = "heldout_loss"
-_HIGHER_IS_BETTER = {"is", "precision", "recall", "ris", "psnr"}  # all others are distances and losses
+_HIGHER_IS_BETTER = {"is", "precision", "recall", "ris", "psnr", "top1", "top5"}  # all others are distances and losses
 
 
 def lower_is_better(score: str) -> bool:

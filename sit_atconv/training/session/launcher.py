@@ -1,10 +1,10 @@
 """What `accelerate launch` says that a run's configuration says, too."""
 
-from sit_atconv.config import Config
+from sit_atconv.config import Settings
 from sit_atconv.runtime.launcher import Setting, require_same_from_launcher
 
 
-def require_launcher_of(config: Config) -> None:
+def require_launcher_of(config: Settings) -> None:
     """Raise `InputError` where the launcher asks for something else than the configuration."""
     training = config.training
     require_same_from_launcher(

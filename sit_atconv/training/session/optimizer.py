@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from sit_atconv.config import OptimizerConfig
 from sit_atconv.models.matrices import hidden_matrices
 from sit_atconv.training.averages.sharding import local, share_of, whole
 from sit_atconv.training.session.objective import Objective
 
-_ADAM, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+_ADAM, _MOMENTUM = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 _COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan's: they raise small singular values fastest
 _RMS = 0.2  # of AdamW's updates, as Moonshot found it (arXiv 2502.16982, Eq. 4)
 
@@ -102,8 +102,10 @@ def build_optimizer(settings: OptimizerConfig, objective: Objective) -> AdamW | 
 
 def state_keys(optimizer: Optimizer, parameter: Parameter) -> tuple[str, ...]:
     """The names of the tensors that the optimizer keeps for a parameter."""
+    if isinstance(optimizer, SGD):
+        return _MOMENTUM
     matrices = optimizer.param_groups[0]["params"] if isinstance(optimizer, Muon) else ()
-    return _MUON if any(parameter is each for each in matrices) else _ADAM
+    return _MOMENTUM if any(parameter is each for each in matrices) else _ADAM
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

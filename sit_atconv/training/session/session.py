@@ -1,20 +1,21 @@
 """Everything that a run needs, built and checked before the first step and before anything is written."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
-from torch import Tensor, nn
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from sit_atconv.alignment import CachedTeacher, LatentTeacher, Teacher
-from sit_atconv.config import Config
+from sit_atconv.config import Config, Settings
 from sit_atconv.data.dataset import open_dataset
 from sit_atconv.data.latents import LatentDataset
 from sit_atconv.data.sampler import index_at, training_loader
@@ -22,6 +23,7 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.runtime.cpu import keep_freed_memory
 from sit_atconv.runtime.processes import WAIT_FOR_WORK
+from sit_atconv.runtime.reading import read_json
 from sit_atconv.training.averages.ema import WeightAverages, profiles
 from sit_atconv.training.run.stop import follow_trainer
 from sit_atconv.training.session.build import (
@@ -38,30 +40,24 @@ from sit_atconv.training.session.meanflow import require_mean_flow
 from sit_atconv.training.session.objective import Objective, draw_fields
 from sit_atconv.training.session.optimizer import Muon, build_optimizer
 from sit_atconv.training.session.projectors import begin_projectors
+from sit_atconv.training.session.trained import Trained
 from sit_atconv.training.session.zero import asked_for_zero, begin_moments, configure_zero, uses_zero
 
 
 @dataclass
-class Session:
-    """`objective` and `optimizer` are `bare` and `adam` as wrapped by Accelerate; `model` is the network in `bare`.
+class Session(Trained):
+    """The training of a SiT: `dataset` is what is trained on, `heldout` what is held out, if anything."""
 
-    `dataset` is what is trained on, `heldout` what is held out, if anything.
-    """
-
+    weights_name = SAFETENSORS_WEIGHTS_NAME
     config: Config
-    accelerator: Accelerator
-    dataset: LatentDataset
     model: SiT
     bare: Objective
-    objective: nn.Module
     adam: AdamW | Muon
-    optimizer: Optimizer
-    averages: WeightAverages
+    dataset: LatentDataset
     teachers: list[Teacher | CachedTeacher | LatentTeacher]
     heldout: LatentDataset | None = None
 
     def loader(self, start_step: int) -> DataLoader:
-        """Micro-batches of this process from `start_step` on. Raises `InputError` when the batch cannot be divided."""
         loader = training_loader(
             self.dataset,
             batch_size=self.config.training.batch_size,
@@ -88,7 +84,7 @@ class Session:
 
     @property
     def data(self) -> str:
-        """The fingerprint of the run's data, including its cached tokens."""
+        """Including cached tokens."""
         return self.dataset.fingerprint([t.number for t in self.teachers if isinstance(t, CachedTeacher)])
 
     def taught(self, batch: dict[str, Tensor]) -> bool:
@@ -99,21 +95,36 @@ class Session:
         return last is None or int(batch["position"][0]) < last * self.config.training.batch_size
 
     def epochs(self, step: int) -> float:
-        """Images seen in so many steps over images to train on: mirrored ones are the same, held-out ones no part."""
+        """Mirrored images are the same, held-out ones no part."""
         return step * self.config.training.batch_size / len(self.dataset)
 
     def batch_indices(self, step: int) -> list[int]:
-        """The rows of the data in the global batch of step 1, 2, …, over all processes and micro-batches."""
         settings = self.config.training
         positions = range((step - 1) * settings.batch_size, step * settings.batch_size)
         return [self.dataset.row(index_at(position, len(self.dataset), settings.seed)) for position in positions]
+
+    def save_config(self, folder: Path) -> None:
+        self.model.save_config(folder)
+
+    def restore_config(self, folder: Path) -> None:
+        learned = read_json(folder / "config.json", Learned)
+        for model in (self.model, self.averages.twin):
+            model.register_to_config(**{key: value for key, value in asdict(learned).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What config.json says of classes and null class, which a fine-tuned model owes to the one it began with."""
+
+    label_dropout: float | None = None
+    empty_classes: list[int] | None = None
 
 
 def build_session(config: Config, run: Path) -> Session:
     """Open data and teachers, build the model, hand it to Accelerate; raises `InputError` where they do not agree."""
     require_trackers(config.log.trackers)
     require_measure(config)
-    accelerator = _accelerator(config, run)
+    accelerator = build_accelerator(config, run)
     require_groups(config, accelerator.num_processes)
     require_mean_flow(config, accelerator)
     device = accelerator.device
@@ -147,10 +158,10 @@ def build_session(config: Config, run: Path) -> Session:
     if uses_zero(accelerator):
         begin_moments(adam, bare.parameters())
     averages = WeightAverages(model, twin, profiles(config.training))
-    return Session(config, accelerator, dataset, model, bare, objective, adam, optimizer, averages, teachers, heldout)
+    return Session(config, accelerator, model, bare, objective, adam, optimizer, averages, dataset, teachers, heldout)
 
 
-def _accelerator(config: Config, run: Path) -> Accelerator:
+def build_accelerator(config: Settings, run: Path) -> Accelerator:
     """The Accelerator, with processes from the launcher and precision from the configuration.
 
     Raises `InputError` for a precision that the device or the kind of sharding does not support.

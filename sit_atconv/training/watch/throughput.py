@@ -11,8 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from sit_atconv.models.flops import training_flops
-from sit_atconv.training.session.session import Session
+from sit_atconv.training.session.trained import Trained
 
 # Dense tensor-core peaks of bf16 and fp16 in FLOP/s, from the vendor's data sheets, keyed by part of the device's name.
 _HALF_PRECISION_PEAKS = {
@@ -29,12 +28,13 @@ _HALF_PRECISION_PEAKS = {
 class Interval:
     """Time of training: in all, and since the last line of the log, of which some is spent waiting for data.
 
-    `before` are the seconds of training before this start of the run.
+    Args:
+        flops: of a training step for each image, if they are known.
+        before: seconds of training before this start of the run.
     """
 
-    def __init__(self, session: Session, before: float = 0.0) -> None:
-        self._session = session
-        self._flops = training_flops(session.model, session.dataset.latent_shape)
+    def __init__(self, session: Trained, flops: int | None, before: float = 0.0) -> None:
+        self._session, self._flops = session, flops
         self._zero, self._paused_at = time.perf_counter() - before, None
         self._start()
 
@@ -77,6 +77,7 @@ class Interval:
         left = seconds * (config.training.steps - step)
         images_per_second = config.training.batch_size / seconds
         peak = peak_flops(accelerator.device, config.training.precision)
+        known = peak is not None and self._flops is not None
         self._start()
         return {
             "seconds": total,
@@ -84,7 +85,7 @@ class Interval:
             "seconds_per_step": seconds,
             "data_seconds": wait,
             "compute_seconds": seconds - wait,
-            "mfu": images_per_second * self._flops / (peak * accelerator.num_processes) if peak else None,
+            "mfu": images_per_second * self._flops / (peak * accelerator.num_processes) if known else None,
             "memory_gib": memory,
             "hours_left": (left if limit is None else min(left, max(limit - total, 0))) / 3600,
         }
