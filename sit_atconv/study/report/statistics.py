@@ -49,7 +49,7 @@ def paired_difference(values: Mapping[int, float | None], first: Mapping[int, fl
     """`values` minus those of the first row, over the seeds (the keys) for which both are finite; None without any.
 
     The interval is Student's t for the mean of the differences, as in `scipy.stats.ttest_rel`, with n - 1 degrees of
-    freedom. It has width 0 where all differences are equal.
+    freedom. It has width 0 where all differences are equal up to rounding.
     """
     pairs = [(value, first[seed]) for seed, value in values.items() if is_finite(value) and is_finite(first.get(seed))]
     if not pairs:
@@ -67,6 +67,6 @@ def is_finite(value: float | None) -> bool:
 
 
 def _mean_and_sd(values: list[float]) -> tuple[float, float | None]:
-    if len(values) == 1 or len(set(values)) == 1:  # the mean of equal numbers may differ from them in the last bit
+    if math.isclose(min(values), max(values), rel_tol=1e-12):  # equal but for the rounding of a difference
         return float(values[0]), (0.0 if len(values) > 1 else None)
     return float(np.mean(values)), float(np.std(values, ddof=1))
