@@ -65,7 +65,7 @@ def test_equal_values_have_no_spread() -> None:
 
 
 def test_differences_that_are_equal_but_for_rounding_have_no_width() -> None:
-    shares = {0: (722, 743), 1: (715, 736)}  # of 890 samples: 21 more in both seeds
+    shares = {0: (722, 743), 1: (703, 724)}  # of 890 samples: 21 more in both seeds
     first, ours = ({seed: pair[n] / 890 for seed, pair in shares.items()} for n in (0, 1))
     assert len({ours[seed] - first[seed] for seed in shares}) == 2
     found = paired_difference(ours, first)
