@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_runs import assert_same_checkpoint, checkpoint_tensors, fresh_accelerate, log_lines
@@ -225,10 +226,11 @@ def test_the_run_s_model_is_timm_s(whole, pictures, tmp_path):
     """By name, as a folder of timm, and by the command, whose accuracies are those of the literal computation."""
     folder = whole / "checkpoints" / "latest" / "model"
     model = timm.create_model("attnet_xxs", num_classes=CLASSES, checkpoint_path=folder / "model.safetensors").eval()
-    same = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert same.pretrained_cfg["input_size"] == [3, 32, 32]
-    x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(model(x), same(x))
+    if Version(timm.__version__) >= Version("1.0.26"):  # earlier ones unpickle every file of a folder
+        same = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert same.pretrained_cfg["input_size"] == [3, 32, 32]
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(model(x), same(x))
 
     validate([str(folder), "--data", str(pictures), "--workers", "0", "--json", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
