@@ -54,24 +54,24 @@ class Plan:
             the first.
         seeds: of the runs of each row.
         budgets: how long each run trains.
-        network: what is trained: "sit" by train.py, or "image", an image network, by sit_atconv.zoo.train.
         title: of the report.
         set: keys of the configuration for all rows.
         sampling: options of sample.py; null draws no samples.
         scores: options of evaluate_fid.py, one program for each entry.
         agreement: options of sit_atconv.evaluation.agreement; null for none.
+        network: what is trained: "sit" by train.py, or "image", an image network, by sit_atconv.zoo.train.
     """
 
     config: Text
     rows: Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
     seeds: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
     budgets: Budgets
-    network: Literal["sit", "image"] = "sit"
     title: Text = "Study"
     set: dict[str, Any] = field(default_factory=dict)
     sampling: Options | None = None
     scores: list[Options] = field(default_factory=list)
     agreement: Options | None = None
+    network: Literal["sit", "image"] = "sit"
 
     @property
     def kind(self) -> type[Settings]:
