@@ -131,7 +131,8 @@ def require_size(model: nn.Module, size: int, name: str) -> None:
         with torch.no_grad():
             model(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:  # what a network says of a size is its own matter
-        raise InputError(f"{name} does not take pictures of {size}×{size}: {error}. Choose another size.") from None
+        said = str(error).rstrip(".")
+        raise InputError(f"{name} does not take pictures of {size}×{size}: {said}. Choose another size.") from None
 
 
 def _load_folder(folder: Path, weights: str | None, num_classes: int) -> nn.Module:
