@@ -129,6 +129,8 @@ def build_session(config: ImageConfig, run: Path) -> ImageSession:
         model.compile()
     adam = _optimizer(config.optimizer, model)
     objective, optimizer = accelerator.prepare(bare, adam)
+    if accelerator.num_processes > 1:
+        objective.broadcast_buffers = False  # all have the same (`take_step`), and a process that leaves may hang in it
     averages = WeightAverages(model, twin, [ConstantDecay(config.training.ema_decay)])
     trained = (config, accelerator, model, bare, objective, adam, optimizer, averages)
     mixing = Mixing(config.augmentation, pictures.num_classes, config.training.seed)
