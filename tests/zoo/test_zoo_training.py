@@ -136,7 +136,7 @@ def test_two_processes_see_the_pictures_of_one(pictures, tmp_path):
         processes.append(subprocess.Popen([str(word) for word in command], env=environment, stderr=subprocess.PIPE))
     try:
         for process in processes:
-            _, said = process.communicate(timeout=900)
+            _, said = process.communicate(timeout=240)
             assert process.returncode == 0, said.decode()
     finally:
         for process in processes:
