@@ -37,11 +37,11 @@ class ChannelNorm(nn.Module):
         return x * self.scale(x) * self.weight
 
     def scale(self, x: Tensor) -> Tensor:
-        """One over the size of each position, (..., 1); in float32 at least."""
+        """One over the size of each position, (..., 1). The sum of squares itself would leave fp16."""
         if self.by == "std":
             return torch.rsqrt(x.var(-1, keepdim=True) + self.eps)
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.rsqrt(size.square() / self.dim + self.eps)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / self.dim**0.5
+        return torch.rsqrt(size.square() + self.eps)
 
 
 class ConvGLU(nn.Module):

@@ -8,6 +8,7 @@ from benchmarks.released_attnet import ReleasedAttNet
 from sit_atconv.errors import InputError
 from sit_atconv.models.mixers.acmix.shifts import shift_kernels
 from sit_atconv.zoo.attnet import AttNet, checkpoint_filter_fn
+from sit_atconv.zoo.layers import ChannelNorm
 
 TINY = {"depths": (1, 2, 1, 1), "dims": (16, 24, 32, 40)}
 SIZE = (75, 53)
@@ -104,3 +105,8 @@ def test_mixers_keep_their_own_initialisation() -> None:
         for block in stage.blocks:
             kernels = block.mixer.convolution.shift.weight
             torch.testing.assert_close(kernels, shift_kernels(kernels), atol=0, rtol=0)
+
+
+def test_the_norm_of_channel_mixers_stays_within_fp16() -> None:
+    x = torch.full((1, 1, 1, 1024), 20.0)
+    torch.testing.assert_close(ChannelNorm(1024).half()(x.half()).float(), x / 20, atol=2e-3, rtol=0)

@@ -110,6 +110,7 @@ class WeightAverages:
     def __init__(self, model: nn.Module, twin: nn.Module, profiles: list[Profile]) -> None:
         self.profiles, self._model = {profile.name: profile for profile in profiles}, model
         self.main = profiles[0].name
+        self._statistics = dict(statistics_of(model))
         self._averages = {
             name: {key: tensor.clone() for key, tensor in self._tensors() if tensor.is_floating_point()}
             for name in self.profiles
@@ -157,4 +158,4 @@ class WeightAverages:
         """What is averaged of the model now: parameters as fp32, and statistics."""
         for key, parameter in self._model.named_parameters():
             yield key, parameter.detach().float()
-        yield from statistics_of(self._model)
+        yield from self._statistics.items()

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ class Trained(ABC):
     optimizer: Optimizer
     averages: WeightAverages
 
-    @property
+    @cached_property
     def statistics(self) -> list[Tensor]:
         """See `statistics_of`."""
         return [tensor for _, tensor in statistics_of(self.bare)]
