@@ -1,6 +1,6 @@
 """Training configurations: the typed schema, and the parser of files and command lines."""
 
-from sit_atconv.config.command_line import config_differences, load_config, parse_command_line
+from sit_atconv.config.command_line import config_differences, load_config, parse_command_line, training_command
 from sit_atconv.config.images import (
     AugmentationConfig,
     ImageConfig,
@@ -52,4 +52,5 @@ __all__ = [
     "config_keys",
     "load_config",
     "parse_command_line",
+    "training_command",
 ]

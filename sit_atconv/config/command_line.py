@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 from sit_atconv.config.schema import OPTIONAL_SECTIONS, Config, Settings, config_keys
 from sit_atconv.config.strict_yaml import TooLarge, load_strict_yaml
 from sit_atconv.errors import InputError, nearest
+from sit_atconv.runtime.arguments import refuse
 from sit_atconv.runtime.reading import understand
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -38,6 +39,19 @@ def parse_command_line(
         return _parse(sys.argv[1:] if argv is None else argv, source, kind, program)
     except _Mistake as mistake:
         raise InputError(mistake.paragraph) from None
+
+
+def training_command(
+    argv: Sequence[str] | None = None, kind: type[Kind] = Config, program: str = "train.py"
+) -> tuple[Kind, Path, str | None]:
+    """As `parse_command_line`, for a program that trains: mistakes, and no run directory, end it with code 2."""
+    try:
+        config, run, resume = parse_command_line(argv, kind=kind, program=program)
+    except InputError as error:
+        refuse(str(error))
+    if run is None:
+        refuse("Say where the run shall live: --run runs/NAME. The same --run again continues it.")
+    return config, run, resume
 
 
 def _parse(argv: Sequence[str], source: str, kind: type[Kind], program: str) -> tuple[Kind, Path | None, str | None]:
