@@ -170,3 +170,17 @@ def test_a_fine_tuned_run_names_the_weights_it_began_with(tmp_path: Path) -> Non
     model = tmp_path / "base" / "checkpoints" / "latest" / "model"
     run_tiny(tmp_path / "tuned", f"--training.steps 1 {NO_PREVIEW} --model.init_from {model}")
     assert any("the weights of model.init_from" in line.get("note", "") for line in log_lines(tmp_path / "tuned"))
+
+
+@pytest.mark.parametrize("profile", [ConstantDecay(0.999), PowerFunction(0.2)], ids=lambda profile: profile.name)
+def test_statistics_forget_that_they_began_as_one(profile):
+    """After 100 steps a variance of 0.01 is known to a tenth, where an average with decay 0.999 would be 0.9."""
+    network, twin = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    averages, random = WeightAverages(network, twin, [profile]), torch.Generator().manual_seed(0)
+    for step in range(1, 101):
+        network(0.1 * torch.randn(4, 2, 8, 8, generator=random))
+        averages.update(step, torch.tensor(True))
+    state = averages.model().state_dict()
+    assert state["running_var"].tolist() == pytest.approx([0.01, 0.01], rel=0.1)
+    assert state["num_batches_tracked"] == 100
+    assert torch.equal(state["weight"], torch.ones(2))

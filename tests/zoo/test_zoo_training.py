@@ -195,13 +195,17 @@ def test_labels_are_smoothed_where_nothing_is_mixed():
 
 
 def test_the_average_has_weights_and_statistics(whole):
-    """The average after step 4 is half the weights then, a quarter those after step 3, and of step 2 the rest."""
+    """The average after step 4 is half the weights then, a quarter those after step 3, and of step 2 the rest.
+
+    Of statistics steps 3 and 4 count 9/13 and 9/14.
+    """
     first, last = (load_file(whole / "checkpoints" / f"step-000000{n}" / "model" / "model.safetensors") for n in (2, 4))
     raw = load_file(whole / "checkpoints" / "step-0000004" / "weights.safetensors")
     assert {f"model.{name}" for name in last} == raw.keys()
     assert last["stem.0.1.num_batches_tracked"] == 4 == raw["model.stem.0.1.num_batches_tracked"]
-    for name in ("head.fc.weight", "stem.0.1.running_var"):
-        third = (last[name] - 0.5 * raw[f"model.{name}"] - 0.25 * first[name]) / 0.25  # the weights after step 3
+    for name, w3, w4 in (("head.fc.weight", 0.5, 0.5), ("stem.0.1.running_var", 9 / 13, 9 / 14)):
+        before = (last[name] - w4 * raw[f"model.{name}"]) / (1 - w4)  # the average after step 3
+        third = (before - (1 - w3) * first[name]) / w3  # the weights after step 3
         assert not torch.equal(third, raw[f"model.{name}"]) and (third - raw[f"model.{name}"]).abs().max() < 0.5
 
 
