@@ -14,7 +14,7 @@ import numpy as np
 from sit_atconv.classes import Classes
 from sit_atconv.data.pictures.protocol import ImageSource
 from sit_atconv.errors import InputError, exit_on_input_error
-from sit_atconv.evaluation.arguments import SOURCES, add_features, chosen_device, chosen_workers
+from sit_atconv.evaluation.arguments import SOURCES, add_features, chosen_device
 from sit_atconv.evaluation.features.kinds import Features, create_features
 from sit_atconv.evaluation.metrics.classifier import create_classifier, label_agreement
 from sit_atconv.evaluation.output import show
@@ -25,6 +25,7 @@ from sit_atconv.evaluation.reading.references import Reading, look_at, source_fa
 from sit_atconv.evaluation.reading.stored import is_statistics
 from sit_atconv.evaluation.report import features_facts
 from sit_atconv.runtime.arguments import Parser
+from sit_atconv.runtime.cpu import chosen_workers
 from sit_atconv.runtime.processes import leaving_in_order, process_state
 from sit_atconv.runtime.whole_files import make_folder_of, write_json
 

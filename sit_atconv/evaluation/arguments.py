@@ -1,7 +1,6 @@
 """Options of evaluation that several commands have: what is computed, with which features, of which pictures."""
 
 import math
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from sit_atconv.evaluation.scoring.choice import needed_features
 from sit_atconv.evaluation.scoring.ratios import OWN
 from sit_atconv.evaluation.scoring.scores import MIND_COUNT
 from sit_atconv.runtime.arguments import count, whole_number, workers
+from sit_atconv.runtime.cpu import chosen_workers
 
 _MOST_RESAMPLES = 10**6
 SOURCES = "an npz, a folder or zip of pictures, a prepared data set, or digits[:train|:heldout][@resolution]"
@@ -174,14 +174,6 @@ def chosen_device(name: str | None, state: PartialState) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"Cannot use the device '{name}' here: {str(error).splitlines()[0]}") from error
     return device
-
-
-def chosen_workers(workers: int | None, device: torch.device) -> int:
-    """The requested number of processes that read pictures, or as many as help."""
-    if workers is not None:
-        return workers
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, available) if device.type != "cpu" else min(2, available)
 
 
 def _classes(words: str | None) -> Chosen:

@@ -1,7 +1,8 @@
-"""The CPU: its name, threads that torch must not split further, and freed memory that stays for the next use."""
+"""The CPU: its name and cores, threads that torch must not split further, freed memory that stays for the next use."""
 
 import contextlib
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,16 @@ def processor() -> str:
     if "model name" not in known:
         return platform.machine()
     return f"{known['model name']} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def chosen_workers(workers: int | None, device: torch.device) -> int:
+    """The requested number of processes that read pictures, or as many as help a network on `device`."""
+    return workers if workers is not None else min(2 if device.type == "cpu" else 16, cores())
 
 
 def keep_freed_memory() -> None:

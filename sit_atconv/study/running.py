@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sit_atconv.errors import InputError
-from sit_atconv.runtime.cpu import processor
+from sit_atconv.runtime.cpu import cores, processor
 from sit_atconv.study.commands import cell_commands, cell_folder
 from sit_atconv.study.plan import CellName, Plan
 from sit_atconv.study.progress import Progress
@@ -50,8 +50,7 @@ def places(parallel: int) -> list[Place]:
 
     Raises `InputError` when there are fewer GPUs than cells at once.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // parallel))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // parallel))
     variables = {"OMP_NUM_THREADS": threads, "TQDM_MININTERVAL": "10"}  # bars go to a file
     at_once = f"{parallel} cell{'s' if parallel > 1 else ''} at once"
     count = torch.cuda.device_count()

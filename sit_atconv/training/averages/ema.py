@@ -101,8 +101,8 @@ class WeightAverages:
     """fp32 averages of a model's weights, each sharded as the weights are, and of its statistics.
 
     Statistics are the buffers of its state dict, as BatchNorm has; whole numbers among them are copied. They begin as 0
-    and 1, whatever the data: the average forgets that sooner than the first weights, by at least 9 / (10 + step) at each
-    step (the warm-up of TensorFlow's averages). A variance of 0.01 would else be 50 % too large with 0.5 % of the 1 left.
+    and 1, whatever the data, and 0.5 % of that 1 would make a variance of 0.01 half too large. So the average forgets
+    them sooner than the first weights, by at least 9 / (10 + step) a step (the warm-up of TensorFlow's averages).
 
     Args:
         model: the model whose weights are averaged, on its device, wrapped for many processes or not.

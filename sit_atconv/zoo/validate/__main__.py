@@ -13,6 +13,7 @@ import torch
 from sit_atconv.errors import exit_on_input_error
 from sit_atconv.models.mixers import import_plugins
 from sit_atconv.runtime.arguments import Parser, count, whole_number, workers
+from sit_atconv.runtime.cpu import chosen_workers
 from sit_atconv.runtime.processes import leaving_in_order, process_state
 from sit_atconv.runtime.terminal import begin_command
 from sit_atconv.runtime.whole_files import make_folder_of, write_json
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--mean", type=float, nargs=3, help="of each channel, for normalisation")
     add("--std", type=float, nargs=3, help="of each channel, for normalisation")
     add("--batch-size", type=count, default=64, help="for each process; does not change the result")
-    add("--workers", type=workers, default=4, help="loader processes for each process")
+    add("--workers", type=workers, help="loader processes for each process; by default as many as help")
     add("--json", type=Path, help="file for the result")
     options = parser.parse_args(argv)
     with exit_on_input_error(), leaving_in_order():
@@ -76,7 +77,9 @@ def measure(options: argparse.Namespace) -> None:
     view = view_of(model, **{name: getattr(options, name) for name in names})
     require_size(model, view.image_size, options.model)
     with torch.inference_mode():
-        validation = Validation(pictures, view, options.batch_size, options.workers, state)
+        validation = Validation(
+            pictures, view, options.batch_size, chosen_workers(options.workers, state.device), state
+        )
         scores = validation.scores(model.to(state.device))
     if not state.is_main_process:
         return
