@@ -226,6 +226,14 @@ def test_a_bad_step_leaves_statistics_alone(pictures, tmp_path, monkeypatch):
     assert numbers(tmp_path / "run")[-1]["top1"] >= 0
 
 
+def test_recomputed_blocks_count_a_batch_once(pictures, tmp_path):
+    for name, extra in {"kept": "", "recomputed": " --training.gradient_checkpointing true"}.items():
+        run(pictures, tmp_path / name, f"--model.name acmix_resnet26 --training.steps 2 --training.accumulation 2{extra}")
+    kept, recomputed = (tmp_path / name / "checkpoints" / "step-0000002" for name in ("kept", "recomputed"))
+    assert_same_checkpoint(kept, recomputed)
+    assert load_file(kept / "weights.safetensors")["model.stages.0.blocks.0.bn1.num_batches_tracked"] == 4
+
+
 def test_the_run_s_model_is_timm_s(whole, pictures, tmp_path):
     """By name, as a folder of timm, and by the command, whose accuracies are those of the literal computation."""
     folder = whole / "checkpoints" / "latest" / "model"
