@@ -99,6 +99,7 @@ class Pyramid(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of a map, or with `pre_logits` what the last layer sees."""
+        x = x.contiguous()  # through pool and norm of channels-last maps torch.compile (2.11, CPU) gives gradients of 0
         return self.head(x, pre_logits=True) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -110,3 +110,17 @@ def test_mixers_keep_their_own_initialisation() -> None:
 def test_the_norm_of_channel_mixers_stays_within_fp16() -> None:
     x = torch.full((1, 1, 1, 1024), 20.0)
     torch.testing.assert_close(ChannelNorm(1024).half()(x.half()).float(), x / 20, atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_compiled_head_has_the_gradient_of_the_head() -> None:
+    torch.manual_seed(0)
+    model = AttNet(**TINY, num_classes=7)
+    maps = torch.randn(2, 3, 4, TINY["dims"][-1]).permute(0, 3, 1, 2)  # in memory as the last stage leaves them
+    gradients = []
+    for head in (model.forward_head, torch.compile(model.forward_head)):
+        x = maps.clone(memory_format=torch.preserve_format).requires_grad_()
+        head(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert gradients[0].abs().max() > 0.001
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-3)
