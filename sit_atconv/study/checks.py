@@ -15,10 +15,10 @@ from sit_atconv.models import SiT
 from sit_atconv.models.mixers import import_plugins
 from sit_atconv.models.mixers.pattern import expand_pattern
 from sit_atconv.runtime.reading import understand
-from sit_atconv.study.commands import ROOT, key_words, length
+from sit_atconv.study.commands import ROOT, caches_features, key_words, length
 from sit_atconv.study.options import check_agreement, check_sampling, check_scores, require_source
 from sit_atconv.study.plan import CellName, Plan, absolute
-from sit_atconv.study.room import Needed, bytes_of_cell, kept_checkpoints
+from sit_atconv.study.room import FEATURE_BYTES, Needed, bytes_of_cell, kept_checkpoints
 from sit_atconv.training.session.build import build_model, require_trackers
 from sit_atconv.training.session.heldout import require_measurable, require_measure, split_data
 from sit_atconv.training.watch.evaluation import require_metrics
@@ -59,11 +59,13 @@ def check_plan(plan: Plan) -> Needed:
         height, width = (side * dataset.latents.downscale for side in dataset.latent_shape[1:])
         for number, options in enumerate(plan.scores):
             check_scores(options, f"scores[{number}]", (height, width))
-        if plan.agreement is not None:
-            check_agreement(plan.agreement, model, (height, width))
+        agreement = () if plan.agreement is None else (plan.agreement,)
+        for options in agreement:
+            check_agreement(options, model, (height, width))
         for budget in plan.budgets.given():
             steps = plan.budgets.steps if budget == "steps" else 0
-            needed[row, budget] = bytes_of_cell(config, model, steps, samples * height * width * 3)
+            each = height * width * 3 + FEATURE_BYTES * any(map(caches_features, (*plan.scores, *agreement)))
+            needed[row, budget] = bytes_of_cell(config, model, steps, samples * each)
     return needed
 
 

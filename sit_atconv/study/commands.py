@@ -17,6 +17,7 @@ from sit_atconv.study.plan import CellName, Options, Plan
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, with the programs
 CONFIG = "config.yaml"  # the base configuration, in the study's folder
+FEATURES = "features"  # the cache of features of all cells, in the study's folder
 ENDLESS = 10**9  # steps of a run that ends by its seconds
 
 
@@ -97,11 +98,11 @@ def cell_commands(plan: Plan, folder: Path, cell: CellName) -> list[Command]:
         commands.append(Command("sampling", words, results, variables=((VARIABLE, plugins),) if plugins else ()))
     for number, options in enumerate(plan.scores):
         out = at / f"scores-{number}.json"
-        given = ("--samples", samples / "samples.npz", "--json", out, *option_words(options))
+        given = ("--samples", samples / "samples.npz", "--json", out, *_scoring_words(options, folder))
         commands.append(Command(out.stem, _program("evaluate_fid.py", *given), (out,)))
     if plan.agreement is not None:
         out = at / "agreement.json"
-        given = (samples / "samples.npz", "--json", out, *option_words(plan.agreement))
+        given = (samples / "samples.npz", "--json", out, *_scoring_words(plan.agreement, folder))
         commands.append(Command(out.stem, _module("sit_atconv.evaluation.agreement", *given), (out,), module=True))
     return commands
 
@@ -130,6 +131,15 @@ def option_words(options: Options) -> list[str]:
         values = [] if value is True else value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(_value, values)]
     return words
+
+
+def caches_features(options: Options) -> bool:
+    """Whether a program that scores keeps features in the study's folder: those of the reference serve all cells."""
+    return "cache" not in options and options.get("features") != "pixels"  # pixels are as large as the pictures
+
+
+def _scoring_words(options: Options, folder: Path) -> list[str]:
+    return option_words({**options, "cache": str(folder / FEATURES)} if caches_features(options) else options)
 
 
 def _value(value: Any) -> str:

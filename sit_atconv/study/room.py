@@ -8,11 +8,12 @@ from sit_atconv.errors import InputError
 from sit_atconv.models import SiT
 from sit_atconv.study.plan import Budget, Plan
 
+FEATURE_BYTES = 20_000  # of a picture, of the Inception network
 Needed = dict[tuple[str, Budget], int]  # bytes of a cell, by row and budget
 
 
 def bytes_of_cell(config: Config, model: SiT, steps: int, samples: int) -> int:
-    """Bytes of a finished cell: its checkpoints, snapshots of averages, and `samples` bytes of pictures.
+    """Bytes of a finished cell: its checkpoints, snapshots of averages, and `samples` bytes of pictures and features.
 
     A checkpoint has weights, Adam's two moments and averages in fp32; projectors are not counted. `steps` is 0 for a
     run that is limited by time: only the checkpoint that it writes in any case is counted.

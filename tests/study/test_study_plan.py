@@ -131,6 +131,18 @@ def test_the_seed_of_the_samples_may_be_chosen(tmp_path: Path) -> None:
     assert "--seed 7" in cell_commands(plan, tmp_path, CellName("atconv", "steps", 3))[1].line
 
 
+@pytest.mark.parametrize(
+    ("options", "cache"),
+    [("pixels", None), ("inception", "features"), ("inception, cache: null", None), ("inception, cache: here", "here")],
+)
+def test_features_are_computed_once_for_all_cells(tmp_path: Path, options: str, cache: str | None) -> None:
+    text = changed("features: pixels", f"features: {options}").replace(", metrics: [fd_pixels]", "")
+    for command in cell_commands(plan_of(tmp_path, text), tmp_path, CellName("atconv", "steps", 3))[2:]:
+        words = shlex.split(command.line)
+        given = words[words.index("--cache") + 1] if "--cache" in words else None
+        assert given == (str(tmp_path / "features") if cache == "features" else cache)
+
+
 def test_programs_that_open_a_model_are_told_of_its_plugins(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, changed("attention: {", "attention: {model.plugins: [mine, yours], "))
     train, sample, *_ = (command.line for command in cell_commands(plan, tmp_path, CellName("attention", "steps", 0)))
