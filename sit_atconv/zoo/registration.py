@@ -84,13 +84,16 @@ def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(checkpoint)
 
 
-def require_fitting(model: nn.Module, weights: Mapping[str, Tensor], except_for: Iterable[str] = ()) -> None:
+def require_fitting(
+    model: nn.Module, weights: Mapping[str, Tensor], except_for: Iterable[str] = (), name: str = "These weights"
+) -> None:
     """Raise `InputError`, a sentence instead of torch's list of all names, unless weights are for `model`.
 
     Args:
         model: the network.
         weights: tensors by name, as `model.state_dict()` has them.
         except_for: names that may be missing or have other shapes.
+        name: how the weights are called.
     """
     ours, free = model.state_dict(), set(except_for)
     missing = [name for name in ours if name not in weights and name not in free]
@@ -108,8 +111,8 @@ def require_fitting(model: nn.Module, weights: Mapping[str, Tensor], except_for:
     if any(names for names, _ in found):
         facts = "; ".join(f"{what} ({_some(names)})" for names, what in found if names)
         raise InputError(
-            f"These weights are not for this {type(model).__name__}: {facts}. Build the network that they were trained "
-            "with: the same name, num_classes, in_chans and other options."
+            f"{name} are not for this {type(model).__name__}: {facts}. Build the network that they were trained with: "
+            "the same name, num_classes, in_chans and other options."
         )
 
 

@@ -346,7 +346,7 @@ def test_validation_refuses_other_weights_and_other_classes(whole, pictures, tmp
     for said, *arguments in (
         ("is for 3 classes, but there are 2", folder, "--data", two),
         ("is for 3 classes, but there are 2", "attnet_xxs", "--checkpoint", weights, "--data", two),
-        ("weights of another network", "attnet_xs", "--checkpoint", weights, "--data", pictures),
+        ("are not for this AttNet", "attnet_xs", "--checkpoint", weights, "--data", pictures),
         ("by name it has no weights", "attnet_xxs", "--data", pictures),
         ("does not exist", "attnet_xxs", "--checkpoint", tmp_path / "none", "--data", pictures),
         ("one set of weights", "attnet_xxs", "--checkpoint", weights, "--weights", "model_ema", "--data", pictures),

@@ -178,7 +178,7 @@ def _network(config: ImageConfig, pictures: Pictures, begun: bool) -> nn.Module:
     model = create_network(config.model.name, pictures.num_classes, options_of(config.model))
     if config.model.init_from is not None and not begun:
         path = Path(config.model.init_from)
-        load_weights(model, read_state(model, path), path, config.model.name, classifier_may_differ=True)
+        load_weights(model, read_state(model, path), path, classifier_may_differ=True)
     require_size(model.eval(), config.data.image_size, config.model.name)
     return model.train()
 

@@ -15,6 +15,7 @@ from sit_atconv.errors import InputError, nearest
 from sit_atconv.runtime.reading import Count, read_json
 from sit_atconv.runtime.weights import read_weights, require_finite
 from sit_atconv.runtime.whole_files import followed, write_json
+from sit_atconv.zoo.registration import require_fitting
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # timm's names in a folder, as on the hub
 _RAW, _WRAPPED = "raw", ("model", "state_dict", "model_ema")  # keys of the release's files, the first one by default
@@ -76,7 +77,7 @@ def load_network(source: str, checkpoint: Path | None, weights: str | None, num_
             f"'{source}' is no folder of a network, and by name it has no weights: give them by --checkpoint FILE."
         )
     model = create_network(source, num_classes, {})
-    load_weights(model, read_state(model, checkpoint, weights), checkpoint, source)
+    load_weights(model, read_state(model, checkpoint, weights), checkpoint)
     return model.eval()
 
 
@@ -100,7 +101,7 @@ def read_state(model: nn.Module, path: Path, key: str | None = None) -> dict[str
 
 
 def load_weights(
-    model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, classifier_may_differ: bool = False
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, classifier_may_differ: bool = False
 ) -> None:
     """Load weights into a network. Raises `InputError` that says whether network or number of classes differ.
 
@@ -110,10 +111,8 @@ def load_weights(
     classifier = model.pretrained_cfg["classifier"]
     heads = [f"{each}.{kind}" for each in _as_tuple(classifier) for kind in ("weight", "bias")]
     others = [head for head in heads if head in state and head in own and state[head].shape != own[head].shape]
-    rest = {key for key in state.keys() ^ own.keys() if not key.endswith("num_batches_tracked")}
-    wrong = [key for key in state.keys() & own.keys() if state[key].shape != own[key].shape and key not in heads]
-    if rest or wrong:
-        raise InputError(f"{path} has weights of another network than {name}: {_first_difference(state, own)}.")
+    counts = [key for key in state.keys() | own.keys() if key.endswith("num_batches_tracked")]  # older files lack them
+    require_fitting(model, state, [*others, *counts], f"The weights in {path}")
     if others and not classifier_may_differ:
         raise InputError(
             f"{path} is for {len(state[others[0]])} classes, but there are {len(own[others[0]])} in the data: give "
@@ -155,15 +154,8 @@ def _load_folder(folder: Path, weights: str | None, num_classes: int) -> nn.Modu
     state = read_state(model, path)
     if weights == _RAW:
         state = {key.removeprefix(_RUN_PREFIX): tensor for key, tensor in state.items()}
-    load_weights(model, state, path, known.architecture)
+    load_weights(model, state, path)
     return model.eval()
-
-
-def _first_difference(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    shapes, expected = ({key: tuple(tensor.shape) for key, tensor in each.items()} for each in (state, own))
-    key = next(key for key in [*expected, *shapes] if shapes.get(key) != expected.get(key))
-    there, wanted = shapes.get(key, "missing"), expected.get(key, "nothing of that name")
-    return f"{key} is {there}, expected {wanted}"
 
 
 def _nearest_network(name: str) -> str:
