@@ -38,8 +38,8 @@ class AttNet(Pyramid):
         num_classes, in_chans, global_pool, drop_rate, drop_path_rate: as in timm.
 
     Raises:
-        InputError: for an unknown mixer or option, kernel sizes or pooling of another mixer, or heads that do not
-            divide the width.
+        InputError: for an unknown mixer or option, kernel sizes or pooling of another mixer, heads that do not divide
+            the width, or another number of stages.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class AttNet(Pyramid):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        if not len(depths) == len(dims) == len(_EXPANSIONS):
+            raise InputError(f"AttNet has four stages: give depths and dims for each, not {depths} and {dims}.")
         self.dims, self.num_classes, self.in_chans, self.drop_rate = tuple(dims), num_classes, in_chans, drop_rate
         sizes, heads = to_ntuple(len(dims))(kernel_sizes), to_ntuple(len(dims))(num_heads)
         rates = drop_path_rates(drop_path_rate, depths)

@@ -82,13 +82,14 @@ def test_training_starts_near_the_identity_and_drops_paths() -> None:
         ({"mixer": "inline", "num_heads": 5}, "not a multiple of the 5"),
         ({"kernel_sizes": 4}, "odd"),
         ({"pool": "max"}, "pool"),
+        ({"depths": (1, 1, 1)}, "four stages: give depths and dims for each"),
         ({"mixer": "dwconv", "kernel_sizes": 5}, "give the options of 'dwconv' in mixer"),
         ({"mixer": {"name": "hydra"}, "pool": "grid"}, "give the options of 'hydra' in mixer"),
     ],
 )
 def test_mistakes_are_named(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        AttNet(**TINY, **options)
+        AttNet(**{**TINY, **options})
 
 
 def test_the_entry_points_take_classes_and_weights(tmp_path) -> None:
