@@ -1,7 +1,9 @@
 """Lets timm's own tests see our networks, as a plugin of pytest. The tests are in timm's source distribution:
 
-pip download timm==1.0.31 --no-deps --no-binary timm && tar xf timm-1.0.31.tar.gz
-python -m pytest -p benchmarks.timm_suite -c /dev/null timm-1.0.31/tests/test_models.py -k attnet
+    pip download timm==1.0.31 --no-deps --no-binary timm && tar xf timm-1.0.31.tar.gz
+    python -m pytest -p benchmarks.timm_suite -c /dev/null timm-1.0.31/tests/test_models.py -k attnet
+
+Without -k all networks are tested, which takes about half an hour of one core.
 """
 
 import pytest
