@@ -3,7 +3,7 @@
     pip download timm==1.0.31 --no-deps --no-binary timm && tar xf timm-1.0.31.tar.gz
     python -m pytest -p benchmarks.timm_suite -c /dev/null timm-1.0.31/tests/test_models.py -k attnet
 
-Without -k all networks are tested, which takes about half an hour of one core.
+Without -k all networks are tested, which takes about 20 minutes of one core.
 """
 
 import pytest
