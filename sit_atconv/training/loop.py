@@ -252,9 +252,10 @@ def take_step(session: Trained, fetch_inputs: Callable[[], tuple]) -> dict[str, 
         inputs = fetch_inputs()
         with accelerator.accumulate(session.objective):
             losses = session.objective(*inputs)
-            counted = [buffer.clone() for buffer in session.statistics]
+            recomputes = session.config.training.gradient_checkpointing not in (False, "none")
+            counted = [(buffer, buffer.clone()) for buffer in session.statistics if recomputes]
             accelerator.backward(poisoned(losses["loss"]))
-            for buffer, value in zip(session.statistics, counted, strict=True):
+            for buffer, value in counted:
                 buffer.copy_(value)  # blocks that were recomputed have seen the batch twice
             if accelerator.sync_gradients:
                 limit = session.config.optimizer.clip_norm or float("inf")
